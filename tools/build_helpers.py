@@ -1,0 +1,115 @@
+"""The decisions that setup.py takes, as small functions without side effects (tests/test_build.py).
+
+Nothing here imports torch: the functions run before it is known whether there is one.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+MIN_TORCH = (2, 10)
+# LibTorch's stable ABI as of torch 2.10: one binary serves that and every later torch.
+TORCH_TARGET = "0x020a000000000000"
+# What one translation unit of torch's headers plus templates may take at -O3, with room to spare.
+BYTES_PER_JOB = 2 * 2**30
+
+
+def refuse_free_threaded(gil_disabled: bool) -> None:
+    """Raise RuntimeError on a free-threaded Python: it cannot load abi3 modules."""
+    if gil_disabled:
+        raise RuntimeError(
+            "fastwhiten: expected a Python with the global interpreter lock (the extension uses "
+            f"the limited API), got the free-threaded {sys.version.split()[0]}; use the default "
+            "build of Python 3.10 or later"
+        )
+
+
+def cuda_message(setting: str) -> str:
+    """Return the line to print about the CUDA module for `FASTWHITEN_CUDA=setting`.
+
+    Raises:
+        ValueError: the setting is unknown, or asks for a CUDA module.
+    """
+    if setting == "1":
+        raise ValueError(
+            "fastwhiten: expected FASTWHITEN_CUDA to be auto or 0, got 1: this version has no CUDA "
+            "sources; leave the variable unset to build the CPU module"
+        )
+    if setting == "0":
+        return "fastwhiten: building the CPU module only (FASTWHITEN_CUDA=0)"
+    if setting == "auto":
+        return "fastwhiten: building the CPU module only (this version has no CUDA sources)"
+    raise ValueError(f"fastwhiten: expected FASTWHITEN_CUDA to be auto, 0 or 1, got {setting!r}")
+
+
+def environment_path(executable: str) -> list[str]:
+    """Return the module path of the environment that `executable` belongs to.
+
+    pip builds in an isolated environment that it lays over the target one with PYTHONPATH. The
+    target's interpreter, asked without the PYTHON* variables (-E), shows what lies below: its own
+    site-packages, and the system's or the user's where they count.
+    """
+    code = "import sys; print('\\n'.join(sys.path))"
+    result = subprocess.run(
+        [executable, "-E", "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+    return [entry for entry in result.stdout.splitlines() if entry]
+
+
+def release(version: str) -> tuple[int, int]:
+    """Return (major, minor) of a version such as "2.13.0+cpu" or "2.15.0a0+git1234"."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match is None:
+        raise ValueError(f"fastwhiten: expected a version such as 2.13.0, got {version!r}")
+    return int(match[1]), int(match[2])
+
+
+def find_torch(path: list[str]) -> str | None:
+    """Return the version of the torch on `path`, or None where there is none that will do."""
+    for distribution in metadata.distributions(name="torch", path=path):
+        # The first one is the one that `import torch` takes.
+        return distribution.version if release(distribution.version) >= MIN_TORCH else None
+    return None
+
+
+def max_jobs(cpus: int, memory: int) -> int:
+    """Return how many compilers may run at once on `cpus` processors and `memory` bytes."""
+    return max(1, min(cpus, memory // BYTES_PER_JOB))
+
+
+def compile_flags(root: str, sanitize: str) -> list[str]:
+    """Return the C++ flags. `sanitize` is a list for -fsanitize such as "address,undefined"."""
+    flags = [
+        "-O3",
+        # torch's own default differs between versions; its stable headers need no more than this.
+        "-std=c++17",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+        # Messages name csrc/...; the binary does not depend on where it was built.
+        f"-ffile-prefix-map={root}/=",
+    ]
+    return [*flags, *sanitize_flags(sanitize)] if sanitize else [*flags, "-g0"]
+
+
+def sanitize_flags(sanitize: str) -> list[str]:
+    """Return what compiler and linker both need for the sanitizers (none for an empty list)."""
+    if not sanitize:
+        return []
+    return [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
+
+
+def build_info(torch: str, compiler: str, flags: list[str]) -> str:
+    """Return the text of fastwhiten/_build_info.py: no date and no folder, so reproducible."""
+    shown = [flag for flag in flags if not flag.startswith("-ffile-prefix-map=")]
+    return (
+        '"""How fastwhiten._C was built; written by setup.py."""\n\n'
+        f"torch = {torch!r}\n"
+        f"compiler = {compiler!r}\n"
+        f"flags = {' '.join(shown)!r}\n"
+        f"torch_target = {TORCH_TARGET!r}\n"
+    )
