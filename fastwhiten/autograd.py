@@ -1,0 +1,299 @@
+"""The ``torch.autograd.Function`` classes (hop 3 of 5): stages in, stages out, and the graph between them.
+
+Each forward Function returns the whitened rows and, not differentiable, what its backward and the running statistics
+need. Each backward is a Function of its own, so that it can be differentiated again: its derivative is taken from
+:mod:`fastwhiten.composite`. Non-tensor arguments come last; every class has ``setup_context`` and a ``vmap`` rule, so
+``torch.func`` transforms compose.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, composite, shrinkage
+from .backends import reference
+from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
+
+
+def _optional(t: Tensor) -> Tensor | None:
+    """Return None for the empty tensor that stands for an absent result."""
+    return t if t.numel() else None
+
+
+class Whiten(torch.autograd.Function):
+    """Feature side: ``(x, gamma, beta, row_weight, running_covariance, ...) -> (y, mean, covariance, ...)``."""
+
+    ROLES = (ROWS, CHANNEL, CHANNEL, ROW_WEIGHT, GROUP) + (None,) * 7
+    OUT_ROLES = (ROWS, CHANNEL, GROUP, GROUP, GROUP, GROUP, GROUP)
+
+    @staticmethod
+    def forward(
+        x: Tensor,  # [M, C] or [N, C, L], contiguous
+        gamma: Tensor | None,  # [C] T
+        beta: Tensor | None,  # [C] T
+        row_weight: Tensor | None,  # [M] T
+        running_covariance: Tensor | None,  # [G, D, D] T
+        kind: int,
+        groups: int,
+        eps: float,
+        batch_weight: float,
+        shrink: str | float | None,
+        double_precision: bool,
+        backend: str,
+    ) -> tuple[Tensor, ...]:
+        """Return ``(y, mean, covariance, eigenvalues, basis, matrix, rho)``; rho is ``[0]`` without shrinkage."""
+        stages = backends.get(backend)
+        mean, covariance = stages.statistics(x, row_weight, groups, double_precision)
+        rho = None
+        if shrink is not None:
+            blended = reference.blend(covariance, running_covariance, batch_weight)
+            rho = shrinkage.feature_intensity(shrink, blended, x, mean, row_weight)
+        eigenvalues, basis, matrix = stages.factor(
+            covariance, running_covariance, rho, batch_weight, eps, kind
+        )
+        y = stages.apply(x, mean, matrix, gamma, beta)
+        return (
+            y,
+            mean,
+            covariance,
+            eigenvalues,
+            basis,
+            matrix,
+            mean.new_empty(0) if rho is None else rho,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep the inputs of the backward; only ``y`` is differentiable."""
+        x, gamma, beta, row_weight, running_covariance, *options = inputs
+        _, mean, covariance, *factors = output
+        ctx.mark_non_differentiable(mean, covariance, *factors)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, gamma, row_weight, running_covariance, mean, *factors)
+        ctx.options = options
+        ctx.has_beta = beta is not None
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """Return the gradients of ``x``, ``gamma`` and ``beta``."""
+        if grads[0] is None:
+            return (None,) * 12
+        x, gamma, *rest = ctx.saved_tensors
+        dx, dgamma, dbeta = WhitenBackward.apply(
+            grads[0].contiguous(), x, gamma, *rest, *ctx.options
+        )
+        return (dx, None if gamma is None else dgamma, dbeta if ctx.has_beta else None) + (
+            None,
+        ) * 9
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """Fold the vmapped dimension into the groups."""
+        return vmap_by_groups(
+            Whiten.apply, info.batch_size, in_dims, args, Whiten.ROLES, Whiten.OUT_ROLES, 6
+        )
+
+
+class WhitenBackward(torch.autograd.Function):
+    """First derivative of :class:`Whiten`: ``(grad, x, gamma, ...) -> (dx, dgamma, dbeta)``."""
+
+    ROLES = (ROWS, ROWS, CHANNEL, ROW_WEIGHT, GROUP, CHANNEL, GROUP, GROUP, GROUP, GROUP) + (
+        None,
+    ) * 7
+    OUT_ROLES = (ROWS, CHANNEL, CHANNEL)
+
+    @staticmethod
+    def forward(
+        grad: Tensor,  # like x
+        x: Tensor,  # [M, C] or [N, C, L], contiguous
+        gamma: Tensor | None,  # [C] T
+        row_weight: Tensor | None,  # [M] T
+        running_covariance: Tensor | None,  # [G, D, D] T
+        mean: Tensor,  # [C] T
+        eigenvalues: Tensor,  # [G, D] T, [0] for Cholesky
+        basis: Tensor,  # [G, D, D] T, [0] for Cholesky
+        matrix: Tensor,  # [G, D, D] T
+        rho: Tensor,  # [G] T, [0] without shrinkage
+        kind: int,
+        groups: int,
+        eps: float,
+        batch_weight: float,
+        shrink: str | float | None,
+        double_precision: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``dx`` in the layout and dtype of ``x``, ``dgamma`` ``[C]`` and ``dbeta`` ``[C]`` in ``T``."""
+        stages = backends.get(backend)
+        grad_sum, cross = stages.backward_reduce(x, grad, mean, groups)
+        inner, grad_gamma = stages.backward_matrix(
+            cross, eigenvalues, basis, matrix, gamma, _optional(rho), batch_weight, kind
+        )
+        dx = stages.backward_apply(x, grad, mean, grad_sum, matrix, inner, gamma, row_weight)
+        return dx, grad_gamma, grad_sum
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep what the composite needs."""
+        grad, x, gamma, row_weight, running_covariance, *_ = inputs
+        ctx.save_for_backward(grad, x, gamma, row_weight, running_covariance, inputs[9])
+        kind, groups, eps, batch_weight, _, double_precision, backend = inputs[10:]
+        ctx.options = (kind, groups, eps, batch_weight, double_precision, backend)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """Return the gradients of ``grad``, ``x`` and ``gamma``: a vector-Jacobian product of the composite's."""
+        grad, x, gamma, row_weight, running, rho = ctx.saved_tensors
+        # dbeta does not depend on beta, and dgamma, dx do not either: any gamma and beta of the right shape serve.
+        scale = torch.ones_like(grads[1]) if gamma is None else gamma
+        shift = torch.zeros_like(scale)
+
+        def forward(x_: Tensor, gamma_: Tensor, beta_: Tensor) -> Tensor:
+            return composite.whiten_features(
+                x_, gamma_, beta_, row_weight, running, _optional(rho), ctx.options
+            )
+
+        def first(grad_: Tensor, x_: Tensor, gamma_: Tensor) -> Any:
+            return torch.func.vjp(forward, x_, gamma_, shift)[1](grad_)
+
+        _, pull = torch.func.vjp(first, grad, x, scale)
+        d_grad, d_x, d_gamma = pull(tuple(grads))
+        return (d_grad, d_x, None if gamma is None else d_gamma) + (None,) * 14
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """Fold the vmapped dimension into the groups."""
+        return vmap_by_groups(
+            WhitenBackward.apply,
+            info.batch_size,
+            in_dims,
+            args,
+            WhitenBackward.ROLES,
+            WhitenBackward.OUT_ROLES,
+            11,
+        )
+
+
+class SampleWhiten(torch.autograd.Function):
+    """Sample side (ZCA, fewer rows than channels in a group): an M x M eigenproblem instead of D x D."""
+
+    ROLES = (ROWS, ROW_WEIGHT) + (None,) * 5
+    OUT_ROLES = (ROWS, CHANNEL, ROWS, GROUP, GROUP, GROUP, GROUP)
+
+    @staticmethod
+    def forward(
+        x: Tensor,  # [M, C] contiguous
+        row_weight: Tensor | None,  # [M] T, strictly positive
+        groups: int,
+        eps: float,
+        shrink: str | float | None,
+        double_precision: bool,
+        backend: str,
+    ) -> tuple[Tensor, ...]:
+        """Return ``(y, mean, scaled, eigenvalues, eigenvectors, projected, rho)``."""
+        stages = backends.get(backend)
+        mean, scaled, gram = stages.sample_statistics(x, row_weight, groups, double_precision)
+        rho = shrinkage.sample_intensity(shrink, gram, row_weight, x.shape[1] // groups)
+        eigenvalues, eigenvectors = stages.eigh(gram)
+        y, projected = stages.sample_apply(
+            scaled, eigenvalues, eigenvectors, row_weight, rho, eps, x.dtype
+        )
+        rho = mean.new_empty(0) if rho is None else rho
+        return y, mean, scaled, eigenvalues, eigenvectors, projected, rho
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep the inputs of the backward; only ``y`` is differentiable."""
+        x, row_weight, *options = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, row_weight, *output[3:])
+        ctx.options = options
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """Return the gradient of ``x``."""
+        if grads[0] is None:
+            return (None,) * 7
+        dx = SampleWhitenBackward.apply(grads[0].contiguous(), *ctx.saved_tensors, *ctx.options)
+        return (dx,) + (None,) * 6
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """Fold the vmapped dimension into the groups."""
+        return vmap_by_groups(
+            SampleWhiten.apply,
+            info.batch_size,
+            in_dims,
+            args,
+            SampleWhiten.ROLES,
+            SampleWhiten.OUT_ROLES,
+            2,
+        )
+
+
+class SampleWhitenBackward(torch.autograd.Function):
+    """First derivative of :class:`SampleWhiten`: ``(grad, x, ...) -> dx``."""
+
+    ROLES = (ROWS, ROWS, ROW_WEIGHT, GROUP, GROUP, GROUP, GROUP) + (None,) * 5
+
+    @staticmethod
+    def forward(
+        grad: Tensor,  # [M, C]
+        x: Tensor,  # [M, C]; kept for the second derivative
+        row_weight: Tensor | None,  # [M] T
+        eigenvalues: Tensor,  # [G, M] T
+        eigenvectors: Tensor,  # [G, M, M] T
+        projected: Tensor,  # [G, M, D] T
+        rho: Tensor,  # [G] T, [0] without shrinkage
+        groups: int,
+        eps: float,
+        shrink: str | float | None,
+        double_precision: bool,
+        backend: str,
+    ) -> Tensor:
+        """Return ``dx`` ``[M, C]`` in the dtype of ``grad``."""
+        dx: Tensor = backends.get(backend).sample_backward(
+            grad, projected, eigenvalues, eigenvectors, row_weight, _optional(rho), eps
+        )
+        return dx
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep what the composite needs."""
+        grad, x, row_weight, *_ = inputs
+        ctx.save_for_backward(grad, x, row_weight, inputs[6])
+        groups, eps, _, double_precision, backend = inputs[7:]
+        ctx.options = (groups, eps, double_precision, backend)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """Return the gradients of ``grad`` and ``x``: a vector-Jacobian product of the composite's."""
+        grad, x, row_weight, rho = ctx.saved_tensors
+
+        def forward(x_: Tensor) -> Tensor:
+            return composite.whiten_samples(x_, row_weight, _optional(rho), *ctx.options)
+
+        def first(grad_: Tensor, x_: Tensor) -> Tensor:
+            pulled: Tensor = torch.func.vjp(forward, x_)[1](grad_)[0]
+            return pulled
+
+        _, pull = torch.func.vjp(first, grad, x)
+        d_grad, d_x = pull(grads[0])
+        return (d_grad, d_x) + (None,) * 10
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """Fold the vmapped dimension into the groups."""
+        outputs, dims = vmap_by_groups(
+            lambda *a: (SampleWhitenBackward.apply(*a),),
+            info.batch_size,
+            in_dims,
+            args,
+            SampleWhitenBackward.ROLES,
+            (ROWS,),
+            7,
+        )
+        return outputs[0], dims[0]

@@ -1,0 +1,96 @@
+"""One module per implementation of the same stages, and the table that chooses between them.
+
+Every backend module has the functions of :mod:`fastwhiten.backends.reference` (the specification), under the same
+names, with the same arguments and results.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from types import ModuleType
+
+import torch
+
+from . import native, reference
+
+BACKENDS: dict[str, ModuleType] = {"native": native, "reference": reference}
+
+
+def available() -> dict[str, str | None]:
+    """Return every backend's name with None if it can be used here, else the reason why not.
+
+    Example:
+        >>> import fastwhiten.backends
+        >>> fastwhiten.backends.available()["reference"] is None
+        True
+    """
+    reasons: dict[str, str | None] = {"native": None, "reference": None}
+    if native.import_error is not None:
+        reasons["native"] = (
+            f"the compiled extension fastwhiten._C cannot be loaded ({native.import_error}); "
+            "reinstall with `pip install .` from the source folder"
+        )
+    return reasons
+
+
+def explain() -> list[tuple[str, str, str]]:
+    """Return ``(case, backend that "auto" takes, reason)`` for every case of the table.
+
+    Example:
+        >>> import fastwhiten.backends
+        >>> len(fastwhiten.backends.explain())
+        2
+    """
+    broken = available()["native"]
+    cpu = (
+        ("native", "compiled C++ kernels around the BLAS and LAPACK that PyTorch ships")
+        if broken is None
+        else ("reference", broken)
+    )
+    return [
+        ("CPU tensors, every dtype and shape", *cpu),
+        (
+            "CUDA and other devices",
+            "reference",
+            "this version has no GPU kernels: plain PyTorch operations run there",
+        ),
+    ]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def choose(name: str, device: torch.device) -> str:
+    """Return the name of the backend that serves ``device`` when the caller asked for ``name``.
+
+    Raises:
+        ValueError: ``name`` is no backend, or does not serve that device.
+        RuntimeError: the backend exists but cannot be used here; the text says what is missing.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {['auto', *BACKENDS]}, got {name!r}")
+    if name == "auto":
+        if device.type != "cpu":
+            return "reference"
+        reason = available()["native"]
+        if reason is not None:
+            _warn_once(f'backend="auto" takes the slower reference backend: {reason}')
+            return "reference"
+        return "native"
+    if name == "native":
+        if device.type != "cpu":
+            raise ValueError(
+                f'backend="native" serves CPU tensors, got a tensor on {device}; move it with .cpu() or use backend="auto"'
+            )
+        reason = available()["native"]
+        if reason is not None:
+            raise RuntimeError(f'backend="native": {reason}')
+    return name
+
+
+def get(name: str) -> ModuleType:
+    """Return the backend module of a name that :func:`choose` returned."""
+    return BACKENDS[name]

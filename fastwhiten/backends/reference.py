@@ -1,0 +1,300 @@
+"""The specification: every stage in plain PyTorch, any floating dtype, any device (hop 4 of 5).
+
+This file is what the other backends are tested against (in float64) and what runs where no compiled backend is
+available. It favours reading over speed: one formula of the mathematics per line. The functions are not differentiable
+pieces: :mod:`fastwhiten.autograd` calls them inside ``torch.autograd.Function``.
+
+Notation (see :mod:`fastwhiten`): ``T`` is the accumulation dtype, float32 for half/bfloat16/float32 input and float64
+for float64 input or on request. Inputs come as rows ``[M, C]`` or planes ``[N, C, L]`` (``M = N * L``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ZCA, PCA, CHOLESKY = 0, 1, 2
+
+# Two eigenvalues closer than this many rounding errors of their own size are tied: a symmetric eigensolver's error
+# is a modest multiple of D * machine epsilon * |l|.
+TIE_FACTOR = 64.0
+
+
+def accumulation_dtype(dtype: torch.dtype, double_precision: bool = False) -> torch.dtype:
+    """Return ``T``: float64 for float64 input or on request, float32 otherwise."""
+    return torch.float64 if double_precision or dtype == torch.float64 else torch.float32
+
+
+def tie_tolerance(size: int, dtype: torch.dtype) -> float:
+    """Return the relative gap under which two eigenvalues of a ``size`` x ``size`` matrix count as tied."""
+    return TIE_FACTOR * size * torch.finfo(dtype).eps
+
+
+def to_groups(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """Return rows ``[M, C]`` or planes ``[N, C, L]`` as ``[G, M, D]`` in ``dtype``."""
+    rows = x if x.dim() == 2 else x.transpose(1, 2).reshape(-1, x.shape[1])  # [M, C]
+    return rows.to(dtype).reshape(rows.shape[0], groups, -1).transpose(0, 1)  # [G, M, D]
+
+
+def from_groups(grouped: Tensor, like: Tensor) -> Tensor:
+    """Undo :func:`to_groups`: ``[G, M, D]`` to the layout and dtype of ``like``."""
+    rows = grouped.transpose(0, 1).reshape(grouped.shape[1], -1)  # [M, C]
+    if like.dim() == 3:
+        rows = rows.reshape(like.shape[0], like.shape[2], -1).transpose(1, 2)  # [N, C, L]
+    return rows.to(like.dtype).contiguous()
+
+
+def symmetrize(a: Tensor) -> Tensor:
+    """Return ``(a + a^T) / 2`` over the last two dimensions."""
+    return (a + a.mT) * 0.5
+
+
+def _row_weights(row_weight: Tensor | None, rows: int, like: Tensor) -> Tensor:
+    """Return the row weights as a column ``[M, 1]`` in the dtype of ``like``; uniform ``1/M`` for None."""
+    if row_weight is None:
+        return like.new_full((1, 1), 1.0 / rows)
+    return row_weight.to(like.dtype).reshape(-1, 1)
+
+
+def statistics(
+    x: Tensor, row_weight: Tensor | None, groups: int, double_precision: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted mean ``[C]`` and covariance ``[G, D, D]`` (divisor M, no eps) in ``T``."""
+    grouped = to_groups(x, groups, accumulation_dtype(x.dtype, double_precision))  # [G, M, D]
+    p = _row_weights(row_weight, grouped.shape[1], grouped)  # [M, 1] or [1, 1]
+    mean = (grouped * p).sum(1, keepdim=True)  # [G, 1, D]
+    # A second, tiny correction removes what rounding left in the mean when |mean| >> std.
+    mean = mean + ((grouped - mean) * p).sum(1, keepdim=True)
+    centered = grouped - mean
+    covariance = symmetrize((centered * p).mT @ centered)  # [G, D, D]
+    return mean.reshape(-1), covariance
+
+
+def _finite_matrices(a: Tensor) -> Tensor:
+    """Return a mask ``[..., 1, 1]`` of the matrices all of whose entries are finite."""
+    return torch.isfinite(a).all(-1, keepdim=True).all(-2, keepdim=True)
+
+
+def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ascending eigenvalues ``[B, D]`` and eigenvectors ``[B, D, D]`` of symmetric ``a``.
+
+    The component of largest magnitude of every eigenvector is positive (the first one where two are equal). A matrix
+    with a non-finite entry gives NaN, and only that matrix: LAPACK itself would raise.
+    """
+    finite = _finite_matrices(a)  # [B, 1, 1]
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    eigenvalues, vectors = torch.linalg.eigh(torch.where(finite, a, identity))
+    pivot = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))  # [B, 1, D]
+    vectors = vectors * torch.where(pivot < 0, -1.0, 1.0).to(a.dtype)
+    nan = torch.full((), float("nan"), dtype=a.dtype, device=a.device)
+    return torch.where(finite.squeeze(-1), eigenvalues, nan), torch.where(finite, vectors, nan)
+
+
+def blend(covariance: Tensor, running_covariance: Tensor | None, batch_weight: float) -> Tensor:
+    """Return ``beta * S_batch + (1 - beta) * S_running``: the matrix that is shrunk and factored."""
+    if running_covariance is None:
+        return covariance
+    return batch_weight * covariance + (1.0 - batch_weight) * running_covariance
+
+
+def factor(
+    covariance: Tensor,
+    running_covariance: Tensor | None,
+    rho: Tensor | None,
+    batch_weight: float,
+    eps: float,
+    kind: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return eigenvalues ``[G, D]``, basis ``[G, D, D]`` and whitening matrix ``[G, D, D]`` (``Y = Xc W``).
+
+    ``S = (1 - rho) S' + (rho * trace(S') / D + eps) I``, ``S'`` the blended covariance. ZCA: ``U diag(l^-1/2) U^T``;
+    PCA: ``U diag(l^-1/2)``; Cholesky: ``L^-T`` with empty eigenvalues and basis.
+    """
+    blended = symmetrize(blend(covariance, running_covariance, batch_weight))  # [G, D, D]
+    size = blended.shape[-1]
+    trace = blended.diagonal(dim1=-2, dim2=-1).sum(-1)  # [G]
+    keep = torch.ones_like(trace) if rho is None else 1.0 - rho
+    shift = eps if rho is None else rho * trace / size + eps
+    if kind == CHOLESKY:
+        identity = torch.eye(size, dtype=blended.dtype, device=blended.device)
+        shifted = (
+            keep[:, None, None] * blended + torch.as_tensor(shift).reshape(-1, 1, 1) * identity
+        )
+        lower, info = torch.linalg.cholesky_ex(
+            torch.where(_finite_matrices(shifted), shifted, -identity)
+        )
+        lower = torch.where((info == 0)[:, None, None], lower, float("nan"))
+        inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+        empty = covariance.new_empty(0)
+        return empty, empty.clone(), inverse.mT.contiguous()
+    spectrum, basis = eigh(blended)
+    # S' is positive semidefinite, so an eigenvalue below zero is rounding; NaN passes through clamp.
+    eigenvalues = keep[:, None] * spectrum.clamp(min=0.0) + torch.as_tensor(shift).reshape(-1, 1)
+    matrix = basis * eigenvalues.rsqrt().unsqueeze(-2)  # U diag(1/s)
+    if kind == ZCA:
+        matrix = symmetrize(matrix @ basis.mT)
+    return eigenvalues, basis, matrix
+
+
+def apply(
+    x: Tensor, mean: Tensor, matrix: Tensor, gamma: Tensor | None, beta: Tensor | None
+) -> Tensor:
+    """Return ``((x - mean) W) * gamma + beta`` in the dtype and layout of ``x``."""
+    groups, size = matrix.shape[:2]
+    grouped = to_groups(x, groups, matrix.dtype) - mean.reshape(groups, 1, size)
+    y = grouped @ matrix  # [G, M, D]
+    if gamma is not None:
+        y = y * gamma.reshape(groups, 1, size)
+    if beta is not None:
+        y = y + beta.reshape(groups, 1, size)
+    return from_groups(y, x)
+
+
+def backward_reduce(x: Tensor, grad: Tensor, mean: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Return ``sum_n g_n`` ``[C]`` and ``sum_n xc_n g_n^T`` ``[G, D, D]`` in ``T``."""
+    centered = to_groups(x, groups, mean.dtype) - mean.reshape(groups, 1, -1)
+    grads = to_groups(grad, groups, mean.dtype)
+    return grads.sum(1).reshape(-1), centered.mT @ grads
+
+
+def mixing_weights(eigenvalues: Tensor, kind: int, size: int) -> Tensor:
+    """Return ``w`` of ``R_ij = w_ij F_ij + (1 - w_ij) F_ji`` for the kind, ``[G, D, D]`` or ``[D, D]``.
+
+    ZCA weights lie in (0, 1), so no eigenvalue gap is divided by. PCA weights are unbounded near ties; a tied pair
+    gets 1/2 (the symmetric part), which is the documented policy.
+    """
+    if kind == CHOLESKY:
+        ones = torch.ones(size, size, dtype=eigenvalues.dtype, device=eigenvalues.device)
+        return ones.triu(1) + 0.5 * torch.eye(size, dtype=ones.dtype, device=ones.device)
+    if kind == ZCA:
+        s = eigenvalues.sqrt()
+        return s.unsqueeze(-1) / (s.unsqueeze(-1) + s.unsqueeze(-2))
+    row, column = eigenvalues.unsqueeze(-1), eigenvalues.unsqueeze(-2)
+    gap = row - column
+    tied = gap.abs() <= tie_tolerance(size, eigenvalues.dtype) * torch.maximum(row, column)
+    return torch.where(tied, 0.5, row / torch.where(tied, 1.0, gap))
+
+
+def backward_matrix(
+    cross: Tensor,
+    eigenvalues: Tensor,
+    basis: Tensor,
+    matrix: Tensor,
+    gamma: Tensor | None,
+    rho: Tensor | None,
+    batch_weight: float,
+    kind: int,
+) -> tuple[Tensor, Tensor]:
+    """Return ``inner`` ``[G, D, D]`` and the gradient of gamma ``[C]`` from ``cross = sum_n xc_n g_n^T``.
+
+    ``F = V^T A Q``, ``R = w F + (1 - w) F^T``, ``core = V R V^T``,
+    ``inner = beta (1 - rho) core + beta rho trace(core) / D I``.
+    """
+    groups, size = matrix.shape[:2]
+    grad_gamma = (matrix * cross).sum(-2).reshape(-1)
+    scaled = cross if gamma is None else cross * gamma.reshape(groups, 1, size)
+    outer = basis * eigenvalues.rsqrt().unsqueeze(-2) if kind == ZCA else matrix  # V
+    f = outer.mT @ scaled
+    if kind == ZCA:
+        f = f @ basis
+    w = mixing_weights(matrix.new_empty(0) if kind == CHOLESKY else eigenvalues, kind, size)
+    r = w * f + (1.0 - w) * f.mT
+    core = symmetrize(outer @ r @ outer.mT)
+    if rho is None:
+        return batch_weight * core, grad_gamma
+    rho = rho.reshape(-1, 1, 1)
+    trace = core.diagonal(dim1=-2, dim2=-1).sum(-1).reshape(-1, 1, 1)
+    identity = torch.eye(size, dtype=core.dtype, device=core.device)
+    return batch_weight * ((1.0 - rho) * core + rho * trace / size * identity), grad_gamma
+
+
+def backward_apply(
+    x: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    grad_sum: Tensor,
+    matrix: Tensor,
+    inner: Tensor,
+    gamma: Tensor | None,
+    row_weight: Tensor | None,
+) -> Tensor:
+    """Return ``dx_n = (gamma (g_n - p_n sum g)) W^T - p_n xc_n inner`` in the dtype and layout of ``x``."""
+    groups, size = matrix.shape[:2]
+    centered = to_groups(x, groups, mean.dtype) - mean.reshape(groups, 1, size)
+    grads = to_groups(grad, groups, mean.dtype)
+    p = _row_weights(row_weight, grads.shape[1], grads)
+    grads = grads - p * grad_sum.reshape(groups, 1, size)
+    if gamma is not None:
+        grads = grads * gamma.reshape(groups, 1, size)
+    return from_groups(grads @ matrix.mT - (p * centered) @ inner, x)
+
+
+def sample_statistics(
+    x: Tensor, row_weight: Tensor | None, groups: int, double_precision: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean ``[C]``, ``sqrt(p) (x - mean)`` ``[M, C]`` and its Gram matrices ``[G, M, M]`` in ``T``."""
+    dtype = accumulation_dtype(x.dtype, double_precision)
+    rows = x.to(dtype)  # [M, C]
+    p = _row_weights(row_weight, rows.shape[0], rows)
+    mean = (rows * p).sum(0)
+    mean = mean + ((rows - mean) * p).sum(0)
+    scaled = (rows - mean) * p.sqrt()
+    grouped = to_groups(scaled, groups, dtype)
+    return mean, scaled, symmetrize(grouped @ grouped.mT)
+
+
+def sample_spectrum(
+    eigenvalues: Tensor, rho: Tensor | None, eps: float, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return ``t = sqrt((1 - rho) d + e)`` ``[G, M]`` and ``e = eps + rho sum(d) / D`` ``[G]``."""
+    d = eigenvalues.clamp(min=0.0)
+    if rho is None:
+        return (d + eps).sqrt(), torch.full_like(d[:, 0], eps)
+    e = eps + rho * d.sum(-1) / size
+    return ((1.0 - rho)[:, None] * d + e[:, None]).sqrt(), e
+
+
+def sample_apply(
+    scaled: Tensor,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
+    row_weight: Tensor | None,
+    rho: Tensor | None,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return ``y = V P / sqrt(p)`` ``[M, C]`` and ``P = diag(1/t) V^T scaled`` ``[G, M, D]``."""
+    groups = eigenvalues.shape[0]
+    grouped = to_groups(scaled, groups, scaled.dtype)  # [G, M, D]
+    t, _ = sample_spectrum(eigenvalues, rho, eps, grouped.shape[-1])
+    projected = (eigenvectors.mT @ grouped) / t.unsqueeze(-1)
+    p = _row_weights(row_weight, scaled.shape[0], scaled)
+    y = (eigenvectors @ projected) / p.sqrt()
+    return from_groups(y, scaled).to(out_dtype), projected
+
+
+def sample_backward(
+    grad: Tensor,
+    projected: Tensor,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
+    row_weight: Tensor | None,
+    rho: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Return ``dx`` ``[M, C]`` of the sample side in the dtype of ``grad`` (formula: design section 3)."""
+    groups, _, size = projected.shape
+    t, _ = sample_spectrum(eigenvalues, rho, eps, size)
+    p = _row_weights(row_weight, grad.shape[0], projected)
+    gv = eigenvectors.mT @ (to_groups(grad, groups, projected.dtype) / p.sqrt())  # [G, M, D]
+    fm = gv @ projected.mT  # [G, M, M]
+    w = t.unsqueeze(-1) / (t.unsqueeze(-1) + t.unsqueeze(-2))
+    r = w * fm.mT + (1.0 - w) * fm
+    if rho is None:
+        inner = (gv - r @ projected) / t.unsqueeze(-1)
+    else:
+        trace = (fm.diagonal(dim1=-2, dim2=-1) / t.square()).sum(-1)  # [G]
+        inner = (gv - (1.0 - rho).reshape(-1, 1, 1) * (r @ projected)) / t.unsqueeze(-1)
+        inner = inner - (rho * trace / size).reshape(-1, 1, 1) * t.unsqueeze(-1) * projected
+    centered = (eigenvectors @ inner) * p.sqrt()
+    return from_groups(centered - p * centered.sum(1, keepdim=True), grad)

@@ -1,0 +1,347 @@
+"""Public functions (hop 2 of 5): validate, choose the layout, the side and the backend, call the Function."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import backends, validation
+from .autograd import SampleWhiten, Whiten
+from .backends import reference
+from .layout import as_rows_or_planes, restore, row_weights
+from .matrix_functions import SymmetricEigh, inverse_factor
+from .statistics import Statistics
+
+# Sample-side weights are divided by their square root, so a zero would lose its row. They are raised to this
+# fraction of the largest one and computed in float64: a relative change of the covariance below float32 rounding,
+# and an error of that row's output below 1e-10.
+WEIGHT_FLOOR = 1e-12
+
+
+class Whitened(NamedTuple):
+    """What one pass of batch whitening leaves behind; only ``y`` carries a gradient."""
+
+    y: Tensor  # like x
+    mean: Tensor  # [C] T
+    covariance: Tensor | None  # [G, D, D] T; None on the sample side unless asked for
+    matrix: Tensor | None  # [G, D, D] T; likewise
+
+
+class Options(NamedTuple):
+    """Validated settings of one whitening layer or call."""
+
+    caller: str
+    kind: int
+    groups: int
+    eps: float
+    shrink: str | float | None
+    double_precision: bool
+    backend: str
+    batch_weight: float = 1.0
+
+
+def make_options(
+    caller: str,
+    kind: str,
+    groups: int,
+    eps: float,
+    shrinkage: str | float | None,
+    statistics_dtype: torch.dtype | None,
+    backend: str,
+    batch_weight: float = 1.0,
+) -> Options:
+    """Validate the settings that do not depend on the input.
+
+    Raises:
+        ValueError: a setting outside its range; the text names the range.
+    """
+    if backend != "auto" and backend not in backends.BACKENDS:
+        raise ValueError(
+            f"{caller}: expected backend to be one of {['auto', *backends.BACKENDS]}, got {backend!r}"
+        )
+    return Options(
+        caller,
+        validation.check_kind(caller, kind),
+        groups,
+        validation.check_eps(caller, eps),
+        validation.check_shrinkage(caller, shrinkage),
+        validation.check_statistics_dtype(caller, statistics_dtype),
+        backend,
+        validation.check_batch_weight(caller, batch_weight),
+    )
+
+
+def batch_whiten(
+    x: Tensor,
+    options: Options,
+    sample_weight: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    running_covariance: Tensor | None = None,
+    need: str | None = None,
+) -> Whitened:
+    """Whiten with batch statistics; the engine of :func:`whiten` and of the module in training mode.
+
+    Args:
+        x: ``[N, C, *spatial]``.
+        options: settings from :func:`make_options`.
+        sample_weight: ``[N]`` or ``[N, *spatial]``.
+        gamma: ``[C]`` scale.
+        beta: ``[C]`` shift.
+        running_covariance: ``[G, D, D]``, blended in with weight ``1 - batch_weight``.
+        need: ``"covariance"`` or ``"matrix"`` if that is wanted on the sample side too.
+    """
+    validation.check_input(options.caller, x, options.groups)
+    backend = backends.choose(options.backend, x.device)
+    double = options.double_precision
+    view = as_rows_or_planes(x)
+    rows, size = x.numel() // x.shape[1], x.shape[1] // options.groups
+    sample_side = rows < size and options.kind == reference.ZCA and options.batch_weight == 1.0
+    p = None
+    if sample_weight is not None:
+        validation.check_sample_weight(options.caller, sample_weight, x)
+        double = double or sample_side
+        p = row_weights(sample_weight, x, reference.accumulation_dtype(x.dtype, double))
+    dtype = reference.accumulation_dtype(x.dtype, double)
+    with torch.autocast(x.device.type, enabled=False):
+        if sample_side:
+            return _sample_side(x, view, options, p, double, backend, gamma, beta, need)
+        y, mean, covariance, _, _, matrix, _ = Whiten.apply(
+            view,
+            _to(gamma, dtype),
+            _to(beta, dtype),
+            p,
+            _to(running_covariance, dtype),
+            options.kind,
+            options.groups,
+            options.eps,
+            options.batch_weight,
+            options.shrink,
+            double,
+            backend,
+        )
+        return Whitened(restore(y, x), mean, covariance, matrix)
+
+
+def _to(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if t is None else t.to(dtype)
+
+
+def _sample_side(
+    x: Tensor,
+    view: Tensor,
+    options: Options,
+    p: Tensor | None,
+    double: bool,
+    backend: str,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    need: str | None,
+) -> Whitened:
+    """Whiten fewer rows than channels per group through the rows' Gram matrix; no D x D eigenproblem."""
+    if (
+        view.dim() == 3
+    ):  # fewer rows than channels: the one layout change is smaller than the matrix saved
+        view = view.transpose(1, 2).reshape(-1, x.shape[1])
+    if p is not None:
+        p = torch.maximum(p, WEIGHT_FLOOR * p.max())
+        p = p / p.sum()
+    y, mean, scaled, eigenvalues, _, projected, rho = SampleWhiten.apply(
+        view, p, options.groups, options.eps, options.shrink, double, backend
+    )
+    y = restore(y, x)
+    if gamma is not None and beta is not None:
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        y = (y * gamma.reshape(shape) + beta.reshape(shape)).to(x.dtype)
+    covariance = matrix = None
+    with torch.no_grad():
+        if need == "covariance":
+            grouped = reference.to_groups(scaled, options.groups, scaled.dtype)
+            covariance = reference.symmetrize(grouped.mT @ grouped)
+        elif need == "matrix":
+            matrix = _sample_matrix(
+                eigenvalues, projected, rho if rho.numel() else None, options.eps
+            )
+    return Whitened(y, mean, covariance, matrix)
+
+
+def _sample_matrix(
+    eigenvalues: Tensor, projected: Tensor, rho: Tensor | None, eps: float
+) -> Tensor:
+    """Return ``W = S^{-1/2}`` ``[G, D, D]`` without a D x D eigenproblem.
+
+    ``W = e^{-1/2} I + (1 - rho) scaled^T V diag(k) V^T scaled``, ``k = -1 / (sqrt(e) t (sqrt(e) + t))``: the divided
+    difference of ``l^{-1/2}``, so no small eigenvalue is divided by.
+    """
+    t, e = reference.sample_spectrum(eigenvalues, rho, eps, projected.shape[-1])
+    root = e.sqrt().unsqueeze(-1)  # [G, 1]
+    keep = torch.ones_like(root) if rho is None else (1.0 - rho).unsqueeze(-1)
+    k = -keep * t / (root * (root + t))  # projected carries 1/t, twice
+    identity = torch.eye(projected.shape[-1], dtype=projected.dtype, device=projected.device)
+    matrix = projected.mT @ (k.unsqueeze(-1) * projected) + identity / root.unsqueeze(-1)
+    return reference.symmetrize(matrix)
+
+
+def whiten(
+    x: Tensor,
+    *,
+    kind: str = "zca",
+    groups: int = 1,
+    eps: float = 1e-3,
+    sample_weight: Tensor | None = None,
+    shrinkage: str | float | None = None,
+    backend: str = "auto",
+    statistics_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Whiten a batch with its own mean and covariance, exactly, with an exact gradient.
+
+    With ``Xc`` the centred rows of one group and ``S = Xc^T diag(p) Xc + eps I = U diag(l) U^T``, returns
+    ``Xc U diag(l^-1/2) U^T`` (ZCA), ``Xc U diag(l^-1/2)`` (PCA) or ``Xc L^-T`` with ``S = L L^T`` (Cholesky).
+    Where a group has more channels than there are rows, ZCA works on the rows' Gram matrix instead, with the same
+    result.
+
+    Args:
+        x: ``[N, C]`` or ``[N, C, *spatial]``, contiguous or channels_last (read in place; anything else is copied),
+            float16, bfloat16, float32 or float64, with at least two rows ``N * spatial``.
+        kind: ``"zca"``, ``"pca"`` or ``"cholesky"``.
+        groups: number of channel groups, whitened independently; divides C.
+        eps: > 0, added to the eigenvalues.
+        sample_weight: ``[N]`` or ``[N, *spatial]``, >= 0, any scale (normalised to sum 1); None weighs rows equally.
+            No gradient flows into it.
+        shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]; moves the eigenvalues towards
+            their mean. The intensity is a constant for the gradient.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; see ``python -m fastwhiten.info``.
+        statistics_dtype: ``torch.float64`` computes everything inside in double precision; by default float32, and
+            float64 for float64 input.
+
+    Returns:
+        Tensor of the shape and dtype of ``x``. A non-finite value in a group makes that group's output NaN.
+
+    Raises:
+        TypeError: ``x`` or ``sample_weight`` is not a floating-point tensor.
+        ValueError: wrong shape, fewer than two rows, or an option outside its range.
+
+    Note:
+        The gradient never divides by an eigenvalue gap for ZCA and Cholesky. PCA's is undefined where eigenvalues
+        coincide: a tied block then uses the symmetric part of the inner product of output and gradient.
+
+    Example:
+        >>> import torch, fastwhiten
+        >>> x = torch.randn(256, 8, generator=torch.Generator().manual_seed(0)) @ torch.randn(8, 8)
+        >>> y = fastwhiten.whiten(x, eps=1e-6)
+        >>> torch.allclose(y.T @ y / 256, torch.eye(8), atol=1e-3)
+        True
+    """
+    options = make_options("whiten", kind, groups, eps, shrinkage, statistics_dtype, backend)
+    return batch_whiten(x, options, sample_weight).y
+
+
+def batch_statistics(
+    x: Tensor,
+    *,
+    groups: int = 1,
+    sample_weight: Tensor | None = None,
+    backend: str = "auto",
+    statistics_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the mean and the covariance of a batch, differentiably.
+
+    Args:
+        x: ``[N, C]`` or ``[N, C, *spatial]``, as in :func:`whiten`; one row is enough.
+        groups: number of channel groups; divides C.
+        sample_weight: as in :func:`whiten`.
+        backend: as in :func:`whiten`.
+        statistics_dtype: as in :func:`whiten`.
+
+    Returns:
+        ``mean`` ``[C]`` and ``covariance`` ``[G, D, D]`` (divisor M, no eps), float32, or float64 for float64 input
+        or on request. Means are subtracted before squaring.
+
+    Raises:
+        TypeError: ``x`` or ``sample_weight`` is not a floating-point tensor.
+        ValueError: wrong shape or an empty batch.
+
+    Example:
+        >>> import torch, fastwhiten
+        >>> mean, covariance = fastwhiten.batch_statistics(torch.tensor([[0.0, 1.0], [2.0, 5.0]]))
+        >>> mean.tolist(), covariance.tolist()
+        ([1.0, 3.0], [[[1.0, 2.0], [2.0, 4.0]]])
+    """
+    caller = "batch_statistics"
+    validation.check_input(caller, x, groups, min_rows=1)
+    double = validation.check_statistics_dtype(caller, statistics_dtype)
+    p = None
+    if sample_weight is not None:
+        validation.check_sample_weight(caller, sample_weight, x)
+        p = row_weights(sample_weight, x, reference.accumulation_dtype(x.dtype, double))
+    with torch.autocast(x.device.type, enabled=False):
+        mean, covariance = Statistics.apply(
+            as_rows_or_planes(x), p, groups, double, backends.choose(backend, x.device)
+        )
+    return mean, covariance
+
+
+def symmetric_eigh(a: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """Return the eigensystem of symmetric matrices, with a gradient that stays finite at ties.
+
+    Args:
+        a: ``[..., D, D]`` float32 or float64, symmetric (the lower triangle is read).
+        backend: as in :func:`whiten`.
+
+    Returns:
+        Eigenvalues ``[..., D]``, ascending, and eigenvectors ``[..., D, D]`` in columns. In every eigenvector the
+        component of largest magnitude is positive. A matrix with a non-finite entry gives NaN; nothing is raised.
+
+    Raises:
+        TypeError: not a float32 or float64 tensor.
+        ValueError: not of shape ``[..., D, D]``.
+
+    Note:
+        The gradient with respect to the eigenvectors of equal eigenvalues does not exist; their pair contributes
+        zero, which is right for every function of the eigenspaces.
+
+    Example:
+        >>> import torch, fastwhiten
+        >>> eigenvalues, _ = fastwhiten.symmetric_eigh(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+        >>> [round(v, 5) for v in eigenvalues.tolist()]
+        [1.0, 3.0]
+    """
+    validation.check_symmetric("symmetric_eigh", a, "a")
+    with torch.autocast(a.device.type, enabled=False):
+        eigenvalues, vectors = SymmetricEigh.apply(a, backends.choose(backend, a.device))
+    return eigenvalues, vectors
+
+
+def whitening_matrix(
+    covariance: Tensor, *, kind: str = "zca", eps: float = 1e-3, backend: str = "auto"
+) -> Tensor:
+    """Return ``W`` with ``(x - mean) @ W`` white, for covariances of any origin, differentiably.
+
+    Args:
+        covariance: ``[..., D, D]`` float32 or float64, symmetric positive semidefinite.
+        kind: ``"zca"`` (symmetric ``S^-1/2``), ``"pca"`` (``U diag(l^-1/2)``, ascending) or ``"cholesky"`` (``L^-T``).
+        eps: > 0, added to the diagonal.
+        backend: as in :func:`whiten`.
+
+    Returns:
+        ``[..., D, D]`` in the dtype of ``covariance``; NaN where it is not finite, or not positive definite (Cholesky).
+
+    Raises:
+        TypeError: not a float32 or float64 tensor.
+        ValueError: wrong shape, kind or eps.
+
+    Example:
+        >>> import torch, fastwhiten
+        >>> w = fastwhiten.whitening_matrix(torch.diag(torch.tensor([4.0, 1.0])), eps=1e-9)
+        >>> [round(v, 4) for v in w.diagonal().tolist()]
+        [0.5, 1.0]
+    """
+    caller = "whitening_matrix"
+    validation.check_symmetric(caller, covariance, "covariance")
+    code, eps = validation.check_kind(caller, kind), validation.check_eps(caller, eps)
+    name = backends.choose(backend, covariance.device)
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    with torch.autocast(covariance.device.type, enabled=False):
+        return inverse_factor(reference.symmetrize(covariance) + eps * identity, code, eps, name)

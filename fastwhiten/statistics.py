@@ -1,0 +1,54 @@
+"""Mean and covariance as a differentiable pair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .backends import reference
+from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
+
+
+class Statistics(torch.autograd.Function):
+    """``(x, row_weight, ...) -> (mean [C], covariance [G, D, D])``."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,  # [M, C] or [N, C, L], contiguous
+        row_weight: Tensor | None,  # [M] T
+        groups: int,
+        double_precision: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the statistics stage."""
+        mean, covariance = backends.get(backend).statistics(x, row_weight, groups, double_precision)
+        return mean, covariance
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep the input and its mean."""
+        ctx.save_for_backward(inputs[0], inputs[1], output[0])
+        ctx.groups = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """``dx_n = p_n (grad_mean + 2 sym(grad_covariance) xc_n)``, in differentiable operations."""
+        x, row_weight, mean = ctx.saved_tensors
+        grouped = reference.to_groups(x, ctx.groups, mean.dtype)  # [G, M, D]
+        centered = grouped - mean.reshape(ctx.groups, 1, -1)
+        inner = centered @ (2.0 * reference.symmetrize(grads[1])) + grads[0].reshape(
+            ctx.groups, 1, -1
+        )
+        p = 1.0 / grouped.shape[1] if row_weight is None else row_weight.reshape(-1, 1)
+        return reference.from_groups(p * inner, x), None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """Fold the vmapped dimension into the groups."""
+        roles = (ROWS, ROW_WEIGHT, None, None, None)
+        return vmap_by_groups(
+            Statistics.apply, info.batch_size, in_dims, args, roles, (CHANNEL, GROUP), 2
+        )

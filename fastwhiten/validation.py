@@ -1,0 +1,196 @@
+"""Checks of what users pass, before any kernel: each error says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import shrinkage
+from .backends import reference
+
+KINDS = {"zca": reference.ZCA, "pca": reference.PCA, "cholesky": reference.CHOLESKY}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_kind(caller: str, kind: str) -> int:
+    """Return the stage code of a kind.
+
+    Raises:
+        ValueError: no such kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"{caller}: expected kind to be one of {list(KINDS)}, got {kind!r}")
+    return KINDS[kind]
+
+
+def check_eps(caller: str, eps: float) -> float:
+    """Return eps as a float.
+
+    Raises:
+        ValueError: eps is not a finite number above zero.
+    """
+    if not isinstance(eps, (int, float)) or not 0.0 < eps < math.inf:
+        raise ValueError(
+            f"{caller}: expected eps to be a finite number > 0 (it keeps rank-deficient batches invertible), "
+            f"got {eps!r}; 1e-3 is the default"
+        )
+    return float(eps)
+
+
+def check_shrinkage(caller: str, method: str | float | None) -> str | float | None:
+    """Return the shrinkage method.
+
+    Raises:
+        ValueError: neither None, a known method, nor an intensity in [0, 1].
+    """
+    if method is None or method in shrinkage.METHODS:
+        return method
+    if isinstance(method, (int, float)) and not isinstance(method, bool) and 0.0 <= method <= 1.0:
+        return float(method)
+    raise ValueError(
+        f"{caller}: expected shrinkage to be None, one of {list(shrinkage.METHODS)} or an intensity in [0, 1], "
+        f"got {method!r}"
+    )
+
+
+def check_batch_weight(caller: str, batch_weight: float) -> float:
+    """Return batch_weight as a float.
+
+    Raises:
+        ValueError: outside (0, 1].
+    """
+    if not isinstance(batch_weight, (int, float)) or not 0.0 < batch_weight <= 1.0:
+        raise ValueError(f"{caller}: expected batch_weight in (0, 1], got {batch_weight!r}")
+    return float(batch_weight)
+
+
+def check_groups(caller: str, groups: int, channels: int) -> None:
+    """Check that ``groups`` divides ``channels``.
+
+    Raises:
+        ValueError: groups is not a positive integer that divides the channels.
+    """
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise ValueError(f"{caller}: expected groups to be a positive integer, got {groups!r}")
+    if channels % groups:
+        raise ValueError(
+            f"{caller}: expected groups to divide the number of channels, got {channels} channels in {groups} groups; "
+            f"choose a divisor of {channels}"
+        )
+
+
+def check_statistics_dtype(caller: str, dtype: torch.dtype | None) -> bool:
+    """Return whether float64 statistics were asked for.
+
+    Raises:
+        ValueError: neither None, float32 nor float64.
+    """
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(
+            f"{caller}: expected statistics_dtype to be None, torch.float32 or torch.float64, got {dtype}"
+        )
+    return dtype == torch.float64
+
+
+def check_input(caller: str, x: Tensor, groups: int, *, min_rows: int = 2) -> None:
+    """Check the tensor to be whitened.
+
+    Args:
+        caller: name in front of the message.
+        x: expected ``[N, C, ...]``, floating point.
+        groups: must divide C.
+        min_rows: how many rows ``M = N * spatial`` the statistics need.
+
+    Raises:
+        TypeError: not a tensor, or not one of float16, bfloat16, float32, float64.
+        ValueError: too few dimensions, no channels, groups that do not divide C, or too few rows.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{caller}: expected x to be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"{caller}: expected x of dtype float16, bfloat16, float32 or float64, got {x.dtype}; convert it with x.float()"
+        )
+    if x.dim() < 2 or x.shape[1] < 1:
+        raise ValueError(
+            f"{caller}: expected x of shape [N, C, ...] with at least one channel, got {list(x.shape)}; "
+            "add a batch dimension with x.unsqueeze(0) or check the order of dimensions"
+        )
+    check_groups(caller, groups, x.shape[1])
+    rows = x.numel() // x.shape[1]
+    if rows < min_rows:
+        advice = (
+            "skip empty batches"
+            if rows == 0
+            else "a covariance needs more: use a larger batch, drop_last=True in the DataLoader, or .eval()"
+        )
+        raise ValueError(
+            f"{caller}: expected x of shape [N, C, ...] with at least {min_rows} rows (N times spatial size), "
+            f"got {list(x.shape)}, which has {rows}; {advice}"
+        )
+
+
+def check_sample_weight(caller: str, weight: Tensor, x: Tensor) -> None:
+    """Check sample weights against the input they belong to.
+
+    Values are looked at only where that costs no synchronisation: on CPU tensors, outside of compilation and of
+    ``torch.func`` transforms. Elsewhere a negative or all-zero weight gives NaN output.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: wrong shape or device, requires grad, or values that are negative, not finite or all zero.
+    """
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        got = str(weight.dtype) if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(
+            f"{caller}: expected sample_weight to be a floating-point tensor, got {got}"
+        )
+    per_position = [x.shape[0], *x.shape[2:]]
+    if list(weight.shape) not in ([x.shape[0]], per_position):
+        raise ValueError(
+            f"{caller}: expected sample_weight of shape [N] = [{x.shape[0]}] or [N, ...] = {per_position}, "
+            f"got {list(weight.shape)}"
+        )
+    if weight.device != x.device:
+        raise ValueError(
+            f"{caller}: expected sample_weight on the device of x, {x.device}, got {weight.device}; "
+            "move it with sample_weight.to(x.device)"
+        )
+    if weight.requires_grad:
+        raise ValueError(
+            f"{caller}: sample_weight requires grad, but gradients with respect to it are not defined here; "
+            "pass sample_weight.detach()"
+        )
+    if torch.compiler.is_compiling() or weight.device.type != "cpu" or _is_transformed(weight):
+        return
+    low, total = float(weight.min()), float(weight.sum())
+    if not (low >= 0.0 and 0.0 < total < math.inf):
+        raise ValueError(
+            f"{caller}: expected sample_weight with finite values >= 0 that are not all zero, "
+            f"got minimum {low} and sum {total}"
+        )
+
+
+def _is_transformed(t: Tensor) -> bool:
+    """Return whether ``t`` is wrapped by a torch.func transform, so that its values cannot be read."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(t))
+
+
+def check_symmetric(caller: str, a: Tensor, name: str) -> None:
+    """Check a batch of square matrices.
+
+    Raises:
+        TypeError: not a float32 or float64 tensor.
+        ValueError: not of shape ``[..., D, D]`` with D >= 1.
+    """
+    if not isinstance(a, Tensor) or a.dtype not in (torch.float32, torch.float64):
+        got = str(a.dtype) if isinstance(a, Tensor) else type(a).__name__
+        raise TypeError(
+            f"{caller}: expected {name} to be a float32 or float64 tensor, got {got}; convert it with .float()"
+        )
+    if a.dim() < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] < 1:
+        raise ValueError(
+            f"{caller}: expected {name} of shape [..., D, D] with D >= 1, got {list(a.shape)}"
+        )
