@@ -27,7 +27,6 @@ sys.path.insert(0, str(ROOT / "tools"))  # the PEP 517 hooks run this file witho
 import build_helpers as helpers  # noqa: E402
 
 SANITIZE = os.environ.get("FASTWHITEN_SANITIZE", "")
-FLAGS = helpers.compile_flags(str(ROOT), SANITIZE)
 
 
 def locate_torch() -> str | None:
@@ -47,6 +46,7 @@ CUDA_MESSAGE = helpers.cuda_message(os.environ.get("FASTWHITEN_CUDA", "auto"))
 TORCH = locate_torch()
 
 if TORCH is None:
+    TORCH_BUILD = {}
 
     class BuildNative(build_ext):
         """Says what is missing where the build was started without its requirements."""
@@ -59,14 +59,21 @@ if TORCH is None:
             )
 
 else:
-    from torch.utils.cpp_extension import (
-        BuildExtension,
-        get_cxx_compiler,
-        include_paths,
-        library_paths,
-    )
+    import torch
+    from torch.utils import cpp_extension
 
-    class BuildNative(BuildExtension):
+    FLAGS = helpers.compile_flags([str(ROOT), *cpp_extension.include_paths()], SANITIZE)
+    TORCH_BUILD = {
+        "include_dirs": [str(ROOT / "csrc"), *cpp_extension.include_paths()],
+        "library_dirs": cpp_extension.library_paths(),
+        # Linked by name: Python loads torch's libraries with RTLD_LOCAL, so their symbols are not
+        # visible to a module that does not ask for them.
+        "libraries": ["c10", "torch", "torch_cpu"],
+        "extra_compile_args": FLAGS,
+        "extra_link_args": helpers.sanitize_flags(SANITIZE),
+    }
+
+    class BuildNative(cpp_extension.BuildExtension):
         """Compiles with ninja and records how in `fastwhiten/_build_info.py`."""
 
         def finalize_options(self) -> None:
@@ -81,39 +88,23 @@ else:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             os.environ.setdefault("MAX_JOBS", str(helpers.max_jobs(os.cpu_count() or 1, memory)))
             super().run()
-            command = [get_cxx_compiler(), "--version"]
+            command = [cpp_extension.get_cxx_compiler(), "--version"]
             shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            info = helpers.build_info(TORCH, shown.splitlines()[0], FLAGS)
+            info = helpers.build_info(torch.__version__, shown.splitlines()[0], FLAGS)
             target = Path(self.get_ext_fullpath("fastwhiten._C")).with_name("_build_info.py")
             target.write_text(info, encoding="utf-8")
 
 
-def extension() -> Extension:
-    """Return `fastwhiten._C`: module.cpp, the schemas (ops) and the CPU kernels (cpu)."""
-    sources = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").glob("ops/*.cpp"))
-    sources += sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").glob("cpu/*.cpp"))
-    torch = {}
-    if TORCH is not None:
-        # Linked by name: Python loads torch's libraries with RTLD_LOCAL, so their symbols are not
-        # visible to a module that does not ask for them.
-        torch = {
-            "include_dirs": [str(ROOT / "csrc"), *include_paths()],
-            "library_dirs": library_paths(),
-            "libraries": ["c10", "torch", "torch_cpu"],
-        }
-    return Extension(
-        "fastwhiten._C",
-        ["csrc/module.cpp", *sources],
-        extra_compile_args=FLAGS,
-        extra_link_args=helpers.sanitize_flags(SANITIZE),
-        py_limited_api=True,
-        language="c++",
-        **torch,
-    )
+def sources() -> list[str]:
+    """Return the C++ sources: module.cpp, then the schemas (ops) and the CPU kernels (cpu)."""
+    found = [*(ROOT / "csrc").glob("ops/*.cpp"), *(ROOT / "csrc").glob("cpu/*.cpp")]
+    return ["csrc/module.cpp", *sorted(path.relative_to(ROOT).as_posix() for path in found)]
 
 
 setup(
-    ext_modules=[extension()],
+    ext_modules=[
+        Extension("fastwhiten._C", sources(), py_limited_api=True, language="c++", **TORCH_BUILD)
+    ],
     cmdclass={"build_ext": BuildNative},
     setup_requires=[] if TORCH else ["torch>=2.10"],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -80,8 +80,14 @@ def max_jobs(cpus: int, memory: int) -> int:
     return max(1, min(cpus, memory // BYTES_PER_JOB))
 
 
-def compile_flags(root: str, sanitize: str) -> list[str]:
-    """Return the C++ flags. `sanitize` is a list for -fsanitize such as "address,undefined"."""
+def compile_flags(folders: list[str], sanitize: str) -> list[str]:
+    """Return the C++ flags.
+
+    Args:
+        folders: what to leave out of the file names in messages and in the binary, which then
+            depends neither on where it was built nor on where torch lies.
+        sanitize: a list for -fsanitize such as "address,undefined", or an empty string.
+    """
     flags = [
         "-O3",
         # torch's own default differs between versions; its stable headers need no more than this.
@@ -90,8 +96,7 @@ def compile_flags(root: str, sanitize: str) -> list[str]:
         "-Wall",
         "-Wextra",
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-        # Messages name csrc/...; the binary does not depend on where it was built.
-        f"-ffile-prefix-map={root}/=",
+        *[f"-ffile-prefix-map={folder}/=" for folder in folders],
     ]
     return [*flags, *sanitize_flags(sanitize)] if sanitize else [*flags, "-g0"]
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from build_helpers import find_torch
@@ -58,6 +59,8 @@ def install(extras: list[str]) -> None:
             f"fastwhiten: expected torch >= 2.10, got {metadata.version('torch')} in {sys.prefix}; "
             "upgrade it, or deactivate this environment to get one of its own in .venv"
         )
+    if find_spec("pip") is None:  # an environment made by uv
+        subprocess.run([sys.executable, "-m", "ensurepip"], check=True)
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory() as folder:
