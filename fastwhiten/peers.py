@@ -144,6 +144,7 @@ class _RunningWhitening(nn.Module):
         eps: float = 1e-3,
         momentum: float = 0.1,
     ) -> None:
+        """Check the options and create the buffers."""
         super().__init__()
         name = type(self).__name__
         if num_features < 1 or groups < 1 or num_features % groups:
@@ -272,7 +273,7 @@ class IterNorm(_RunningWhitening):
         torch.Size([16, 8, 4, 4])
     """
 
-    def __init__(  # noqa: D107 (the class documents the arguments)
+    def __init__(
         self,
         num_features: int,
         *,
@@ -281,6 +282,7 @@ class IterNorm(_RunningWhitening):
         momentum: float = 0.1,
         iterations: int = 5,
     ) -> None:
+        """Check the options and create the buffers."""
         super().__init__(num_features, groups=groups, eps=eps, momentum=momentum)
         self.iterations = iterations
         self._newton = _newton_solver(iterations, "IterNorm")

@@ -1,0 +1,111 @@
+"""The command line: ``python -m training <command>``. One entry of ``_COMMANDS`` per command."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from training.config import TrainConfig
+from training.errors import ConfigError, TrainingDiverged
+
+
+class _Parser(ArgumentParser):
+    """A parser whose complaint about an unknown option names the options that exist."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: --([\w.]+)|accept option '([\w.]+)'", message)
+        options = _options(self)
+        if unknown and options:
+            name = unknown[1] or unknown[2]
+            close = difflib.get_close_matches(name, options, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            message = f"{message}.{hint}\nAllowed options: {', '.join(options)}"
+        super().error(message, ex)
+        raise AssertionError("ArgumentParser.error exits")
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    """Names of the options of a command, or of all commands."""
+    names = [
+        text.removeprefix("--")
+        for action in parser._actions
+        for text in action.option_strings
+        if text.startswith("--")
+    ]
+    for command in _parsers(parser).values():
+        names.extend(_options(command))
+    return [name for name in names if name != "help"]
+
+
+def _parsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    found: dict[str, ArgumentParser] = getattr(parser, "command_parsers", {})
+    return found
+
+
+def _run_train(options: Any) -> int:
+    from training.train import run_training  # imports torch: --help stays fast without it
+
+    run_training(options)
+    return 0
+
+
+_COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
+    "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(
+        prog="python -m training", description="Long-tailed training around fastwhiten."
+    )
+    commands = parser.add_subcommands(required=True, dest="command")
+    parsers: dict[str, ArgumentParser] = {}
+    for name, (config, _, text) in _COMMANDS.items():
+        command = _Parser(description=text)
+        command.add_argument("--config", action="config", help="YAML file with any of the options")
+        command.add_class_arguments(config)
+        commands.add_subcommand(name, command, help=text)
+        parsers[name] = command
+    parser.command_parsers = parsers
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, Any]:
+    """Turn the command line into a command's name and its configuration.
+
+    ``--imbalance-factor`` and ``--imbalance_factor`` are the same option. On a wrong option or
+    value the message is printed to standard error and the process exits with status 2.
+    """
+    parser = build_parser()
+    options = parser.instantiate(parser.parse_args([_with_underscores(a) for a in arguments]))
+    command = options.command
+    values = vars(options[command])
+    values.pop("config", None)
+    return command, _COMMANDS[command][0](**values)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and run a command.
+
+    Returns:
+        The exit status: 0, 1 if training diverged, 2 for a wrong configuration.
+    """
+    command, config = parse(arguments)
+    try:
+        return _COMMANDS[command][1](config)
+    except (ConfigError, TrainingDiverged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _with_underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"

@@ -1,0 +1,26 @@
+"""Models: a backbone with the configured whitening before its linear classifier."""
+
+from __future__ import annotations
+
+from training.config import TrainConfig
+from training.models.classifier import WhitenedClassifier
+from training.models.resnet import SmallResNet
+from training.models.whitening import build_whitening
+from training.reproducibility import seeded_initialisation
+
+__all__ = ["SmallResNet", "WhitenedClassifier", "build_model"]
+
+
+def build_model(
+    config: TrainConfig, in_channels: int, num_classes: int, seed: int
+) -> WhitenedClassifier:
+    """Return the configured model on the CPU, with weights that depend on ``seed`` alone.
+
+    The whitening layers have no random parameters, so one seed gives the same weights with each.
+    """
+    with seeded_initialisation(seed):
+        backbone = SmallResNet(in_channels, config.model.width, config.model.blocks)
+        whitening = build_whitening(
+            config.whitening, backbone.feature_dim, config.whitening_options
+        )
+        return WhitenedClassifier(backbone, whitening, backbone.feature_dim, num_classes)

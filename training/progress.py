@@ -1,0 +1,137 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from training.run_folder import RunFolder
+
+_COLUMNS = ("many", "medium", "few", "balanced_accuracy", "accuracy", "loss")
+
+
+class Reporter(Protocol):
+    """Is told about steps and epochs."""
+
+    def step(self, loss: float) -> None:
+        """One training step is done."""
+        ...
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """One epoch is done and evaluated; the record is that of metrics.jsonl."""
+        ...
+
+    def close(self) -> None:
+        """Training is over, or has failed."""
+        ...
+
+
+class PlainReporter:
+    """One line per epoch, for logs."""
+
+    def __init__(self, console: Console, epochs: int) -> None:
+        """Print to a console."""
+        self._console = console
+        self._epochs = epochs
+
+    def step(self, loss: float) -> None:
+        """Say nothing: one line per epoch is enough for a log."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Print the epoch's line."""
+        text = f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  "
+        self._console.print(text + _describe(record), highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Do nothing: every line is complete."""
+
+
+class BarReporter:
+    """A progress bar over all steps, with the last epoch's figures."""
+
+    def __init__(self, console: Console, epochs: int, steps_per_epoch: int) -> None:
+        """Start the bar on a console."""
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("", total=epochs * steps_per_epoch)
+        self._progress.start()
+
+    def step(self, loss: float) -> None:
+        """Advance the bar."""
+        self._progress.advance(self._task)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Show the epoch's figures."""
+        text = f"epoch {record['epoch']}  {_describe(record)}"
+        self._progress.update(self._task, description=text)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.stop()
+
+
+def build_reporter(console: Console, epochs: int, steps_per_epoch: int) -> Reporter:
+    """Return a bar on a terminal, plain lines elsewhere."""
+    if console.is_terminal:
+        return BarReporter(console, epochs, steps_per_epoch)
+    return PlainReporter(console, epochs)
+
+
+def percent(value: float | None) -> str:
+    """Format a fraction as a percentage; a dash if there is no image."""
+    return "-" if value is None or value != value else f"{100 * value:.1f}"
+
+
+def print_results(console: Console, summary: dict[str, Any], folder: RunFolder) -> None:
+    """Print the closing table and where everything lies."""
+    counts, groups = summary["class_counts"], summary["shot_groups"]
+    title = f"{summary['dataset']}, whitening {summary['whitening']}, loss {summary['loss']}"
+    table = Table(title=f"{title}: accuracy in %")
+    table.add_column("checkpoint")
+    table.add_column("split")
+    for name in _COLUMNS:
+        table.add_column(name.replace("_accuracy", ""), justify="right")
+    for kind in ("last", "best"):
+        for split in ("validation", "test"):
+            result = summary[kind][split]
+            cells = [f"{result[c]:.3f}" if c == "loss" else percent(result[c]) for c in _COLUMNS]
+            table.add_row(f"{kind}, epoch {summary[kind]['epoch']}", split, *cells)
+    console.print(table)
+    shots = ", ".join(
+        f"{name}: {len(members)} classes with {sum(counts[k] for k in members)} training images"
+        for name, members in groups.items()
+    )
+    console.print(shots, highlight=False)
+    selection = summary["selection"]
+    console.print(
+        f"best = highest {selection['metric'].replace('_', ' ')} on the {selection['split']} split "
+        f"(a part of the training data); the test split chose nothing.",
+        highlight=False,
+    )
+    console.print(
+        f"{summary['wall_seconds']:.1f} s, {summary['images_per_second']:.0f} images/s in training",
+        highlight=False,
+    )
+    paths = [folder.summary, folder.metrics, folder.checkpoint("last"), folder.checkpoint("best")]
+    if folder.report.exists():
+        paths = [folder.report, folder.path / "plots", *paths]
+    for path in paths:
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _describe(record: dict[str, Any]) -> str:
+    validation = record["validation"]
+    shots = "/".join(percent(validation[name]) for name in ("many", "medium", "few"))
+    return (
+        f"loss {record['train']['loss']:.3f}  validation {percent(validation['accuracy'])} %  "
+        f"many/medium/few {shots}"
+    )

@@ -1,0 +1,130 @@
+"""The pictures of a run and its one-page report, which opens offline."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from training.files import write_text
+from training.plots import plot_accuracy_over_frequency, plot_curves, plot_feature_correlation
+from training.progress import percent
+from training.run_folder import RunFolder
+
+_CAPTIONS = {
+    "accuracy_over_frequency": "Test accuracy per class over the number of training images.",
+    "feature_correlation": (
+        "Correlation of the features before and after the layer in front of the classifier: last "
+        "model, evaluation mode, on the balanced test split. The layer uses the statistics of the "
+        "long-tailed training data, so what is left after exact whitening is the difference "
+        "between the two splits."
+    ),
+    "curves": "Loss and accuracy per epoch.",
+}
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: 0.25rem 0.8rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+figure { margin: 2rem 0; } img { max-width: 100%; } figcaption, .note { color: #555; }
+pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 0.85rem; }
+"""
+
+
+def draw_plots(
+    folder: RunFolder,
+    summary: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    correlations: Mapping[str, Tensor],
+) -> None:
+    """Draw all pictures of a run into its folder.
+
+    Args:
+        folder: The run folder.
+        summary: The content of summary.json.
+        records: The lines of metrics.jsonl.
+        correlations: Feature correlation [D, D] "before" and "after" whitening.
+    """
+    plot_accuracy_over_frequency(folder.plot("accuracy_over_frequency"), summary)
+    plot_feature_correlation(
+        folder.plot("feature_correlation"),
+        {name: matrix.numpy() for name, matrix in correlations.items()},
+        summary["mean_abs_correlation"],
+    )
+    plot_curves(folder.plot("curves"), records, summary["best"]["epoch"])
+
+
+def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Write report.html; the pictures are inside the file, nothing is loaded from elsewhere."""
+    title = html.escape(
+        f"{summary['dataset']}: whitening {summary['whitening']}, loss {summary['loss']}, "
+        f"seed {summary['seed']}"
+    )
+    figures = "\n".join(_figure(folder, name, text) for name, text in _CAPTIONS.items())
+    config = html.escape(folder.config.read_text(encoding="utf-8"))
+    environment = html.escape(folder.environment.read_text(encoding="utf-8"))
+    write_text(
+        folder.report,
+        f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>
+<body><h1>{title}</h1>
+<p>{_data_sentence(summary)}</p>
+{_table(summary)}
+<p>Accuracies in per cent; many, medium and few are the classes with more than 100, 20 to 100 and
+fewer than 20 training images, a dash is a group without classes. "Best" is the epoch with the
+highest {summary["selection"]["metric"].replace("_", " ")} on the {summary["selection"]["split"]}
+split, a part of the training data that was held out before the long-tail cut. The test split chose
+nothing. {summary["wall_seconds"]:.1f} seconds in all, {summary["images_per_second"]:.0f} images per
+second in training.</p>
+{figures}
+<p class="note">The recipe is a reimplementation from the abstracts and public reviews of
+arXiv 2112.05958 and arXiv 2408.17197; it does not claim to reproduce their numbers. One run on a
+small data set is an illustration, not evidence for one layer over another.</p>
+<details><summary>Configuration</summary><pre>{config}</pre></details>
+<details><summary>Environment</summary><pre>{environment}</pre></details>
+</body></html>
+""",
+    )
+
+
+def _data_sentence(summary: Mapping[str, Any]) -> str:
+    sizes = summary["split_sizes"]
+    counts = summary["class_counts"]
+    return (
+        f"{len(counts)} classes, imbalance factor {summary['imbalance_factor']:g}: "
+        f"{sizes['train']} training images ({max(counts)} of the most frequent class, "
+        f"{min(counts)} of the rarest), {sizes['validation']} for validation, "
+        f"{sizes['test']} for testing (both balanced)."
+    )
+
+
+def _table(summary: Mapping[str, Any]) -> str:
+    columns = ("many", "medium", "few", "balanced_accuracy", "accuracy")
+    heads = "".join(f"<th>{name.replace('_accuracy', '')}</th>" for name in columns)
+    rows = []
+    for kind in ("last", "best"):
+        for split in ("validation", "test"):
+            result = summary[kind][split]
+            cells = "".join(f"<td>{percent(result[name])}</td>" for name in columns)
+            rows.append(
+                f"<tr><td>{kind} (epoch {summary[kind]['epoch']})</td><td>{split}</td>{cells}"
+                f"<td>{result['loss']:.3f}</td></tr>"
+            )
+    return (
+        f"<table><tr><th>checkpoint</th><th>split</th>{heads}<th>loss</th></tr>"
+        + "".join(rows)
+        + "</table>"
+    )
+
+
+def _figure(folder: RunFolder, name: str, caption: str) -> str:
+    picture = base64.b64encode(folder.plot(name).read_bytes()).decode("ascii")
+    return (
+        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{picture}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )

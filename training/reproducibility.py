@@ -1,0 +1,68 @@
+"""Seeds and determinism: one seed per source of randomness, all derived from one number."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from training.config import SeedConfig
+
+# The position is part of the derivation: append, never reorder.
+_PURPOSES = ("split", "sampler", "augmentation", "initialisation")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The resolved seed of every source of randomness (see `SeedConfig`)."""
+
+    split: int
+    sampler: int
+    augmentation: int
+    initialisation: int
+
+
+def derive_seed(*entropy: int) -> int:
+    """Mix integers >= 0 to one 32-bit seed (numpy's SeedSequence: stable across platforms)."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def resolve_seeds(seed: int, seeds: SeedConfig) -> Seeds:
+    """Fill the seeds that are null with ones derived from ``seed`` and the purpose."""
+    given = asdict(seeds)
+    resolved = {
+        purpose: given[purpose] if given[purpose] is not None else derive_seed(seed, position)
+        for position, purpose in enumerate(_PURPOSES)
+    }
+    return Seeds(**resolved)
+
+
+def generator(device: torch.device | str, *entropy: int) -> torch.Generator:
+    """Return a generator that depends on the integers alone, for instance (seed, epoch)."""
+    return torch.Generator(device=device).manual_seed(derive_seed(*entropy))
+
+
+@contextmanager
+def seeded_initialisation(seed: int) -> Iterator[None]:
+    """Initialise parameters inside from ``seed``; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Ask torch for deterministic algorithms inside, and restore the setting afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if enabled:
+        # cuBLAS reads this when its first handle is made; without it torch raises on CUDA.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(enabled or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
