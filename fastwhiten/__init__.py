@@ -1,8 +1,9 @@
 """Exact whitening that trains: fused kernels for batch whitening and its gradient in PyTorch.
 
-Notation, used in every file: ``N`` samples, ``C`` channels, ``G`` groups, ``D = C / G`` channels per group, ``M`` rows
-(``N`` times the spatial size), ``T`` the accumulation dtype (float32; float64 for float64 input or on request),
-``p_n`` row weights that sum to 1, ``Xc`` centred rows, ``S = Xc^T diag(p) Xc + eps I = U diag(l) U^T``, ``s = sqrt(l)``.
+Notation, used in every file: ``N`` samples, ``C`` channels, ``G`` groups, ``D = C / G`` channels
+per group, ``M`` rows (``N`` times the spatial size), ``T`` the accumulation dtype (float32;
+float64 for float64 input or on request), ``p_n`` row weights that sum to 1, ``Xc`` centred rows,
+``S = Xc^T diag(p) Xc + eps I = U diag(l) U^T``, ``s = sqrt(l)``.
 
 Example:
     >>> import torch, fastwhiten

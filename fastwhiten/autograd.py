@@ -1,9 +1,9 @@
-"""The ``torch.autograd.Function`` classes (hop 3 of 5): stages in, stages out, and the graph between them.
+"""The ``torch.autograd.Function`` classes (hop 3 of 5): stages in, stages out, the graph between.
 
-Each forward Function returns the whitened rows and, not differentiable, what its backward and the running statistics
-need. Each backward is a Function of its own, so that it can be differentiated again: its derivative is taken from
-:mod:`fastwhiten.composite`. Non-tensor arguments come last; every class has ``setup_context`` and a ``vmap`` rule, so
-``torch.func`` transforms compose.
+Each forward Function returns the whitened rows and, not differentiable, what its backward and the
+running statistics need. Each backward is a Function of its own, so that it can be differentiated
+again: its derivative is taken from :mod:`fastwhiten.composite`. Non-tensor arguments come last;
+every class has ``setup_context`` and a ``vmap`` rule, so ``torch.func`` transforms compose.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import backends, composite, shrinkage
 from .backends import reference
-from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
+from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, Function, vmap_by_groups
 
 
 def _optional(t: Tensor) -> Tensor | None:
@@ -23,8 +23,11 @@ def _optional(t: Tensor) -> Tensor | None:
     return t if t.numel() else None
 
 
-class Whiten(torch.autograd.Function):
-    """Feature side: ``(x, gamma, beta, row_weight, running_covariance, ...) -> (y, mean, covariance, ...)``."""
+class Whiten(Function):
+    """Feature side of whitening.
+
+    ``(x, gamma, beta, row_weight, running_covariance, ...) -> (y, mean, covariance, ...)``.
+    """
 
     ROLES = (ROWS, CHANNEL, CHANNEL, ROW_WEIGHT, GROUP) + (None,) * 7
     OUT_ROLES = (ROWS, CHANNEL, GROUP, GROUP, GROUP, GROUP, GROUP)
@@ -44,7 +47,10 @@ class Whiten(torch.autograd.Function):
         double_precision: bool,
         backend: str,
     ) -> tuple[Tensor, ...]:
-        """Return ``(y, mean, covariance, eigenvalues, basis, matrix, rho)``; rho is ``[0]`` without shrinkage."""
+        """Return ``(y, mean, covariance, eigenvalues, basis, matrix, rho)``.
+
+        ``rho`` is ``[0]`` without shrinkage.
+        """
         stages = backends.get(backend)
         mean, covariance = stages.statistics(x, row_weight, groups, double_precision)
         rho = None
@@ -85,9 +91,8 @@ class Whiten(torch.autograd.Function):
         dx, dgamma, dbeta = WhitenBackward.apply(
             grads[0].contiguous(), x, gamma, *rest, *ctx.options
         )
-        return (dx, None if gamma is None else dgamma, dbeta if ctx.has_beta else None) + (
-            None,
-        ) * 9
+        gradients = (dx, None if gamma is None else dgamma, dbeta if ctx.has_beta else None)
+        return gradients + (None,) * 9
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -97,12 +102,10 @@ class Whiten(torch.autograd.Function):
         )
 
 
-class WhitenBackward(torch.autograd.Function):
+class WhitenBackward(Function):
     """First derivative of :class:`Whiten`: ``(grad, x, gamma, ...) -> (dx, dgamma, dbeta)``."""
 
-    ROLES = (ROWS, ROWS, CHANNEL, ROW_WEIGHT, GROUP, CHANNEL, GROUP, GROUP, GROUP, GROUP) + (
-        None,
-    ) * 7
+    ROLES = (ROWS, ROWS, CHANNEL, ROW_WEIGHT, GROUP, CHANNEL) + (GROUP,) * 4 + (None,) * 7
     OUT_ROLES = (ROWS, CHANNEL, CHANNEL)
 
     @staticmethod
@@ -125,7 +128,10 @@ class WhitenBackward(torch.autograd.Function):
         double_precision: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``dx`` in the layout and dtype of ``x``, ``dgamma`` ``[C]`` and ``dbeta`` ``[C]`` in ``T``."""
+        """Return ``dx``, ``dgamma`` and ``dbeta``.
+
+        ``dx`` has the layout and dtype of ``x``; the others are ``[C]`` in ``T``.
+        """
         stages = backends.get(backend)
         grad_sum, cross = stages.backward_reduce(x, grad, mean, groups)
         inner, grad_gamma = stages.backward_matrix(
@@ -137,16 +143,20 @@ class WhitenBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep what the composite needs."""
-        grad, x, gamma, row_weight, running_covariance, *_ = inputs
+        grad, x, gamma, row_weight, running_covariance = inputs[:5]
         ctx.save_for_backward(grad, x, gamma, row_weight, running_covariance, inputs[9])
         kind, groups, eps, batch_weight, _, double_precision, backend = inputs[10:]
         ctx.options = (kind, groups, eps, batch_weight, double_precision, backend)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        """Return the gradients of ``grad``, ``x`` and ``gamma``: a vector-Jacobian product of the composite's."""
+        """Return the gradients of ``grad``, ``x`` and ``gamma``.
+
+        They are a vector-Jacobian product of the composite's.
+        """
         grad, x, gamma, row_weight, running, rho = ctx.saved_tensors
-        # dbeta does not depend on beta, and dgamma, dx do not either: any gamma and beta of the right shape serve.
+        # dbeta does not depend on beta, and dgamma, dx do not either: any gamma and beta of the
+        # right shape serve.
         scale = torch.ones_like(grads[1]) if gamma is None else gamma
         shift = torch.zeros_like(scale)
 
@@ -158,7 +168,7 @@ class WhitenBackward(torch.autograd.Function):
         def first(grad_: Tensor, x_: Tensor, gamma_: Tensor) -> Any:
             return torch.func.vjp(forward, x_, gamma_, shift)[1](grad_)
 
-        _, pull = torch.func.vjp(first, grad, x, scale)
+        pull = torch.func.vjp(first, grad, x, scale)[1]
         d_grad, d_x, d_gamma = pull(tuple(grads))
         return (d_grad, d_x, None if gamma is None else d_gamma) + (None,) * 14
 
@@ -176,8 +186,11 @@ class WhitenBackward(torch.autograd.Function):
         )
 
 
-class SampleWhiten(torch.autograd.Function):
-    """Sample side (ZCA, fewer rows than channels in a group): an M x M eigenproblem instead of D x D."""
+class SampleWhiten(Function):
+    """Sample side: an M x M eigenproblem instead of D x D.
+
+    For ZCA and fewer rows than channels in a group.
+    """
 
     ROLES = (ROWS, ROW_WEIGHT) + (None,) * 5
     OUT_ROLES = (ROWS, CHANNEL, ROWS, GROUP, GROUP, GROUP, GROUP)
@@ -234,7 +247,7 @@ class SampleWhiten(torch.autograd.Function):
         )
 
 
-class SampleWhitenBackward(torch.autograd.Function):
+class SampleWhitenBackward(Function):
     """First derivative of :class:`SampleWhiten`: ``(grad, x, ...) -> dx``."""
 
     ROLES = (ROWS, ROWS, ROW_WEIGHT, GROUP, GROUP, GROUP, GROUP) + (None,) * 5
@@ -263,14 +276,17 @@ class SampleWhitenBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep what the composite needs."""
-        grad, x, row_weight, *_ = inputs
+        grad, x, row_weight = inputs[:3]
         ctx.save_for_backward(grad, x, row_weight, inputs[6])
         groups, eps, _, double_precision, backend = inputs[7:]
         ctx.options = (groups, eps, double_precision, backend)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        """Return the gradients of ``grad`` and ``x``: a vector-Jacobian product of the composite's."""
+        """Return the gradients of ``grad`` and ``x``.
+
+        They are a vector-Jacobian product of the composite's.
+        """
         grad, x, row_weight, rho = ctx.saved_tensors
 
         def forward(x_: Tensor) -> Tensor:
@@ -280,7 +296,7 @@ class SampleWhitenBackward(torch.autograd.Function):
             pulled: Tensor = torch.func.vjp(forward, x_)[1](grad_)[0]
             return pulled
 
-        _, pull = torch.func.vjp(first, grad, x)
+        pull = torch.func.vjp(first, grad, x)[1]
         d_grad, d_x = pull(grads[0])
         return (d_grad, d_x) + (None,) * 10
 

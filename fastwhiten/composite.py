@@ -1,8 +1,9 @@
 """Whitening as a differentiable composition: the source of second derivatives.
 
-The fused backward stages compute first derivatives. When somebody differentiates again, the derivative of *that* is
-taken from the function below, which consists of differentiable pieces without an eigenvalue gap (see
-:mod:`fastwhiten.matrix_functions`). The shrinkage intensity ``rho`` is a constant here as in the fused backward.
+The fused backward stages compute first derivatives. When somebody differentiates again, the
+derivative of *that* is taken from the function below, which consists of differentiable pieces
+without an eigenvalue gap (see :mod:`fastwhiten.matrix_functions`). The shrinkage intensity ``rho``
+is a constant here as in the fused backward.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def whiten_samples(
     double_precision: bool,
     backend: str,
 ) -> Tensor:
-    """Return what :class:`fastwhiten.autograd.SampleWhiten` returns first, for rows ``x`` ``[M, C]``."""
+    """Return what :class:`fastwhiten.autograd.SampleWhiten` returns first, for ``x`` ``[M, C]``."""
     dtype = reference.accumulation_dtype(x.dtype, double_precision)
     grouped = reference.to_groups(x, groups, dtype)  # [G, M, D]
     rows, size = grouped.shape[1:]
@@ -69,7 +70,10 @@ def whiten_samples(
 
 
 def _shrink(a: Tensor, rho: Tensor | None, eps: float, size: int | None = None) -> Tensor:
-    """Return ``(1 - rho) a + (rho trace(a) / size + eps) I``; ``size`` defaults to the order of ``a``."""
+    """Return ``(1 - rho) a + (rho trace(a) / size + eps) I``.
+
+    ``size`` defaults to the order of ``a``.
+    """
     identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     if rho is None:
         return a + eps * identity

@@ -1,14 +1,14 @@
 """vmap rules: a batch of whitening problems is one problem with more groups.
 
-Groups are whitened independently of each other, so a vmapped dimension of size B turns ``C`` channels in ``G`` groups
-into ``B * C`` channels in ``B * G`` groups. Only row weights are shared by all groups; when *they* carry the vmapped
-dimension, the calls run one after another instead.
+Groups are whitened independently of each other, so a vmapped dimension of size B turns ``C``
+channels in ``G`` groups into ``B * C`` channels in ``B * G`` groups. Only row weights are shared
+by all groups; when *they* carry the vmapped dimension, the calls run one after another instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,24 @@ CHANNEL = "channel"  # [C] -> [B * C]
 GROUP = "group"  # [G, ...] -> [B * G, ...]; also the empty tensors [0]
 ROW_WEIGHT = "row_weight"  # [M]: cannot be folded
 
+if TYPE_CHECKING:
+
+    class Function(torch.autograd.Function):
+        """``torch.autograd.Function`` with a type for ``apply``, which PyTorch leaves untyped."""
+
+        @classmethod
+        def apply(cls, *args: Any) -> Any:
+            """Run the Function."""
+
+else:
+    Function = torch.autograd.Function
+
 
 def fold(t: Tensor, dim: int | None, batch: int, role: str) -> Tensor:
-    """Fold the vmapped dimension ``dim`` (None: not vmapped, so repeated) of ``t`` into channels or groups."""
+    """Fold the vmapped dimension ``dim`` of ``t`` into channels or groups.
+
+    ``dim`` is None where ``t`` is not vmapped, so repeated.
+    """
     t = t.unsqueeze(0).expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
     if role == ROWS:
         t = t.movedim(0, 1)  # [M, B, C] or [N, B, C, L]
@@ -45,7 +60,9 @@ def vmap_by_groups(
     out_roles: Sequence[str],
     groups_index: int,
 ) -> tuple[Any, Any]:
-    """Run ``function`` once over a vmapped batch and return ``(outputs, out_dims)`` for a ``vmap`` staticmethod.
+    """Run ``function`` once over a vmapped batch.
+
+    Returns ``(outputs, out_dims)``, what a ``vmap`` staticmethod returns.
 
     Args:
         function: the Function's ``apply``.
@@ -74,6 +91,5 @@ def vmap_by_groups(
     ]
     folded[groups_index] = args[groups_index] * batch
     outputs = function(*folded)
-    return tuple(unfold(o, batch, r) for o, r in zip(outputs, out_roles, strict=True)), (0,) * len(
-        out_roles
-    )
+    unfolded = tuple(unfold(o, batch, r) for o, r in zip(outputs, out_roles, strict=True))
+    return unfolded, (0,) * len(out_roles)

@@ -1,4 +1,7 @@
-"""Public functions (hop 2 of 5): validate, choose the layout, the side and the backend, call the Function."""
+"""Public functions (hop 2 of 5).
+
+They validate, choose the layout, the side and the backend, and call the Function.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from .layout import as_rows_or_planes, restore, row_weights
 from .matrix_functions import SymmetricEigh, inverse_factor
 from .statistics import Statistics
 
-# Sample-side weights are divided by their square root, so a zero would lose its row. They are raised to this
-# fraction of the largest one and computed in float64: a relative change of the covariance below float32 rounding,
-# and an error of that row's output below 1e-10.
+# Sample-side weights are divided by their square root, so a zero would lose its row. They are
+# raised to this fraction of the largest one and computed in float64: a relative change of the
+# covariance below float32 rounding, and an error of that row's output below 1e-10.
 WEIGHT_FLOOR = 1e-12
 
 
@@ -59,7 +62,8 @@ def make_options(
     """
     if backend != "auto" and backend not in backends.BACKENDS:
         raise ValueError(
-            f"{caller}: expected backend to be one of {['auto', *backends.BACKENDS]}, got {backend!r}"
+            f"{caller}: expected backend to be one of {['auto', *backends.BACKENDS]}, "
+            f"got {backend!r}"
         )
     return Options(
         caller,
@@ -82,7 +86,9 @@ def batch_whiten(
     running_covariance: Tensor | None = None,
     need: str | None = None,
 ) -> Whitened:
-    """Whiten with batch statistics; the engine of :func:`whiten` and of the module in training mode.
+    """Whiten with batch statistics.
+
+    The engine of :func:`whiten` and of the module in training mode.
 
     Args:
         x: ``[N, C, *spatial]``.
@@ -140,10 +146,12 @@ def _sample_side(
     beta: Tensor | None,
     need: str | None,
 ) -> Whitened:
-    """Whiten fewer rows than channels per group through the rows' Gram matrix; no D x D eigenproblem."""
-    if (
-        view.dim() == 3
-    ):  # fewer rows than channels: the one layout change is smaller than the matrix saved
+    """Whiten fewer rows than channels per group through the rows' Gram matrix.
+
+    There is no D x D eigenproblem.
+    """
+    if view.dim() == 3:
+        # Fewer rows than channels: the one layout change is smaller than the matrix saved.
         view = view.transpose(1, 2).reshape(-1, x.shape[1])
     if p is not None:
         p = torch.maximum(p, WEIGHT_FLOOR * p.max())
@@ -172,8 +180,9 @@ def _sample_matrix(
 ) -> Tensor:
     """Return ``W = S^{-1/2}`` ``[G, D, D]`` without a D x D eigenproblem.
 
-    ``W = e^{-1/2} I + (1 - rho) scaled^T V diag(k) V^T scaled``, ``k = -1 / (sqrt(e) t (sqrt(e) + t))``: the divided
-    difference of ``l^{-1/2}``, so no small eigenvalue is divided by.
+    ``W = e^{-1/2} I + (1 - rho) scaled^T V diag(k) V^T scaled``,
+    ``k = -1 / (sqrt(e) t (sqrt(e) + t))``: the divided difference of ``l^{-1/2}``, so no small
+    eigenvalue is divided by.
     """
     t, e = reference.sample_spectrum(eigenvalues, rho, eps, projected.shape[-1])
     root = e.sqrt().unsqueeze(-1)  # [G, 1]
@@ -197,35 +206,38 @@ def whiten(
 ) -> Tensor:
     """Whiten a batch with its own mean and covariance, exactly, with an exact gradient.
 
-    With ``Xc`` the centred rows of one group and ``S = Xc^T diag(p) Xc + eps I = U diag(l) U^T``, returns
-    ``Xc U diag(l^-1/2) U^T`` (ZCA), ``Xc U diag(l^-1/2)`` (PCA) or ``Xc L^-T`` with ``S = L L^T`` (Cholesky).
-    Where a group has more channels than there are rows, ZCA works on the rows' Gram matrix instead, with the same
-    result.
+    With ``Xc`` the centred rows of one group and ``S = Xc^T diag(p) Xc + eps I = U diag(l) U^T``,
+    returns ``Xc U diag(l^-1/2) U^T`` (ZCA), ``Xc U diag(l^-1/2)`` (PCA) or ``Xc L^-T`` with
+    ``S = L L^T`` (Cholesky). Where a group has more channels than there are rows, ZCA works on the
+    rows' Gram matrix instead, with the same result.
 
     Args:
-        x: ``[N, C]`` or ``[N, C, *spatial]``, contiguous or channels_last (read in place; anything else is copied),
-            float16, bfloat16, float32 or float64, with at least two rows ``N * spatial``.
+        x: ``[N, C]`` or ``[N, C, *spatial]``, contiguous or channels_last (read in place; anything
+            else is copied), float16, bfloat16, float32 or float64, with at least two rows
+            ``N * spatial``.
         kind: ``"zca"``, ``"pca"`` or ``"cholesky"``.
         groups: number of channel groups, whitened independently; divides C.
         eps: > 0, added to the eigenvalues.
-        sample_weight: ``[N]`` or ``[N, *spatial]``, >= 0, any scale (normalised to sum 1); None weighs rows equally.
-            No gradient flows into it.
-        shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]; moves the eigenvalues towards
-            their mean. The intensity is a constant for the gradient.
+        sample_weight: ``[N]`` or ``[N, *spatial]``, >= 0, any scale (normalised to sum 1); None
+            weighs rows equally. No gradient flows into it.
+        shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]; moves the
+            eigenvalues towards their mean. The intensity is a constant for the gradient.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see ``python -m fastwhiten.info``.
-        statistics_dtype: ``torch.float64`` computes everything inside in double precision; by default float32, and
-            float64 for float64 input.
+        statistics_dtype: ``torch.float64`` computes everything inside in double precision; by
+            default float32, and float64 for float64 input.
 
     Returns:
-        Tensor of the shape and dtype of ``x``. A non-finite value in a group makes that group's output NaN.
+        Tensor of the shape and dtype of ``x``. A non-finite value in a group makes that group's
+        output NaN.
 
     Raises:
         TypeError: ``x`` or ``sample_weight`` is not a floating-point tensor.
         ValueError: wrong shape, fewer than two rows, or an option outside its range.
 
     Note:
-        The gradient never divides by an eigenvalue gap for ZCA and Cholesky. PCA's is undefined where eigenvalues
-        coincide: a tied block then uses the symmetric part of the inner product of output and gradient.
+        The gradient never divides by an eigenvalue gap for ZCA and Cholesky. PCA's is undefined
+        where eigenvalues coincide: a tied block then uses the symmetric part of the inner product
+        of output and gradient.
 
     Example:
         >>> import torch, fastwhiten
@@ -256,8 +268,8 @@ def batch_statistics(
         statistics_dtype: as in :func:`whiten`.
 
     Returns:
-        ``mean`` ``[C]`` and ``covariance`` ``[G, D, D]`` (divisor M, no eps), float32, or float64 for float64 input
-        or on request. Means are subtracted before squaring.
+        ``mean`` ``[C]`` and ``covariance`` ``[G, D, D]`` (divisor M, no eps), float32, or float64
+        for float64 input or on request. Means are subtracted before squaring.
 
     Raises:
         TypeError: ``x`` or ``sample_weight`` is not a floating-point tensor.
@@ -291,16 +303,17 @@ def symmetric_eigh(a: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]
         backend: as in :func:`whiten`.
 
     Returns:
-        Eigenvalues ``[..., D]``, ascending, and eigenvectors ``[..., D, D]`` in columns. In every eigenvector the
-        component of largest magnitude is positive. A matrix with a non-finite entry gives NaN; nothing is raised.
+        Eigenvalues ``[..., D]``, ascending, and eigenvectors ``[..., D, D]`` in columns. In every
+        eigenvector the component of largest magnitude is positive. A matrix with a non-finite
+        entry gives NaN; nothing is raised.
 
     Raises:
         TypeError: not a float32 or float64 tensor.
         ValueError: not of shape ``[..., D, D]``.
 
     Note:
-        The gradient with respect to the eigenvectors of equal eigenvalues does not exist; their pair contributes
-        zero, which is right for every function of the eigenspaces.
+        The gradient with respect to the eigenvectors of equal eigenvalues does not exist; their
+        pair contributes zero, which is right for every function of the eigenspaces.
 
     Example:
         >>> import torch, fastwhiten
@@ -321,12 +334,14 @@ def whitening_matrix(
 
     Args:
         covariance: ``[..., D, D]`` float32 or float64, symmetric positive semidefinite.
-        kind: ``"zca"`` (symmetric ``S^-1/2``), ``"pca"`` (``U diag(l^-1/2)``, ascending) or ``"cholesky"`` (``L^-T``).
+        kind: ``"zca"`` (symmetric ``S^-1/2``), ``"pca"`` (``U diag(l^-1/2)``, ascending) or
+            ``"cholesky"`` (``L^-T``).
         eps: > 0, added to the diagonal.
         backend: as in :func:`whiten`.
 
     Returns:
-        ``[..., D, D]`` in the dtype of ``covariance``; NaN where it is not finite, or not positive definite (Cholesky).
+        ``[..., D, D]`` in the dtype of ``covariance``; NaN where it is not finite, or not positive
+        definite (Cholesky).
 
     Raises:
         TypeError: not a float32 or float64 tensor.

@@ -1,15 +1,19 @@
-"""How inputs reach the kernels: as rows ``[M, C]`` or planes ``[N, C, L]``, without a permuted copy."""
+"""How inputs reach the kernels.
+
+As rows ``[M, C]`` or planes ``[N, C, L]``, without a permuted copy.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def as_rows_or_planes(x: Tensor) -> Tensor:
     """View ``[N, C, *spatial]`` as rows or planes.
 
-    ``[N, C]`` and channels_last maps become rows ``[M, C]``; contiguous maps become planes ``[N, C, L]``. Both are views;
-    any other memory layout is copied once.
+    ``[N, C]`` and channels_last maps become rows ``[M, C]``; contiguous maps become planes
+    ``[N, C, L]``. Both are views; any other memory layout is copied once.
     """
     if x.dim() == 2 or x.numel() == x.shape[0] * x.shape[1]:
         return x.reshape(x.shape[0], x.shape[1]).contiguous()
@@ -21,14 +25,17 @@ def as_rows_or_planes(x: Tensor) -> Tensor:
 
 
 def restore(y: Tensor, x: Tensor) -> Tensor:
-    """View rows or planes ``y`` in the shape of ``x`` (the inverse of :func:`as_rows_or_planes`)."""
+    """View rows or planes ``y`` in the shape of ``x``: undo :func:`as_rows_or_planes`."""
     if y.dim() == 2 and x.dim() > 2:
         return y.reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
     return y.reshape(x.shape)
 
 
 def row_weights(weight: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return weights ``[M]`` that sum to 1, from ``[N]`` or ``[N, *spatial]``, in the order of the rows of ``x``."""
+    """Return weights ``[M]`` that sum to 1, from ``[N]`` or ``[N, *spatial]``.
+
+    They are in the order of the rows of ``x``.
+    """
     w = weight.detach().to(dtype)
     if w.dim() == 1 and x.dim() > 2:
         w = w.unsqueeze(1).expand(x.shape[0], x.numel() // (x.shape[0] * x.shape[1]))

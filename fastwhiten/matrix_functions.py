@@ -1,9 +1,10 @@
 """Differentiable matrix functions behind whitening, safe where eigenvalues coincide.
 
-``torch.linalg.eigh`` has a gradient that divides by eigenvalue gaps. The inverse square root does not need it: with
-``P = S^{1/2}`` its differential solves the Lyapunov equation ``P dP + dP P = dS``, whose solution divides by
-``s_i + s_j`` only. Each Function here differentiates into these same Functions, so any order of derivative exists.
-They carry :func:`fastwhiten.whitening_matrix` and the double backward of :func:`fastwhiten.whiten`.
+``torch.linalg.eigh`` has a gradient that divides by eigenvalue gaps. The inverse square root does
+not need it: with ``P = S^{1/2}`` its differential solves the Lyapunov equation
+``P dP + dP P = dS``, whose solution divides by ``s_i + s_j`` only. Each Function here
+differentiates into these same Functions, so any order of derivative exists. They carry
+:func:`fastwhiten.whitening_matrix` and the double backward of :func:`fastwhiten.whiten`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from . import backends
 from .backends import reference
 from .backends.reference import symmetrize
+from .folding import Function
 
 
 def _batched(a: Tensor) -> Tensor:
@@ -23,14 +25,20 @@ def _batched(a: Tensor) -> Tensor:
     return a.reshape(-1, *a.shape[-2:])
 
 
-class Lyapunov(torch.autograd.Function):
-    """Solve ``P Z + Z P = B`` for symmetric ``B``, ``P = S^{1/2}`` given by the eigensystem ``(l, U)`` of ``S``."""
+class Lyapunov(Function):
+    """Solve ``P Z + Z P = B`` for symmetric ``B``.
+
+    ``P = S^{1/2}`` is given by the eigensystem ``(l, U)`` of ``S``.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(s: Tensor, b: Tensor, eigenvalues: Tensor, basis: Tensor) -> Tensor:
-        """Return ``U [(U^T B U)_ij / (s_i + s_j)] U^T``; all arguments ``[..., D, D]`` or ``[..., D]``."""
+        """Return ``U [(U^T B U)_ij / (s_i + s_j)] U^T``.
+
+        All arguments are ``[..., D, D]`` or ``[..., D]``.
+        """
         root = eigenvalues.sqrt()
         rotated = basis.mT @ b @ basis
         return symmetrize(basis @ (rotated / (root.unsqueeze(-1) + root.unsqueeze(-2))) @ basis.mT)
@@ -43,21 +51,30 @@ class Lyapunov(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        """Return gradients: ``B`` gets ``Y = lyap(grad)``; ``P`` gets ``-(Y Z + Z Y)``, hence ``S`` its lyap."""
+        """Return the gradients of ``S`` and ``B``.
+
+        ``B`` gets ``Y = lyap(grad)``; ``P`` gets ``-(Y Z + Z Y)``, hence ``S`` its lyap.
+        """
         s, eigenvalues, basis, z = ctx.saved_tensors
         y = Lyapunov.apply(s, symmetrize(grads[0]), eigenvalues, basis)
         grad_root = -symmetrize(y @ z + z @ y)
         return Lyapunov.apply(s, grad_root, eigenvalues, basis), y, None, None
 
 
-class InverseSquareRoot(torch.autograd.Function):
-    """``S -> S^{-1/2}`` for symmetric positive definite ``[..., D, D]``; also returns the eigensystem used."""
+class InverseSquareRoot(Function):
+    """``S -> S^{-1/2}`` for symmetric positive definite ``[..., D, D]``.
+
+    Also returns the eigensystem used.
+    """
 
     generate_vmap_rule = False
 
     @staticmethod
     def forward(s: Tensor, floor: float, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``(W, eigenvalues, basis)``; eigenvalues are clamped at ``floor`` (rounding can go below)."""
+        """Return ``(W, eigenvalues, basis)``.
+
+        Eigenvalues are clamped at ``floor`` (rounding can go below).
+        """
         eigenvalues, basis = backends.get(backend).eigh(_batched(s))
         eigenvalues = eigenvalues.clamp(min=floor).reshape(s.shape[:-1])
         basis = basis.reshape(s.shape)
@@ -88,12 +105,12 @@ class InverseSquareRoot(torch.autograd.Function):
         return InverseSquareRoot.apply(s.movedim(in_dims[0], 0), floor, backend), (0, 0, 0)
 
 
-class SymmetricEigh(torch.autograd.Function):
+class SymmetricEigh(Function):
     """Eigensystem of symmetric ``[..., D, D]`` with a gradient that stays finite at ties.
 
-    ``dA = U [diag(dl) + K o (U^T dU)] U^T`` with ``K_ij = 1/(l_j - l_i)``. The eigenvectors of a tied pair are not
-    differentiable: their ``K_ij`` is taken as 0, which is right for every loss that does not depend on the choice of
-    basis inside the tied eigenspace.
+    ``dA = U [diag(dl) + K o (U^T dU)] U^T`` with ``K_ij = 1/(l_j - l_i)``. The eigenvectors of a
+    tied pair are not differentiable: their ``K_ij`` is taken as 0, which is right for every loss
+    that does not depend on the choice of basis inside the tied eigenspace.
     """
 
     @staticmethod
@@ -145,4 +162,5 @@ def inverse_factor(s: Tensor, kind: int, floor: float, backend: str) -> Tensor:
     lower, info = torch.linalg.cholesky_ex(s)
     lower = torch.where((info == 0)[..., None, None], lower, float("nan"))
     identity = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
-    return torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False).mT
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+    return inverse.mT

@@ -15,26 +15,31 @@ from .functional import Whitened, batch_whiten, make_options
 class ChannelWhitening(nn.Module):
     """Whiten channels with batch statistics in training and with running statistics in evaluation.
 
-    In training, as :func:`fastwhiten.whiten`: the batch is centred and decorrelated exactly, and gradients flow through
-    mean, covariance and eigensystem. The running statistics follow with ``momentum``. In evaluation the layer is an
-    affine map whose matrix is computed once from the running statistics and cached until they change; it traces as
-    plain matrix products for ``torch.export``.
+    In training, as :func:`fastwhiten.whiten`: the batch is centred and decorrelated exactly, and
+    gradients flow through mean, covariance and eigensystem. The running statistics follow with
+    ``momentum``. In evaluation the layer is an affine map whose matrix is computed once from the
+    running statistics and cached until they change; it traces as plain matrix products for
+    ``torch.export``.
 
     Args:
         num_features: C.
-        groups: number of channel groups, whitened independently; divides C. Groups bound the cost and the number of
-            rows needed: D = C / groups.
+        groups: number of channel groups, whitened independently; divides C. Groups bound the cost
+            and the number of rows needed: D = C / groups.
         kind: ``"zca"``, ``"pca"`` or ``"cholesky"``.
         eps: > 0, added to the eigenvalues.
-        momentum: weight of the new value in the running statistics, in [0, 1]; None keeps the cumulative average.
+        momentum: weight of the new value in the running statistics, in [0, 1]; None keeps the
+            cumulative average.
         affine: learn a scale and a shift per channel after whitening.
         track_running_stats: False uses batch statistics in evaluation too.
-        running: what evaluation uses: the ``"covariance"`` (decomposed once) or the whitening ``"matrix"`` averaged over
-            batches (not for PCA, whose eigenvectors cannot be averaged).
-        batch_weight: in (0, 1]. Below 1, training whitens with ``batch_weight * S_batch + (1 - batch_weight) *
-            S_running``; the gradient flows through the batch's part. Damps the fluctuation of small batches.
-        shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]. Estimated intensities apply to
-            batches in training only: the running covariance averages many batches. A fixed one applies always.
+        running: what evaluation uses: the ``"covariance"`` (decomposed once) or the whitening
+            ``"matrix"`` averaged over batches (not for PCA, whose eigenvectors cannot be
+            averaged).
+        batch_weight: in (0, 1]. Below 1, training whitens with
+            ``batch_weight * S_batch + (1 - batch_weight) * S_running``; the gradient flows through
+            the batch's part. Damps the fluctuation of small batches.
+        shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]. Estimated
+            intensities apply to batches in training only: the running covariance averages many
+            batches. A fixed one applies always.
         backend: as in :func:`fastwhiten.whiten`.
         statistics_dtype: as in :func:`fastwhiten.whiten`.
         device: of parameters and buffers.
@@ -47,8 +52,8 @@ class ChannelWhitening(nn.Module):
         weight: ``[C]`` scale, or None.
         bias: ``[C]`` shift, or None.
         running_mean: ``[C]``, starts at 0.
-        running_cov: ``[G, D, D]``, biased (divisor M), starts at the identity; with ``running="matrix"`` it is
-            ``running_matrix`` instead.
+        running_cov: ``[G, D, D]``, biased (divisor M), starts at the identity; with
+            ``running="matrix"`` it is ``running_matrix`` instead.
         num_batches_tracked: number of batches that updated the running statistics.
 
     Raises:
@@ -56,12 +61,15 @@ class ChannelWhitening(nn.Module):
         TypeError: an input that is not floating point.
 
     Note:
-        A batch with a non-finite value gives NaN output and leaves the running statistics as they were, without an
-        exception or a synchronisation, so that ``torch.amp.GradScaler`` can skip the step.
+        A batch with a non-finite value gives NaN output and leaves the running statistics as they
+        were, without an exception or a synchronisation, so that ``torch.amp.GradScaler`` can skip
+        the step.
 
     Example:
         >>> import torch, fastwhiten
-        >>> model = torch.nn.Sequential(torch.nn.Linear(10, 32), fastwhiten.ChannelWhitening(32), torch.nn.Linear(32, 3))
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(10, 32), fastwhiten.ChannelWhitening(32), torch.nn.Linear(32, 3)
+        ... )
         >>> model(torch.randn(64, 10)).sum().backward()
         >>> model.eval()(torch.randn(1, 10)).shape
         torch.Size([1, 3])
@@ -127,7 +135,9 @@ class ChannelWhitening(nn.Module):
             self.register_parameter("bias", None)
         self._make_buffers(factory)
         self.reset_parameters()
-        self.register_load_state_dict_post_hook(_refresh_after_load)
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            _refresh_after_load
+        )
 
     @staticmethod
     def _check(
@@ -154,13 +164,13 @@ class ChannelWhitening(nn.Module):
             )
         if running == "matrix" and kind == "pca":
             raise ValueError(
-                f"{caller}: running='matrix' averages whitening matrices over batches, and PCA's rows change order and "
-                "sign from batch to batch; use running='covariance'"
+                f"{caller}: running='matrix' averages whitening matrices over batches, and PCA's "
+                "rows change order and sign from batch to batch; use running='covariance'"
             )
         if batch_weight != 1.0 and not (track_running_stats and running == "covariance"):
             raise ValueError(
-                f"{caller}: batch_weight={batch_weight!r} blends with the running covariance; it needs "
-                "track_running_stats=True and running='covariance'"
+                f"{caller}: batch_weight={batch_weight!r} blends with the running covariance; "
+                "it needs track_running_stats=True and running='covariance'"
             )
 
     def _make_buffers(self, factory: dict[str, Any]) -> None:
@@ -174,12 +184,13 @@ class ChannelWhitening(nn.Module):
         self.register_buffer(name, square)
         count = torch.tensor(0, dtype=torch.long, device=factory["device"])
         self.register_buffer("num_batches_tracked", count if self.track_running_stats else None)
-        # Derived from running_cov, so not part of the state; a buffer so that it moves and traces with the module.
+        # Derived from running_cov, so not part of the state; a buffer so that it moves and traces
+        # with the module.
         self.register_buffer("eval_matrix", None, persistent=False)
         self._eval_source: tuple[Any, ...] | None = None
 
     def reset_running_stats(self) -> None:
-        """Set the running mean to 0, the running covariance or matrix to the identity, the count to 0."""
+        """Set the running mean and the count to 0, the running covariance or matrix to identity."""
         if self.running_mean is None or self.num_batches_tracked is None:
             return
         self.running_mean.zero_()
@@ -207,8 +218,8 @@ class ChannelWhitening(nn.Module):
 
         Args:
             x: ``[N, C]`` or ``[N, C, *spatial]``.
-            sample_weight: ``[N]`` or ``[N, *spatial]`` weights of the batch statistics; not used in evaluation with
-                running statistics.
+            sample_weight: ``[N]`` or ``[N, *spatial]`` weights of the batch statistics; not used
+                in evaluation with running statistics.
 
         Returns:
             Tensor of the shape and dtype of ``x``.
@@ -217,13 +228,13 @@ class ChannelWhitening(nn.Module):
         validation.check_input("ChannelWhitening", x, self.groups, min_rows=2 if use_batch else 0)
         if x.shape[1] != self.num_features:
             raise ValueError(
-                f"ChannelWhitening: expected x of shape [N, {self.num_features}, ...], got {list(x.shape)}; "
-                f"construct the layer with num_features={x.shape[1]}"
+                f"ChannelWhitening: expected x of shape [N, {self.num_features}, ...], "
+                f"got {list(x.shape)}; construct the layer with num_features={x.shape[1]}"
             )
         if self.running_mean is not None and self.running_mean.device != x.device:
             raise ValueError(
-                f"ChannelWhitening: expected x on the device of the layer, {self.running_mean.device}, got {x.device}; "
-                "move one of them with .to(device)"
+                "ChannelWhitening: expected x on the device of the layer, "
+                f"{self.running_mean.device}, got {x.device}; move one of them with .to(device)"
             )
         if not use_batch:
             return self._evaluate(x)
@@ -248,7 +259,8 @@ class ChannelWhitening(nn.Module):
         square = self._running_square()
         batch = result.covariance if self.running == "covariance" else result.matrix
         assert batch is not None
-        # A sum is finite only if all its terms are: one flag on the device, nothing is read back to the host.
+        # A sum is finite only if all its terms are: one flag on the device, nothing is read back
+        # to the host.
         finite = torch.isfinite(result.mean.sum() + batch.sum())
         self.num_batches_tracked.add_(finite)
         if self.momentum is None:
@@ -326,8 +338,9 @@ class ChannelWhitening(nn.Module):
     def extra_repr(self) -> str:
         """Return the options, those that differ from the defaults after the common ones."""
         text = (
-            f"{self.num_features}, groups={self.groups}, kind={self.kind!r}, eps={self.eps}, momentum={self.momentum}, "
-            f"affine={self.affine}, track_running_stats={self.track_running_stats}"
+            f"{self.num_features}, groups={self.groups}, kind={self.kind!r}, eps={self.eps}, "
+            f"momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
         )
         if self.running != "covariance":
             text += f", running={self.running!r}"

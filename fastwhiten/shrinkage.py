@@ -1,7 +1,8 @@
 """Shrinkage intensities: how much of the covariance is replaced by a multiple of the identity.
 
-``S' = (1 - rho) S + rho tr(S)/D I`` keeps the eigenvectors and moves only the eigenvalues. The intensity ``rho`` is
-estimated per group from the batch, or fixed by the caller; gradients treat it as a constant.
+``S' = (1 - rho) S + rho tr(S)/D I`` keeps the eigenvectors and moves only the eigenvalues. The
+intensity ``rho`` is estimated per group from the batch, or fixed by the caller; gradients treat it
+as a constant.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ METHODS = ("oas", "ledoit-wolf")
 
 
 def effective_rows(row_weight: Tensor | None, rows: int) -> Tensor | float:
-    """Return the number of equally weighted rows with the same variance of a mean: ``1 / sum p^2`` (Kish)."""
+    """Return ``1 / sum p^2`` (Kish).
+
+    The number of equally weighted rows with the same variance of a mean.
+    """
     return float(rows) if row_weight is None else row_weight.square().sum().reciprocal()
 
 
@@ -60,7 +64,10 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 def _intensity(
     method: str, moment: Tensor, fourth: Tensor, row_weight: Tensor | None, rows: int, size: int
 ) -> Tensor:
-    """Return ``rho`` ``[G]`` from the covariance or Gram matrix ``moment`` (they share trace and square)."""
+    """Return ``rho`` ``[G]`` from the covariance or Gram matrix ``moment``.
+
+    The two share trace and square.
+    """
     trace = moment.diagonal(dim1=-2, dim2=-1).sum(-1)
     square = moment.square().sum((-2, -1))
     count = effective_rows(row_weight, rows)
@@ -76,7 +83,10 @@ def feature_intensity(
     mean: Tensor,
     row_weight: Tensor | None,
 ) -> Tensor | None:
-    """Return ``rho`` ``[G]`` for covariances ``[G, D, D]`` of rows or planes ``x``; None for no shrinkage."""
+    """Return ``rho`` ``[G]`` for covariances ``[G, D, D]`` of rows or planes ``x``.
+
+    None for no shrinkage.
+    """
     if method is None:
         return None
     groups, size = covariance.shape[:2]
@@ -94,7 +104,10 @@ def feature_intensity(
 def sample_intensity(
     method: str | float | None, gram: Tensor, row_weight: Tensor | None, size: int
 ) -> Tensor | None:
-    """Return ``rho`` ``[G]`` from the Gram matrices ``[G, M, M]`` of the sample side; None for no shrinkage."""
+    """Return ``rho`` ``[G]`` from the Gram matrices ``[G, M, M]`` of the sample side.
+
+    None for no shrinkage.
+    """
     if method is None:
         return None
     if not isinstance(method, str):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import backends
 from .backends import reference
-from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
+from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, Function, vmap_by_groups
 
 
-class Statistics(torch.autograd.Function):
+class Statistics(Function):
     """``(x, row_weight, ...) -> (mean [C], covariance [G, D, D])``."""
 
     @staticmethod
@@ -35,13 +34,15 @@ class Statistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        """``dx_n = p_n (grad_mean + 2 sym(grad_covariance) xc_n)``, in differentiable operations."""
+        """Return the gradient of ``x``, in differentiable operations.
+
+        ``dx_n = p_n (grad_mean + 2 sym(grad_covariance) xc_n)``.
+        """
         x, row_weight, mean = ctx.saved_tensors
         grouped = reference.to_groups(x, ctx.groups, mean.dtype)  # [G, M, D]
         centered = grouped - mean.reshape(ctx.groups, 1, -1)
-        inner = centered @ (2.0 * reference.symmetrize(grads[1])) + grads[0].reshape(
-            ctx.groups, 1, -1
-        )
+        inner = centered @ (2.0 * reference.symmetrize(grads[1]))
+        inner = inner + grads[0].reshape(ctx.groups, 1, -1)
         p = 1.0 / grouped.shape[1] if row_weight is None else row_weight.reshape(-1, 1)
         return reference.from_groups(p * inner, x), None, None, None, None
 

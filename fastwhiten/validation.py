@@ -1,4 +1,7 @@
-"""Checks of what users pass, before any kernel: each error says what was expected, what came and what to do."""
+"""Checks of what users pass, before any kernel.
+
+Each error says what was expected, what came and what to do.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,8 @@ def check_eps(caller: str, eps: float) -> float:
     """
     if not isinstance(eps, (int, float)) or not 0.0 < eps < math.inf:
         raise ValueError(
-            f"{caller}: expected eps to be a finite number > 0 (it keeps rank-deficient batches invertible), "
-            f"got {eps!r}; 1e-3 is the default"
+            f"{caller}: expected eps to be a finite number > 0 (it keeps rank-deficient batches "
+            f"invertible), got {eps!r}; 1e-3 is the default"
         )
     return float(eps)
 
@@ -50,8 +53,8 @@ def check_shrinkage(caller: str, method: str | float | None) -> str | float | No
     if isinstance(method, (int, float)) and not isinstance(method, bool) and 0.0 <= method <= 1.0:
         return float(method)
     raise ValueError(
-        f"{caller}: expected shrinkage to be None, one of {list(shrinkage.METHODS)} or an intensity in [0, 1], "
-        f"got {method!r}"
+        f"{caller}: expected shrinkage to be None, one of {list(shrinkage.METHODS)} or an "
+        f"intensity in [0, 1], got {method!r}"
     )
 
 
@@ -76,8 +79,8 @@ def check_groups(caller: str, groups: int, channels: int) -> None:
         raise ValueError(f"{caller}: expected groups to be a positive integer, got {groups!r}")
     if channels % groups:
         raise ValueError(
-            f"{caller}: expected groups to divide the number of channels, got {channels} channels in {groups} groups; "
-            f"choose a divisor of {channels}"
+            f"{caller}: expected groups to divide the number of channels, "
+            f"got {channels} channels in {groups} groups; choose a divisor of {channels}"
         )
 
 
@@ -89,7 +92,8 @@ def check_statistics_dtype(caller: str, dtype: torch.dtype | None) -> bool:
     """
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(
-            f"{caller}: expected statistics_dtype to be None, torch.float32 or torch.float64, got {dtype}"
+            f"{caller}: expected statistics_dtype to be None, torch.float32 or torch.float64, "
+            f"got {dtype}"
         )
     return dtype == torch.float64
 
@@ -111,12 +115,14 @@ def check_input(caller: str, x: Tensor, groups: int, *, min_rows: int = 2) -> No
         raise TypeError(f"{caller}: expected x to be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES:
         raise TypeError(
-            f"{caller}: expected x of dtype float16, bfloat16, float32 or float64, got {x.dtype}; convert it with x.float()"
+            f"{caller}: expected x of dtype float16, bfloat16, float32 or float64, got {x.dtype}; "
+            "convert it with x.float()"
         )
     if x.dim() < 2 or x.shape[1] < 1:
         raise ValueError(
-            f"{caller}: expected x of shape [N, C, ...] with at least one channel, got {list(x.shape)}; "
-            "add a batch dimension with x.unsqueeze(0) or check the order of dimensions"
+            f"{caller}: expected x of shape [N, C, ...] with at least one channel, "
+            f"got {list(x.shape)}; add a batch dimension with x.unsqueeze(0) or "
+            "check the order of dimensions"
         )
     check_groups(caller, groups, x.shape[1])
     rows = x.numel() // x.shape[1]
@@ -124,23 +130,26 @@ def check_input(caller: str, x: Tensor, groups: int, *, min_rows: int = 2) -> No
         advice = (
             "skip empty batches"
             if rows == 0
-            else "a covariance needs more: use a larger batch, drop_last=True in the DataLoader, or .eval()"
+            else "a covariance needs more: use a larger batch, drop_last=True in the DataLoader, "
+            "or .eval()"
         )
         raise ValueError(
-            f"{caller}: expected x of shape [N, C, ...] with at least {min_rows} rows (N times spatial size), "
-            f"got {list(x.shape)}, which has {rows}; {advice}"
+            f"{caller}: expected x of shape [N, C, ...] with at least {min_rows} rows "
+            f"(N times spatial size), got {list(x.shape)}, which has {rows}; {advice}"
         )
 
 
 def check_sample_weight(caller: str, weight: Tensor, x: Tensor) -> None:
     """Check sample weights against the input they belong to.
 
-    Values are looked at only where that costs no synchronisation: on CPU tensors, outside of compilation and of
-    ``torch.func`` transforms. Elsewhere a negative or all-zero weight gives NaN output.
+    Values are looked at only where that costs no synchronisation: on CPU tensors, outside of
+    compilation and of ``torch.func`` transforms. Elsewhere a negative or all-zero weight gives NaN
+    output.
 
     Raises:
         TypeError: not a floating-point tensor.
-        ValueError: wrong shape or device, requires grad, or values that are negative, not finite or all zero.
+        ValueError: wrong shape or device, requires grad, or values that are negative, not finite
+            or all zero.
     """
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         got = str(weight.dtype) if isinstance(weight, Tensor) else type(weight).__name__
@@ -150,18 +159,18 @@ def check_sample_weight(caller: str, weight: Tensor, x: Tensor) -> None:
     per_position = [x.shape[0], *x.shape[2:]]
     if list(weight.shape) not in ([x.shape[0]], per_position):
         raise ValueError(
-            f"{caller}: expected sample_weight of shape [N] = [{x.shape[0]}] or [N, ...] = {per_position}, "
-            f"got {list(weight.shape)}"
+            f"{caller}: expected sample_weight of shape [N] = [{x.shape[0]}] or "
+            f"[N, ...] = {per_position}, got {list(weight.shape)}"
         )
     if weight.device != x.device:
         raise ValueError(
-            f"{caller}: expected sample_weight on the device of x, {x.device}, got {weight.device}; "
-            "move it with sample_weight.to(x.device)"
+            f"{caller}: expected sample_weight on the device of x, {x.device}, "
+            f"got {weight.device}; move it with sample_weight.to(x.device)"
         )
     if weight.requires_grad:
         raise ValueError(
-            f"{caller}: sample_weight requires grad, but gradients with respect to it are not defined here; "
-            "pass sample_weight.detach()"
+            f"{caller}: sample_weight requires grad, but gradients with respect to it are not "
+            "defined here; pass sample_weight.detach()"
         )
     if torch.compiler.is_compiling() or weight.device.type != "cpu" or _is_transformed(weight):
         return
@@ -174,7 +183,10 @@ def check_sample_weight(caller: str, weight: Tensor, x: Tensor) -> None:
 
 
 def _is_transformed(t: Tensor) -> bool:
-    """Return whether ``t`` is wrapped by a torch.func transform, so that its values cannot be read."""
+    """Return whether ``t`` is wrapped by a torch.func transform.
+
+    If so, its values cannot be read.
+    """
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(t))
 
 
@@ -188,7 +200,8 @@ def check_symmetric(caller: str, a: Tensor, name: str) -> None:
     if not isinstance(a, Tensor) or a.dtype not in (torch.float32, torch.float64):
         got = str(a.dtype) if isinstance(a, Tensor) else type(a).__name__
         raise TypeError(
-            f"{caller}: expected {name} to be a float32 or float64 tensor, got {got}; convert it with .float()"
+            f"{caller}: expected {name} to be a float32 or float64 tensor, got {got}; "
+            "convert it with .float()"
         )
     if a.dim() < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] < 1:
         raise ValueError(

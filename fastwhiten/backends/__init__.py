@@ -1,7 +1,7 @@
 """One module per implementation of the same stages, and the table that chooses between them.
 
-Every backend module has the functions of :mod:`fastwhiten.backends.reference` (the specification), under the same
-names, with the same arguments and results.
+Every backend module has the functions of :mod:`fastwhiten.backends.reference` (the specification),
+under the same names, with the same arguments and results.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def choose(name: str, device: torch.device) -> str:
     if name == "native":
         if device.type != "cpu":
             raise ValueError(
-                f'backend="native" serves CPU tensors, got a tensor on {device}; move it with .cpu() or use backend="auto"'
+                f'backend="native" serves CPU tensors, got a tensor on {device}; '
+                'move it with .cpu() or use backend="auto"'
             )
         reason = available()["native"]
         if reason is not None:

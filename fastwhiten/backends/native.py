@@ -1,7 +1,9 @@
-"""The compiled CPU backend: the same stages through ``torch.ops.fastwhiten`` (hop 4 of 5; the kernels are in csrc).
+"""The compiled CPU backend: the same stages through ``torch.ops.fastwhiten`` (hop 4 of 5).
 
-Importing this module loads the extension and registers a fake kernel for every op, so that ``torch.compile`` and
-``torch.export`` can trace it. :data:`import_error` holds the reason when the extension cannot be loaded.
+The kernels are in csrc.
+Importing this module loads the extension and registers a fake kernel for every op, so that
+``torch.compile`` and ``torch.export`` can trace it. :data:`import_error` holds the reason when the
+extension cannot be loaded.
 """
 
 from __future__ import annotations

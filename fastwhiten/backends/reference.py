@@ -1,11 +1,13 @@
 """The specification: every stage in plain PyTorch, any floating dtype, any device (hop 4 of 5).
 
-This file is what the other backends are tested against (in float64) and what runs where no compiled backend is
-available. It favours reading over speed: one formula of the mathematics per line. The functions are not differentiable
-pieces: :mod:`fastwhiten.autograd` calls them inside ``torch.autograd.Function``.
+This file is what the other backends are tested against (in float64) and what runs where no
+compiled backend is available. It favours reading over speed: one formula of the mathematics per
+line. The functions are not differentiable pieces: :mod:`fastwhiten.autograd` calls them inside
+``torch.autograd.Function``.
 
-Notation (see :mod:`fastwhiten`): ``T`` is the accumulation dtype, float32 for half/bfloat16/float32 input and float64
-for float64 input or on request. Inputs come as rows ``[M, C]`` or planes ``[N, C, L]`` (``M = N * L``).
+Notation (see :mod:`fastwhiten`): ``T`` is the accumulation dtype, float32 for
+half/bfloat16/float32 input and float64 for float64 input or on request. Inputs come as rows
+``[M, C]`` or planes ``[N, C, L]`` (``M = N * L``).
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from torch import Tensor
 
 ZCA, PCA, CHOLESKY = 0, 1, 2
 
-# Two eigenvalues closer than this many rounding errors of their own size are tied: a symmetric eigensolver's error
-# is a modest multiple of D * machine epsilon * |l|.
+# Two eigenvalues closer than this many rounding errors of their own size are tied: a symmetric
+# eigensolver's error is a modest multiple of D * machine epsilon * |l|.
 TIE_FACTOR = 64.0
 
 
@@ -26,7 +28,7 @@ def accumulation_dtype(dtype: torch.dtype, double_precision: bool = False) -> to
 
 
 def tie_tolerance(size: int, dtype: torch.dtype) -> float:
-    """Return the relative gap under which two eigenvalues of a ``size`` x ``size`` matrix count as tied."""
+    """Return the relative gap under which two eigenvalues count as tied, for order ``size``."""
     return TIE_FACTOR * size * torch.finfo(dtype).eps
 
 
@@ -50,7 +52,10 @@ def symmetrize(a: Tensor) -> Tensor:
 
 
 def _row_weights(row_weight: Tensor | None, rows: int, like: Tensor) -> Tensor:
-    """Return the row weights as a column ``[M, 1]`` in the dtype of ``like``; uniform ``1/M`` for None."""
+    """Return the row weights as a column ``[M, 1]`` in the dtype of ``like``.
+
+    None means uniform: ``1/M``, as ``[1, 1]``.
+    """
     if row_weight is None:
         return like.new_full((1, 1), 1.0 / rows)
     return row_weight.to(like.dtype).reshape(-1, 1)
@@ -59,7 +64,7 @@ def _row_weights(row_weight: Tensor | None, rows: int, like: Tensor) -> Tensor:
 def statistics(
     x: Tensor, row_weight: Tensor | None, groups: int, double_precision: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean ``[C]`` and covariance ``[G, D, D]`` (divisor M, no eps) in ``T``."""
+    """Return weighted mean ``[C]`` and covariance ``[G, D, D]`` (divisor M, no eps) in ``T``."""
     grouped = to_groups(x, groups, accumulation_dtype(x.dtype, double_precision))  # [G, M, D]
     p = _row_weights(row_weight, grouped.shape[1], grouped)  # [M, 1] or [1, 1]
     mean = (grouped * p).sum(1, keepdim=True)  # [G, 1, D]
@@ -78,8 +83,9 @@ def _finite_matrices(a: Tensor) -> Tensor:
 def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     """Return ascending eigenvalues ``[B, D]`` and eigenvectors ``[B, D, D]`` of symmetric ``a``.
 
-    The component of largest magnitude of every eigenvector is positive (the first one where two are equal). A matrix
-    with a non-finite entry gives NaN, and only that matrix: LAPACK itself would raise.
+    The component of largest magnitude of every eigenvector is positive (the first one where two
+    are equal). A matrix with a non-finite entry gives NaN, and only that matrix: LAPACK itself
+    would raise.
     """
     finite = _finite_matrices(a)  # [B, 1, 1]
     identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
@@ -91,7 +97,7 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blend(covariance: Tensor, running_covariance: Tensor | None, batch_weight: float) -> Tensor:
-    """Return ``beta * S_batch + (1 - beta) * S_running``: the matrix that is shrunk and factored."""
+    """Return ``beta * S_batch + (1 - beta) * S_running``, what is shrunk and factored."""
     if running_covariance is None:
         return covariance
     return batch_weight * covariance + (1.0 - batch_weight) * running_covariance
@@ -105,10 +111,11 @@ def factor(
     eps: float,
     kind: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return eigenvalues ``[G, D]``, basis ``[G, D, D]`` and whitening matrix ``[G, D, D]`` (``Y = Xc W``).
+    """Return eigenvalues ``[G, D]``, basis ``[G, D, D]`` and whitening matrix ``W`` ``[G, D, D]``.
 
-    ``S = (1 - rho) S' + (rho * trace(S') / D + eps) I``, ``S'`` the blended covariance. ZCA: ``U diag(l^-1/2) U^T``;
-    PCA: ``U diag(l^-1/2)``; Cholesky: ``L^-T`` with empty eigenvalues and basis.
+    ``Y = Xc W``. ``S = (1 - rho) S' + (rho * trace(S') / D + eps) I``, ``S'`` the blended
+    covariance. ZCA: ``U diag(l^-1/2) U^T``; PCA: ``U diag(l^-1/2)``; Cholesky: ``L^-T`` with empty
+    eigenvalues and basis.
     """
     blended = symmetrize(blend(covariance, running_covariance, batch_weight))  # [G, D, D]
     size = blended.shape[-1]
@@ -128,7 +135,7 @@ def factor(
         empty = covariance.new_empty(0)
         return empty, empty.clone(), inverse.mT.contiguous()
     spectrum, basis = eigh(blended)
-    # S' is positive semidefinite, so an eigenvalue below zero is rounding; NaN passes through clamp.
+    # S' is positive semidefinite: an eigenvalue below zero is rounding. NaN passes through clamp.
     eigenvalues = keep[:, None] * spectrum.clamp(min=0.0) + torch.as_tensor(shift).reshape(-1, 1)
     matrix = basis * eigenvalues.rsqrt().unsqueeze(-2)  # U diag(1/s)
     if kind == ZCA:
@@ -158,10 +165,11 @@ def backward_reduce(x: Tensor, grad: Tensor, mean: Tensor, groups: int) -> tuple
 
 
 def mixing_weights(eigenvalues: Tensor, kind: int, size: int) -> Tensor:
-    """Return ``w`` of ``R_ij = w_ij F_ij + (1 - w_ij) F_ji`` for the kind, ``[G, D, D]`` or ``[D, D]``.
+    """Return ``w`` of ``R_ij = w_ij F_ij + (1 - w_ij) F_ji`` for the kind.
 
-    ZCA weights lie in (0, 1), so no eigenvalue gap is divided by. PCA weights are unbounded near ties; a tied pair
-    gets 1/2 (the symmetric part), which is the documented policy.
+    The shape is ``[G, D, D]`` or ``[D, D]``. ZCA weights lie in (0, 1), so no eigenvalue gap is
+    divided by. PCA weights are unbounded near ties; a tied pair gets 1/2 (the symmetric part),
+    which is the documented policy.
     """
     if kind == CHOLESKY:
         ones = torch.ones(size, size, dtype=eigenvalues.dtype, device=eigenvalues.device)
@@ -185,9 +193,9 @@ def backward_matrix(
     batch_weight: float,
     kind: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``inner`` ``[G, D, D]`` and the gradient of gamma ``[C]`` from ``cross = sum_n xc_n g_n^T``.
+    """Return ``inner`` ``[G, D, D]`` and the gradient of gamma ``[C]``.
 
-    ``F = V^T A Q``, ``R = w F + (1 - w) F^T``, ``core = V R V^T``,
+    ``cross = sum_n xc_n g_n^T``, ``F = V^T A Q``, ``R = w F + (1 - w) F^T``, ``core = V R V^T``,
     ``inner = beta (1 - rho) core + beta rho trace(core) / D I``.
     """
     groups, size = matrix.shape[:2]
@@ -218,7 +226,10 @@ def backward_apply(
     gamma: Tensor | None,
     row_weight: Tensor | None,
 ) -> Tensor:
-    """Return ``dx_n = (gamma (g_n - p_n sum g)) W^T - p_n xc_n inner`` in the dtype and layout of ``x``."""
+    """Return ``dx_n = (gamma (g_n - p_n sum g)) W^T - p_n xc_n inner``.
+
+    In the dtype and layout of ``x``.
+    """
     groups, size = matrix.shape[:2]
     centered = to_groups(x, groups, mean.dtype) - mean.reshape(groups, 1, size)
     grads = to_groups(grad, groups, mean.dtype)
@@ -232,7 +243,10 @@ def backward_apply(
 def sample_statistics(
     x: Tensor, row_weight: Tensor | None, groups: int, double_precision: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean ``[C]``, ``sqrt(p) (x - mean)`` ``[M, C]`` and its Gram matrices ``[G, M, M]`` in ``T``."""
+    """Return the mean, the scaled rows and their Gram matrices, in ``T``.
+
+    Mean ``[C]``, ``sqrt(p) (x - mean)`` ``[M, C]``, Gram matrices ``[G, M, M]``.
+    """
     dtype = accumulation_dtype(x.dtype, double_precision)
     rows = x.to(dtype)  # [M, C]
     p = _row_weights(row_weight, rows.shape[0], rows)
@@ -282,7 +296,10 @@ def sample_backward(
     rho: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Return ``dx`` ``[M, C]`` of the sample side in the dtype of ``grad`` (formula: design section 3)."""
+    """Return ``dx`` ``[M, C]`` of the sample side in the dtype of ``grad``.
+
+    The formula is in section 3 of the design.
+    """
     groups, _, size = projected.shape
     t, _ = sample_spectrum(eigenvalues, rho, eps, size)
     p = _row_weights(row_weight, grad.shape[0], projected)
