@@ -1,0 +1,64 @@
+"""Whitening, every provider on every scene; each is verified before it is timed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from . import memory
+from .providers import INEXACT, PROVIDERS, exact, relative_error, residual
+from .scenes import SCENES, Scene
+
+# Float32 rounding amplified by the scenes' condition numbers; an error above it is a bug.
+FORWARD_TOLERANCE = 1e-3
+# A Cholesky-whitened output is a rotation of the ZCA one: it is verified by its covariance.
+ROTATED = ("cholesky",)
+
+
+def _verify(
+    name: str, scene: Scene, y: torch.Tensor, x: torch.Tensor, grad: torch.Tensor
+) -> dict[str, float]:
+    """Return errors against float64; raise when an exact provider is not."""
+    assert x.grad is not None
+    truth, truth_grad = exact(x.detach(), grad, scene.groups)
+    found = {"residual": residual(y, scene.groups), "exact_residual": residual(truth, scene.groups)}
+    if name not in (*INEXACT, *ROTATED):
+        found["error"] = relative_error(y.detach(), truth)
+        found["grad_error"] = relative_error(x.grad, truth_grad)
+        assert found["error"] < FORWARD_TOLERANCE, f"{name} on {scene.name}: {found}"
+    if name in ROTATED:
+        assert abs(found["residual"] - found["exact_residual"]) < FORWARD_TOLERANCE
+    return found
+
+
+@pytest.mark.parametrize("mode", ["forward", "both"])
+@pytest.mark.parametrize("provider", list(PROVIDERS))
+@pytest.mark.parametrize("scene", SCENES, ids=lambda s: s.id)
+def bench_whiten(benchmark, scene: Scene, provider: str, mode: str) -> None:
+    """Time one provider on fresh inputs; `extra_info` holds error, flops, bytes and peak memory."""
+    whiten = PROVIDERS[provider](scene)
+    grad = torch.randn(scene.shape, generator=torch.Generator().manual_seed(1))
+    x = scene.input().requires_grad_()
+    y = whiten(x)
+    y.backward(grad)
+    info = {"scene": scene.name, "provider": provider, "mode": mode}
+    benchmark.extra_info.update(info, flops=scene.flops(), bytes=scene.bytes())
+    benchmark.extra_info.update(_verify(provider, scene, y, x, grad))
+    benchmark.group = f"{scene.name} {mode}"
+    inputs = [scene.input(seed).requires_grad_(mode == "both") for seed in range(4)]
+
+    def setup() -> tuple[tuple[torch.Tensor], dict[str, object]]:
+        inputs.append(inputs.pop(0))  # fresh input: not the one that is in cache
+        inputs[0].grad = None
+        return (inputs[0],), {}
+
+    def both(x: torch.Tensor) -> None:
+        whiten(x).backward(grad)
+
+    estimate = memory.seconds(lambda: both(inputs[0]) if mode == "both" else whiten(inputs[0]))
+    rounds = int(min(400, max(10, 0.6 / estimate)))
+    benchmark.pedantic(
+        both if mode == "both" else whiten, setup=setup, rounds=rounds, warmup_rounds=3
+    )
+    if mode == "both" and provider in ("eager", "fused", "cholesky"):
+        benchmark.extra_info["peak_inputs"] = memory.peak_in_inputs(provider, scene)

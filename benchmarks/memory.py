@@ -1,0 +1,67 @@
+"""Peak memory of one forward + backward, measured by the operating system in a process of its own.
+
+Buffers of compiled kernels do not pass through PyTorch's allocator, so the resident set is what
+counts: ``python -m benchmarks.memory fused 6`` prints the growth of the peak in bytes for scene 6.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .scenes import SCENES, Scene
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Return the shortest of three runs, in seconds."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _status(key: str) -> int:
+    """Return a figure of /proc/self/status in bytes (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"memory: /proc/self/status has no {key}; this measurement needs Linux")
+
+
+def measure(provider: str, scene: Scene) -> int:
+    """Return the peak of forward + backward beyond input and incoming gradient, in bytes."""
+    import torch
+
+    from .providers import PROVIDERS
+
+    whiten = PROVIDERS[provider](scene)
+    grad = torch.randn(scene.shape)
+    small = torch.randn(4, *scene.shape[1:], requires_grad=True)  # loads libraries and thread pools
+    whiten(small).backward(torch.ones_like(small))
+    x = scene.input().requires_grad_()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _status("VmRSS")
+    whiten(x).backward(grad)
+    return _status("VmHWM") - before
+
+
+def peak_in_inputs(provider: str, scene: Scene) -> float:
+    """Run :func:`measure` in a fresh process; return the peak in multiples of the input's size."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "benchmarks.memory", provider, str(SCENES.index(scene))]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True
+    )
+    return int(done.stdout) / (4 * scene.numel)
+
+
+if __name__ == "__main__":
+    print(measure(sys.argv[1], SCENES[int(sys.argv[2])]))

@@ -1,0 +1,118 @@
+"""Tables made from benchmark results.
+
+``python -m benchmarks.report benchmarks/results/<file>.json`` prints the speed table of a saved run
+as markdown; ``--readme README.md`` writes it between the README's markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .scenes import SCENES, Scene
+
+BEGIN, END = (
+    "<!-- speed table: made by python -m benchmarks.report -->",
+    "<!-- end of speed table -->",
+)
+ORDER = ("eager", "compiled", "closed-form", "cholesky", "iternorm", "batchnorm", "fused")
+
+
+def collect(benchmarks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Return ``{(scene, mode, provider): extra_info plus median seconds and spread}``."""
+    found = {}
+    for bench in benchmarks:
+        info = bench["extra_info"]
+        if "provider" in info:
+            key = (info["scene"], info["mode"], info["provider"])
+            stats = bench["stats"]
+            found[key] = {**info, "median": stats["median"], "iqr": stats["iqr"]}
+    return found
+
+
+def floor_of(scene: Scene, ceilings: Mapping[str, Any]) -> tuple[float, str]:
+    """Return the seconds that forward + backward cannot go below here, and what takes most of them.
+
+    The eigensolve is serial to the matrix products; products and memory traffic overlap, so the
+    larger one counts.
+    """
+    eigensolve = float(ceilings["eigh"].get(f"{scene.groups}x{scene.eigen_size}", 0.0))
+    products = scene.flops() / ceilings["flops_per_second"]
+    traffic = scene.bytes() / ceilings["bytes_per_second"]
+    parts = {"eigensolve": eigensolve, "GEMM": products, "memory": traffic}
+    return eigensolve + max(products, traffic), max(parts, key=lambda name: parts[name])
+
+
+def speed_table(
+    results: Mapping[tuple[str, str, str], Mapping[str, Any]], ceilings: Mapping[str, Any]
+) -> str:
+    """Return the ratios of eager's median to each provider's, forward + backward, in markdown."""
+    providers = [p for p in ORDER if any(key[2] == p for key in results) and p != "eager"]
+    head = [
+        "(N, C)",
+        "target",
+        *providers,
+        "fused / floor",
+        "bound by",
+        "error",
+        "gradient error",
+        "peak, inputs",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for scene in SCENES:
+        row = {p: results.get((scene.name, "both", p)) for p in ORDER}
+        eager, fused = row["eager"], row["fused"]
+        if eager is None or fused is None:
+            continue
+        floor, bound = floor_of(scene, ceilings)
+        cells = [scene.name, f"{scene.target:g}"]
+        for provider in providers:
+            entry = row[provider]
+            cells.append("" if entry is None else f"{eager['median'] / entry['median']:.2f}")
+        cells += [f"{fused['median'] / floor:.2f}", bound]
+        cells += [f"{fused['error']:.1e}", f"{fused['grad_error']:.1e}"]
+        peaks = [row[p].get("peak_inputs") if row[p] else None for p in ("fused", "eager")]
+        cells.append(" vs eager ".join("?" if p is None else f"{p:.1f}" for p in peaks))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def misses(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[str]:
+    """Return a line for every target that this run did not reach."""
+    found = []
+    for scene in SCENES:
+        row = {p: results.get((scene.name, "both", p)) for p in ("eager", "cholesky", "fused")}
+        if not all(row.values()):
+            continue
+        eager, cholesky, fused = (row[p]["median"] for p in ("eager", "cholesky", "fused"))  # type: ignore[index]
+        if eager / fused < scene.target:
+            found.append(
+                f"{scene.name}: {eager / fused:.2f} times faster than eager, target {scene.target:g}"
+            )
+        if scene.beats_cholesky and fused >= cholesky:
+            found.append(f"{scene.name}: {fused / cholesky:.2f} of Cholesky's time, target below 1")
+    return found
+
+
+def main() -> None:
+    """Print the tables of a saved run, or write them into a README."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, help="JSON written by --benchmark-json")
+    parser.add_argument("--readme", type=Path, help="file whose marked section is replaced")
+    arguments = parser.parse_args()
+    run = json.loads(arguments.results.read_text())
+    machine = run["machine_info"]
+    table = speed_table(collect(run["benchmarks"]), machine["ceilings"])
+    print(table)
+    if arguments.readme:
+        text = arguments.readme.read_text()
+        before, rest = text.split(BEGIN)
+        after = rest.split(END)[1]
+        arguments.readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
