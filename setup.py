@@ -62,14 +62,16 @@ else:
     import torch
     from torch.utils import cpp_extension
 
-    FLAGS = helpers.compile_flags([str(ROOT), *cpp_extension.include_paths()], SANITIZE)
+    HEADERS = cpp_extension.include_paths()
+    FLAGS = helpers.compile_flags([str(ROOT), *HEADERS], SANITIZE)
     TORCH_BUILD = {
-        "include_dirs": [str(ROOT / "csrc"), *cpp_extension.include_paths()],
+        "include_dirs": [str(ROOT / "csrc")],
         "library_dirs": cpp_extension.library_paths(),
         # Linked by name: Python loads torch's libraries with RTLD_LOCAL, so their symbols are not
         # visible to a module that does not ask for them.
         "libraries": ["c10", "torch", "torch_cpu"],
-        "extra_compile_args": FLAGS,
+        # As system headers: warnings are wanted about this project's code only.
+        "extra_compile_args": [*FLAGS, *[f"-isystem{folder}" for folder in HEADERS]],
         "extra_link_args": helpers.sanitize_flags(SANITIZE),
     }
 

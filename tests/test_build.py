@@ -1,0 +1,256 @@
+"""setup.py's decisions (tools/), and what an sdist and a wheel contain."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import build_helpers as helpers
+import pytest
+import setup_env
+import setuptools
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command: str | Path, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, **options
+    )
+
+
+def distribution(folder: Path, version: str) -> Path:
+    """Makes `folder` look like a site-packages with a torch of that version."""
+    information = folder / f"torch-{version}.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+    return folder
+
+
+# --- setup.py's decisions ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["auto", "0"])
+def test_cuda_is_left_out_and_one_line_says_why(setting):
+    message = helpers.cuda_message(setting)
+    assert message.startswith("fastwhiten: building the CPU module only (")
+    assert "\n" not in message
+
+
+def test_cuda_asked_for_is_an_error():
+    with pytest.raises(ValueError, match="FASTWHITEN_CUDA to be auto or 0, got 1: this version"):
+        helpers.cuda_message("1")
+
+
+def test_unknown_cuda_setting_is_an_error():
+    with pytest.raises(ValueError, match="FASTWHITEN_CUDA to be auto, 0 or 1, got 'yes'"):
+        helpers.cuda_message("yes")
+
+
+def test_setup_stops_with_that_error():
+    environment = {**os.environ, "FASTWHITEN_CUDA": "1"}
+    result = run(sys.executable, "setup.py", "--version", cwd=ROOT, env=environment)
+    assert result.returncode != 0
+    assert "this version has no CUDA sources; leave the variable unset" in result.stderr
+
+
+def test_free_threaded_python_is_an_error():
+    helpers.refuse_free_threaded(False)
+    with pytest.raises(RuntimeError, match="expected a Python with the global interpreter lock"):
+        helpers.refuse_free_threaded(True)
+
+
+def test_find_torch_takes_the_first_on_the_path(tmp_path):
+    first = distribution(tmp_path / "first", "2.13.0+cpu")
+    second = distribution(tmp_path / "second", "2.15.0a0+git1234")
+    assert helpers.find_torch([str(tmp_path), str(first), str(second)]) == "2.13.0+cpu"
+    assert helpers.find_torch([str(second), str(first)]) == "2.15.0a0+git1234"
+
+
+def test_find_torch_finds_none(tmp_path):
+    assert helpers.find_torch([str(tmp_path), str(tmp_path / "absent")]) is None
+
+
+def test_find_torch_passes_over_one_that_is_too_old(tmp_path):
+    assert helpers.find_torch([str(distribution(tmp_path, "2.9.1"))]) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("2.10.0", (2, 10)), ("2.9.1+cu126", (2, 9)), ("3.0", (3, 0))]
+)
+def test_release_compares_numbers_not_text(version, expected):
+    assert helpers.release(version) == expected
+
+
+def test_release_of_nonsense_is_an_error():
+    with pytest.raises(ValueError, match=r"expected a version such as 2\.13\.0, got 'main'"):
+        helpers.release("main")
+
+
+def test_environment_path_looks_through_an_isolated_build(tmp_path):
+    # pip lays the isolated environment over the target one with these two variables.
+    venv.create(tmp_path / "target", with_pip=False)
+    overlay = {**os.environ, "PYTHONPATH": str(tmp_path / "overlay"), "PYTHONNOUSERSITE": "1"}
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import build_helpers as h; "
+    code += "print(*h.environment_path(sys.executable), sep='\\n')"
+    python = tmp_path / "target" / "bin" / "python"
+    path = run(python, "-c", code, env=overlay, check=True).stdout.splitlines()
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    assert str(tmp_path / "target" / "lib" / version / "site-packages") in path
+    assert str(tmp_path / "overlay") not in path
+
+
+def test_without_torch_the_build_asks_for_one(tmp_path):
+    # An environment that has nothing but setuptools, which the isolated build would bring.
+    site = tmp_path / "overlay"
+    site.mkdir()
+    packages = Path(setuptools.__file__).parent.parent
+    for name in ("setuptools", "_distutils_hack"):
+        (site / name).symlink_to(packages / name)
+    venv.create(tmp_path / "empty", with_pip=False)
+    code = "import setuptools.build_meta as b; print(b.get_requires_for_build_wheel())"
+    python = tmp_path / "empty" / "bin" / "python"
+    result = run(python, "-c", code, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(site)})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "['torch>=2.10']"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gigabytes", "jobs"), [(2, 64, 2), (64, 16, 8), (8, 1, 1), (1, 0, 1)]
+)
+def test_max_jobs_follows_processors_and_memory(cpus, gigabytes, jobs):
+    assert helpers.max_jobs(cpus, gigabytes * 2**30) == jobs
+
+
+def test_flags_suit_every_processor_and_the_oldest_torch():
+    flags = helpers.compile_flags(["/somewhere"], "")
+    assert "-std=c++17" in flags
+    assert "-DTORCH_TARGET_VERSION=0x020a000000000000" in flags
+    assert not [flag for flag in flags if flag.startswith(("-march", "-mtune", "-fsanitize"))]
+
+
+def test_sanitizers_reach_compiler_and_linker():
+    expected = "-fsanitize=address,undefined"
+    assert expected in helpers.compile_flags([], "address,undefined")
+    assert expected in helpers.sanitize_flags("address,undefined")
+
+
+def test_build_info_does_not_depend_on_the_folder():
+    texts = {
+        helpers.build_info("2.13.0", "g++ 12", helpers.compile_flags([folder], ""))
+        for folder in ("/home/a", "/home/b")
+    }
+    assert len(texts) == 1
+    values: dict[str, str] = {}
+    exec(texts.pop(), values)
+    assert values["torch"] == "2.13.0"
+    assert values["compiler"] == "g++ 12"
+    assert values["flags"].startswith("-O3 -std=c++17")
+
+
+# --- make's environment -----------------------------------------------------------------------
+
+
+def test_constraints_leave_installed_packages_alone():
+    lines = ["# tested", "torch==2.13.0", 'numpy==2.4.6; python_version >= "3.11"', "a.B_c==1", ""]
+    assert setup_env.missing_constraints(lines, {"torch", "a-b-c"}) == [lines[2]]
+
+
+def test_an_old_python_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    with pytest.raises(SystemExit, match=r"expected Python >= 3\.10, got .*make PYTHON="):
+        setup_env.create("unused")
+
+
+def test_every_extra_has_a_tested_version():
+    constraints = (ROOT / "constraints.txt").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = re.findall(r"^(?:train|test) = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
+    names = re.findall(r'"([\w-]+)', " ".join(extras))
+    assert names
+    assert not [name for name in names if f"\n{name}==" not in constraints]
+
+
+# --- sdist and wheel --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    code = f"import setuptools.build_meta as b; b.build_sdist({str(folder)!r})"
+    result = run(sys.executable, "-c", code, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return next(folder.glob("fastwhiten-*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder]
+    result = run(sys.executable, "-m", "pip", "wheel", *options, sdist)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return next(folder.glob("fastwhiten-*.whl"))
+
+
+def test_sdist_has_what_a_build_needs(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.[hc]*")}
+    python = {p.relative_to(ROOT).as_posix() for p in (ROOT / "fastwhiten").rglob("*.py")}
+    files = {"setup.py", "pyproject.toml", "tools/build_helpers.py", "fastwhiten/py.typed"}
+    files |= {"LICENSE", "README.md", "CHANGELOG.md"}
+    assert not (sources | python | files) - {"fastwhiten/_build_info.py"} - names
+
+
+def test_sdist_has_no_build_outputs(sdist):
+    with tarfile.open(sdist) as archive:
+        names = archive.getnames()
+    assert not [n for n in names if n.endswith((".so", ".pyc", "_build_info.py"))]
+
+
+@pytest.mark.slow
+def test_wheel_serves_every_python_from_3_10(wheel):
+    assert re.fullmatch(r"fastwhiten-[\d.]+-cp310-abi3-\w+\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    expected = {"_C.abi3.so", "_build_info.py", "py.typed", "__init__.py"}
+    assert not {f"fastwhiten/{name}" for name in expected} - set(names)
+    # Nothing but the package: no tests, no tools, no sources of the extension.
+    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"fastwhiten"}
+
+
+@pytest.mark.slow
+def test_extension_uses_stable_symbols_only(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        module = archive.extract("fastwhiten/_C.abi3.so", tmp_path)
+    needed = run("nm", "-D", "--demangle", "--undefined-only", module, check=True).stdout
+    assert "aoti_torch" in needed
+    assert not re.findall(r"\b(?:at|c10|torch)::.*", needed)
+
+
+@pytest.mark.slow
+def test_wheel_works_away_from_the_checkout(wheel, tmp_path):
+    target = tmp_path / "site"
+    options = ["--no-deps", "--no-index", "--target", target]
+    result = run(sys.executable, "-m", "pip", "install", *options, wheel)
+    assert result.returncode == 0, result.stderr
+    code = (
+        "import fastwhiten, torch\n"
+        "from fastwhiten import backends\n"
+        f"assert fastwhiten.__file__.startswith({str(target)!r}), fastwhiten.__file__\n"
+        "assert backends.available()['native'] is None, backends.available()\n"
+        "x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))\n"
+        "y = fastwhiten.whiten(x.requires_grad_(), eps=1e-6, backend='native')\n"
+        "y.pow(3).sum().backward()\n"
+        "assert torch.allclose(y.T @ y / 64, torch.eye(8), atol=1e-4)\n"
+        "assert x.grad.isfinite().all()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    result = run(sys.executable, "-c", code, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
