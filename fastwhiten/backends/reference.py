@@ -121,12 +121,10 @@ def factor(
     size = blended.shape[-1]
     trace = blended.diagonal(dim1=-2, dim2=-1).sum(-1)  # [G]
     keep = torch.ones_like(trace) if rho is None else 1.0 - rho
-    shift = eps if rho is None else rho * trace / size + eps
+    shift = torch.full_like(trace, eps) if rho is None else rho * trace / size + eps  # [G]
     if kind == CHOLESKY:
         identity = torch.eye(size, dtype=blended.dtype, device=blended.device)
-        shifted = (
-            keep[:, None, None] * blended + torch.as_tensor(shift).reshape(-1, 1, 1) * identity
-        )
+        shifted = keep[:, None, None] * blended + shift.reshape(-1, 1, 1) * identity
         lower, info = torch.linalg.cholesky_ex(
             torch.where(_finite_matrices(shifted), shifted, -identity)
         )
@@ -136,7 +134,7 @@ def factor(
         return empty, empty.clone(), inverse.mT.contiguous()
     spectrum, basis = eigh(blended)
     # S' is positive semidefinite: an eigenvalue below zero is rounding. NaN passes through clamp.
-    eigenvalues = keep[:, None] * spectrum.clamp(min=0.0) + torch.as_tensor(shift).reshape(-1, 1)
+    eigenvalues = keep[:, None] * spectrum.clamp(min=0.0) + shift.reshape(-1, 1)
     matrix = basis * eigenvalues.rsqrt().unsqueeze(-2)  # U diag(1/s)
     if kind == ZCA:
         matrix = symmetrize(matrix @ basis.mT)
