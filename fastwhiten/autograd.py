@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from . import backends, composite, shrinkage
-from .backends import reference
 from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, Function, vmap_by_groups
 
 
@@ -55,8 +54,9 @@ class Whiten(Function):
         mean, covariance = stages.statistics(x, row_weight, groups, double_precision)
         rho = None
         if shrink is not None:
-            blended = reference.blend(covariance, running_covariance, batch_weight)
-            rho = shrinkage.feature_intensity(shrink, blended, x, mean, row_weight)
+            rho = shrinkage.feature_intensity(
+                shrink, covariance, running_covariance, batch_weight, x, mean, row_weight
+            )
         eigenvalues, basis, matrix = stages.factor(
             covariance, running_covariance, rho, batch_weight, eps, kind
         )

@@ -38,19 +38,20 @@ def oas(trace: Tensor, square: Tensor, rows: Tensor | float, size: int) -> Tenso
 
 
 def ledoit_wolf(
-    trace: Tensor, square: Tensor, fourth: Tensor, rows: Tensor | float, size: int
+    trace: Tensor, square: Tensor, fluctuation: Tensor, rows: Tensor | float, size: int
 ) -> Tensor:
     """Ledoit-Wolf intensity (Ledoit and Wolf 2004, section 3.2).
 
     Args:
         trace: ``[G]`` tr(S).
         square: ``[G]`` tr(S S).
-        fourth: ``[G]`` mean of ``|xc_n|^4``.
+        fluctuation: ``[G]`` mean of ``|xc_n xc_n^T - S_batch|^2``, which is the mean of
+            ``|xc_n|^4`` less tr(S_batch S_batch).
         rows: number of rows behind S.
         size: D.
     """
     distance = square - trace.square() / size
-    return _ratio(torch.minimum((fourth - square) / rows, distance), distance)
+    return _ratio(torch.minimum(fluctuation / rows, distance), distance)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -61,31 +62,19 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     )
 
 
-def _intensity(
-    method: str, moment: Tensor, fourth: Tensor, row_weight: Tensor | None, rows: int, size: int
-) -> Tensor:
-    """Return ``rho`` ``[G]`` from the covariance or Gram matrix ``moment``.
-
-    The two share trace and square.
-    """
-    trace = moment.diagonal(dim1=-2, dim2=-1).sum(-1)
-    square = moment.square().sum((-2, -1))
-    count = effective_rows(row_weight, rows)
-    if method == "oas":
-        return oas(trace, square, count, size)
-    return ledoit_wolf(trace, square, fourth, count, size)
-
-
 def feature_intensity(
     method: str | float | None,
     covariance: Tensor,
+    running_covariance: Tensor | None,
+    batch_weight: float,
     x: Tensor,
     mean: Tensor,
     row_weight: Tensor | None,
 ) -> Tensor | None:
-    """Return ``rho`` ``[G]`` for covariances ``[G, D, D]`` of rows or planes ``x``.
+    """Return ``rho`` ``[G]`` for the blended covariances ``[G, D, D]`` of rows or planes ``x``.
 
-    None for no shrinkage.
+    None for no shrinkage. The running covariance counts as known: only the batch's share
+    fluctuates, with ``batch_weight^2`` times the variance, as if there were that many more rows.
     """
     if method is None:
         return None
@@ -93,12 +82,22 @@ def feature_intensity(
     if not isinstance(method, str):
         return covariance.new_full((groups,), float(method))
     rows = x.numel() // x.shape[1]
-    fourth = covariance.new_empty(0)
-    if method == "ledoit-wolf":
-        centered = reference.to_groups(x, groups, mean.dtype) - mean.reshape(groups, 1, size)
-        norms = centered.square().sum(-1).square()  # [G, M]
-        fourth = norms.mean(-1) if row_weight is None else norms @ row_weight.to(norms.dtype)
-    return _intensity(method, covariance, fourth, row_weight, rows, size)
+    share = 1.0 if running_covariance is None else batch_weight
+    count = effective_rows(row_weight, rows) / share**2
+    blended = reference.blend(covariance, running_covariance, batch_weight)
+    trace, square = _trace(blended), blended.square().sum((-2, -1))
+    if method == "oas":
+        return oas(trace, square, count, size)
+    centered = reference.to_groups(x, groups, mean.dtype) - mean.reshape(groups, 1, size)
+    norms = centered.square().sum(-1).square()  # [G, M]
+    fourth = norms.mean(-1) if row_weight is None else norms @ row_weight.to(norms.dtype)
+    fluctuation = fourth - covariance.square().sum((-2, -1))
+    return ledoit_wolf(trace, square, fluctuation, count, size)
+
+
+def _trace(a: Tensor) -> Tensor:
+    """Return the traces ``[G]`` of ``[G, D, D]``."""
+    return a.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def sample_intensity(
@@ -112,7 +111,13 @@ def sample_intensity(
         return None
     if not isinstance(method, str):
         return gram.new_full((gram.shape[0],), float(method))
-    rows = gram.shape[-1]
+    # The Gram matrix shares trace and square with the covariance.
+    trace, square = _trace(gram), gram.square().sum((-2, -1))
+    count = effective_rows(row_weight, gram.shape[-1])
+    if method == "oas":
+        return oas(trace, square, count, size)
     diagonal = gram.diagonal(dim1=-2, dim2=-1)  # p_n |xc_n|^2
-    weights = diagonal.new_full((rows,), 1.0 / rows) if row_weight is None else row_weight
-    return _intensity(method, gram, (diagonal.square() / weights).sum(-1), row_weight, rows, size)
+    fourth = (diagonal.square() * (gram.shape[-1] if row_weight is None else 1.0 / row_weight)).sum(
+        -1
+    )
+    return ledoit_wolf(trace, square, fourth - square, count, size)
