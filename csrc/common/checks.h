@@ -1,0 +1,84 @@
+// Invariants shared by the ops. The friendly errors are raised in Python before an op is reached:
+// what fails here is a caller of the raw ops, or a bug.
+#pragma once
+
+#include "stable.h"
+
+namespace fastwhiten {
+
+// How an input lies in memory: rows [M, C], or planes [N, C, L] with M = N * L.
+struct Layout {
+  int64_t samples;                            // N (M for rows)
+  int64_t channels;                           // C
+  int64_t length;                             // L (1 for rows)
+  int64_t groups;                             // G
+  int64_t width;                              // D = C / G
+  bool planes() const { return length > 1; }  // planes of one position each lie exactly as rows do
+  int64_t rows() const { return samples * length; }
+  int64_t numel() const { return samples * length * channels; }
+};
+
+inline void check_floating(const char* op, const char* name, ScalarType t) {
+  STD_TORCH_CHECK(t == ScalarType::Half || t == ScalarType::BFloat16 || t == ScalarType::Float ||
+                      t == ScalarType::Double,
+                  op, ": expected ", name, " of a floating dtype, got ",
+                  torch::headeronly::toString(t));
+}
+
+inline void check_contiguous(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous(), op, ": expected ", name,
+                  " contiguous on the CPU; call .contiguous() first");
+}
+
+inline Layout check_layout(const char* op, const Tensor& x, int64_t groups) {
+  check_floating(op, "x", x.scalar_type());
+  STD_TORCH_CHECK(x.dim() == 2 || x.dim() == 3, op,
+                  ": expected x of shape [M, C] or [N, C, L], got ", x.dim(), " dimensions");
+  check_contiguous(op, "x", x);
+  const int64_t channels = x.size(1);
+  STD_TORCH_CHECK(groups > 0 && channels % groups == 0, op, ": expected groups that divide the ",
+                  channels, " channels, got ", groups);
+  const int64_t length = x.dim() == 3 ? x.size(2) : 1;
+  const int64_t kMax = 2147483647;  // BLAS and LAPACK take 32-bit leading dimensions
+  STD_TORCH_CHECK(channels <= kMax && length <= kMax, op, ": expected C and L below 2^31");
+  return {x.size(0), channels, length, groups, channels / groups};
+}
+
+inline void check_sizes(const char* op, const char* name, const Tensor& t, ScalarType dtype,
+                        std::initializer_list<int64_t> sizes) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, op, ": expected ", name, " of dtype ",
+                  torch::headeronly::toString(dtype), ", got ",
+                  torch::headeronly::toString(t.scalar_type()));
+  bool same = t.dim() == static_cast<int64_t>(sizes.size());
+  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == sizes.begin()[d];
+  STD_TORCH_CHECK(same, op, ": unexpected shape of ", name);
+  check_contiguous(op, name, t);
+}
+
+inline void check_sizes(const char* op, const char* name, const OptionalTensor& t, ScalarType dtype,
+                        std::initializer_list<int64_t> sizes) {
+  if (t.has_value()) check_sizes(op, name, *t, dtype, sizes);
+}
+
+inline void check_same(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  if (x.dim() == 3) {
+    check_sizes(op, name, t, x.scalar_type(), {x.size(0), x.size(1), x.size(2)});
+  } else {
+    check_sizes(op, name, t, x.scalar_type(), {x.size(0), x.size(1)});
+  }
+}
+
+// The dtype T of the statistics, given by the tensor that carries it.
+inline ScalarType check_accumulation(const char* op, const Tensor& t) {
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
+                  ": expected statistics in float32 or float64");
+  return dtype;
+}
+
+inline void check_kind(const char* op, int64_t kind) {
+  STD_TORCH_CHECK(kind == kZca || kind == kPca || kind == kCholesky, op,
+                  ": expected kind 0 (zca), 1 (pca) or 2 (cholesky), got ", kind);
+}
+
+}  // namespace fastwhiten

@@ -1,0 +1,77 @@
+// dx_n = (gamma * (g_n - p_n grad_sum)) W^T - p_n (x_n - mean) inner.
+//
+// One product of depth 2 D per tile: [ g_n - p_n grad_sum | p_n (x_n - mean) ] [ diag(gamma) W^T ;
+// -inner ], with p_n folded into the right factor when it is the same for all rows. Bytes: x and
+// grad read once, dx written once. Determinism: every row's result is one dot product.
+#include "../ops/backward_apply.h"
+
+#include "product.h"
+
+namespace fastwhiten::cpu {
+namespace {
+
+// B [G, 2 D, D]: rows j < D are gamma_j W_ij over i, rows D + i are -p inner_ij.
+template <class T>
+void right_factor(int64_t G, int64_t D, const T* matrix, const T* inner, const T* gamma, T p,
+                  T* B) {
+  for (int64_t g = 0; g < G; ++g) {
+    const T* W = matrix + g * D * D;  // [D, D]
+    T* of_grad = B + g * 2 * D * D;   // [D, D]
+    T* of_x = of_grad + D * D;        // [D, D]
+    for (int64_t j = 0; j < D; ++j) {
+      const T scale = gamma == nullptr ? T(1) : gamma[g * D + j];
+      for (int64_t i = 0; i < D; ++i) of_grad[j * D + i] = scale * W[i * D + j];
+    }
+    for (int64_t i = 0; i < D * D; ++i) of_x[i] = -p * inner[g * D * D + i];
+  }
+}
+
+template <class In, class T>
+void run(const Layout& s, const In* x, const In* grad, const T* mean, const T* grad_sum,
+         const T* matrix, const T* inner, const T* gamma, const T* p, In* dx) {
+  const Plan plan = make_plan(s);
+  const int64_t D = s.width, M = s.rows(), G = s.groups, C = s.channels;
+  const T uniform = T(1) / static_cast<T>(M);
+  Buffer<T> B(G * 2 * D * D), grad_shift(C);
+  right_factor(G, D, matrix, inner, gamma, p == nullptr ? uniform : T(1), B.get());
+  for (int64_t c = 0; c < C; ++c)
+    grad_shift[c] = p == nullptr ? grad_sum[c] * uniform : grad_sum[c];
+  const auto unit = [&](int64_t begin, int64_t end) {
+    Buffer<T> buffer(2 * D * plan.tile_rows);
+    // planes: [2 D, m], grad's channels then x's; rows: [m, 2 D], grad's columns then x's
+    const int64_t ld = s.planes() ? plan.tile_rows : 2 * D;
+    T* x_part = s.planes() ? buffer.get() + D * ld : buffer.get() + D;
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t g = u % G, r0 = u / G * plan.tile_rows, m = std::min(plan.tile_rows, M - r0);
+      load_tile(s, plan, Scale::kShift, grad, g, r0, m, grad_shift.get() + g * D, p, buffer.get(),
+                ld);
+      load_tile(s, plan, Scale::kResult, x, g, r0, m, mean + g * D, p, x_part, ld);
+      multiply_tile<In, T>(s, plan, buffer.get(), ld, 2 * D, B.get() + g * 2 * D * D, g, r0, m,
+                           nullptr, dx);
+    }
+  };
+  if (plan.wide) return unit(0, G * plan.tiles);
+  parallel(G * plan.tiles, 4.0 * static_cast<double>(s.numel()) * static_cast<double>(D), unit);
+}
+
+Tensor backward_apply(const Tensor& x, const Tensor& grad, const Tensor& mean,
+                      const Tensor& grad_sum, const Tensor& matrix, const Tensor& inner,
+                      const OptionalTensor& gamma, const OptionalTensor& row_weight) {
+  const Layout s = check_backward_apply(x, grad, mean, grad_sum, matrix, inner, gamma, row_weight);
+  Tensor dx = uninitialized_like(x);
+  if (s.numel() == 0) return dx;
+  dispatch(x.scalar_type(), mean.scalar_type(), [&](auto in, auto accumulation) {
+    using In = typename decltype(in)::type;
+    using T = typename decltype(accumulation)::type;
+    run(s, data<In>(x), data<In>(grad), data<T>(mean), data<T>(grad_sum), data<T>(matrix),
+        data<T>(inner), data<T>(gamma), data<T>(row_weight), mutable_data<In>(dx));
+  });
+  return dx;
+}
+
+}  // namespace
+}  // namespace fastwhiten::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
+  m.impl("backward_apply", TORCH_BOX(&fastwhiten::cpu::backward_apply));
+}

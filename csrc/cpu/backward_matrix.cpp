@@ -1,0 +1,140 @@
+// A = cross diag(gamma), F = V^T A Q, R_ij = w_ij F_ij + (1 - w_ij) F_ji, core = V R V^T,
+// inner = beta (1 - rho) core + beta rho trace(core) / D I ; grad_gamma_j = sum_i W_ij cross_ij.
+//
+// zca: V = U diag(1/s), Q = U, w_ij = s_i / (s_i + s_j) in (0, 1): no gap between eigenvalues is
+// divided by. pca: V = W, Q = I, w_ij = l_i / (l_i - l_j), a tied pair takes the symmetric part.
+// cholesky: V = W, Q = I, w = 1 above the diagonal, 0 below, 1/2 on it. Four products of D^3 (pca,
+// cholesky three), one of them symmetric.
+#include "../ops/backward_matrix.h"
+
+#include <cmath>
+#include <limits>
+
+#include "parallel.h"
+#include "symmetric.h"
+#include "workspace.h"
+
+namespace fastwhiten::cpu {
+namespace {
+
+// F [D, D] = U^T A U -> diag(1/s) R diag(1/s), in place, where R is built from diag(1/s) F.
+template <class T>
+void weigh_zca(int64_t D, const T* eigenvalues, T* F) {
+  Buffer<T> s(D), inverse(D);
+  for (int64_t i = 0; i < D; ++i) {
+    s[i] = std::sqrt(eigenvalues[i]);
+    inverse[i] = 1 / s[i];
+  }
+  for (int64_t i = 0; i < D; ++i) {
+    for (int64_t j = 0; j <= i; ++j) {
+      // w / s_i = 1 / (s_i + s_j) = (1 - w) / s_j: both terms share one weight
+      const T weight = 1 / (s[i] + s[j]);
+      F[i * D + j] = weight * (F[i * D + j] + F[j * D + i]) * (inverse[i] * inverse[j]);
+    }
+  }
+  mirror(D, F);
+}
+
+// F [D, D] -> R, in place.
+template <class T>
+void weigh_pca(int64_t D, const T* l, T* F) {
+  // An eigenvalue is known to about D eps times the largest; a closer pair than this has no
+  // meaningful eigenvectors of its own, and the antisymmetric part of F in it no meaning.
+  const T tie = 64 * static_cast<T>(D) * std::numeric_limits<T>::epsilon();
+  for (int64_t i = 0; i < D; ++i) {
+    for (int64_t j = 0; j <= i; ++j) {
+      const T gap = l[i] - l[j], upper = F[j * D + i], lower = F[i * D + j];
+      const bool tied = i == j || std::abs(gap) <= tie * std::max(l[i], l[j]);
+      F[i * D + j] = tied ? (lower + upper) / 2 : (l[i] * lower - l[j] * upper) / gap;
+    }
+  }
+  mirror(D, F);
+}
+
+// F [D, D] -> R, in place: the upper triangle, mirrored.
+template <class T>
+void weigh_cholesky(int64_t D, T* F) {
+  for (int64_t i = 0; i < D; ++i) {
+    for (int64_t j = 0; j < i; ++j) F[i * D + j] = F[j * D + i];
+  }
+}
+
+template <class T>
+struct Group {  // the matrices of one group, [D, D] each but eigenvalues and gamma [D]
+  const T *cross, *eigenvalues, *basis, *matrix, *gamma;
+};
+
+template <class T>
+void inner_of_group(int64_t D, const Group<T>& in, T rho, T beta, int64_t kind, T* inner) {
+  Buffer<T> first(D * D), second(D * D);
+  T *A = first.get(), *F = second.get();
+  for (int64_t i = 0; i < D; ++i) {
+    for (int64_t j = 0; j < D; ++j) {
+      A[i * D + j] = in.gamma == nullptr ? in.cross[i * D + j] : in.cross[i * D + j] * in.gamma[j];
+    }
+  }
+  const T* V = kind == kZca ? in.basis : in.matrix;  // zca: diag(1/s) is applied by weigh_zca
+  if (kind == kZca) {
+    gemm(true, false, D, D, D, T(1), V, D, A, D, T(0), inner, D);
+    gemm(false, false, D, D, D, T(1), inner, D, in.basis, D, T(0), F, D);
+    weigh_zca(D, in.eigenvalues, F);
+  } else {
+    gemm(true, false, D, D, D, T(1), V, D, A, D, T(0), F, D);
+    kind == kPca ? weigh_pca(D, in.eigenvalues, F) : weigh_cholesky(D, F);
+  }
+  gemm(false, false, D, D, D, T(1), V, D, F, D, T(0), A, D);
+  gemm_lower(false, true, D, D, beta * (1 - rho), A, D, V, D, T(0), inner, D);
+  mirror(D, inner);
+  if (rho != T(0)) {  // trace(core) = sum_ij (V R)_ij V_ij
+    T trace = 0;
+    for (int64_t i = 0; i < D * D; ++i) trace += A[i] * V[i];
+    for (int64_t i = 0; i < D; ++i) inner[i * D + i] += beta * rho * trace / static_cast<T>(D);
+  }
+}
+
+template <class T>
+void gamma_of_group(int64_t D, const T* matrix, const T* cross, T* grad_gamma) {
+  std::fill_n(grad_gamma, D, T(0));
+  for (int64_t i = 0; i < D; ++i) {
+    for (int64_t j = 0; j < D; ++j) grad_gamma[j] += matrix[i * D + j] * cross[i * D + j];
+  }
+}
+
+std::tuple<Tensor, Tensor> backward_matrix(const Tensor& cross, const Tensor& eigenvalues,
+                                           const Tensor& basis, const Tensor& matrix,
+                                           const OptionalTensor& gamma, const OptionalTensor& rho,
+                                           double batch_weight, int64_t kind) {
+  check_backward_matrix(cross, eigenvalues, basis, matrix, gamma, rho, kind);
+  const int64_t G = cross.size(0), D = cross.size(1);
+  Tensor inner = empty({G, D, D}, cross.scalar_type());
+  Tensor grad_gamma = empty({G * D}, cross.scalar_type());
+  if (cross.numel() == 0) return {inner, grad_gamma};
+  dispatch_accumulation(cross.scalar_type(), [&](auto accumulation) {
+    using T = typename decltype(accumulation)::type;
+    const T *scale = data<T>(gamma), *shrinkage = data<T>(rho);
+    const double flops =
+        8.0 * static_cast<double>(D) * static_cast<double>(D) * static_cast<double>(D);
+    T* const out = mutable_data<T>(inner);
+    T* const out_gamma = mutable_data<T>(grad_gamma);
+    for_groups(G, flops, [&](int64_t g) {
+      const int64_t at = g * D * D;
+      Group<T> in = {data<T>(cross) + at, nullptr, nullptr, data<T>(matrix) + at, nullptr};
+      if (kind != kCholesky) {
+        in.eigenvalues = data<T>(eigenvalues) + g * D;
+        in.basis = data<T>(basis) + at;
+      }
+      if (scale != nullptr) in.gamma = scale + g * D;
+      inner_of_group(D, in, shrinkage == nullptr ? T(0) : shrinkage[g],
+                     static_cast<T>(batch_weight), kind, out + at);
+      gamma_of_group(D, in.matrix, in.cross, out_gamma + g * D);
+    });
+  });
+  return {inner, grad_gamma};
+}
+
+}  // namespace
+}  // namespace fastwhiten::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
+  m.impl("backward_matrix", TORCH_BOX(&fastwhiten::cpu::backward_matrix));
+}

@@ -1,0 +1,43 @@
+// a = U diag(l) U^T for every matrix: l ascending, eigenvectors as columns of U, signs made unique.
+//
+// LAPACK's ssyevd, matrices side by side; from D = 192 or so one matrix takes all threads.
+// A non-finite matrix gives NaN for itself alone. Bytes: a once, U twice (LAPACK's rows are
+// transposed).
+#include "../ops/eigh.h"
+
+#include "parallel.h"
+#include "symmetric.h"
+#include "workspace.h"
+
+namespace fastwhiten::cpu {
+namespace {
+
+template <class T>
+void run(int64_t B, int64_t D, const T* a, T* values, T* vectors) {
+  for_groups(B, eigen_flops(D), [&](int64_t b) {
+    Buffer<T> work(D * D);
+    const T* from = a + b * D * D;  // [D, D]
+    for (int64_t i = 0; i < D; ++i) std::copy_n(from + i * D, i + 1, work.get() + i * D);
+    mirror(D, work.get());
+    symmetric_eigen(D, work.get(), values + b * D);
+    transpose(D, work.get(), vectors + b * D * D);
+  });
+}
+
+std::tuple<Tensor, Tensor> eigh(const Tensor& a) {
+  check_eigh(a);
+  const int64_t B = a.size(0), D = a.size(1);
+  Tensor values = empty({B, D}, a.scalar_type());
+  Tensor vectors = empty({B, D, D}, a.scalar_type());
+  if (a.numel() == 0) return {values, vectors};
+  dispatch_accumulation(a.scalar_type(), [&](auto accumulation) {
+    using T = typename decltype(accumulation)::type;
+    run(B, D, data<T>(a), mutable_data<T>(values), mutable_data<T>(vectors));
+  });
+  return {values, vectors};
+}
+
+}  // namespace
+}  // namespace fastwhiten::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) { m.impl("eigh", TORCH_BOX(&fastwhiten::cpu::eigh)); }

@@ -1,0 +1,126 @@
+// S' = beta S + (1 - beta) S_running ; S = (1 - rho) S' + (rho trace(S') / D + eps) I, per group.
+// zca: S = U diag(l) U^T, W = U diag(1 / sqrt l) U^T ; pca: W = U diag(1 / sqrt l) ;
+// cholesky: S = L L^T, W = L^{-T}.
+//
+// Shrinkage and eps move the eigenvalues only: the eigensolve is of S', its l are shifted
+// afterwards. The zca matrix is the product of U diag(l^-1/4) with its own transpose: half of it is
+// computed, the rest mirrored. A group that is not finite or not positive definite gives NaN for
+// itself alone; nothing throws.
+#include "../ops/factor.h"
+
+#include <cmath>
+
+#include "parallel.h"
+#include "symmetric.h"
+#include "workspace.h"
+
+namespace fastwhiten::cpu {
+namespace {
+
+// out [D, D] = beta S + (1 - beta) S_running, exactly symmetric. Returns trace / D.
+template <class T>
+T blend(int64_t D, const T* batch, const T* running, T beta, T* out) {
+  T trace = 0;
+  for (int64_t i = 0; i < D; ++i) {
+    for (int64_t j = 0; j <= i; ++j) {
+      T value = (batch[i * D + j] + batch[j * D + i]) / 2;
+      if (running != nullptr) {
+        value = beta * value + (1 - beta) * (running[i * D + j] + running[j * D + i]) / 2;
+      }
+      out[i * D + j] = value;
+    }
+    trace += out[i * D + i];
+  }
+  mirror(D, out);
+  return trace / static_cast<T>(D);
+}
+
+// a [D, D]: S' on entry, scratch on return. values [D], basis [D, D], matrix [D, D].
+template <class T>
+bool factor_eigen(int64_t D, bool zca, T rho, T eps, T mean_diagonal, T* a, T* values, T* basis,
+                  T* matrix) {
+  if (!symmetric_eigen(D, a, values)) return false;
+  const T shift = rho * mean_diagonal + eps;
+  for (int64_t j = 0; j < D; ++j) {
+    const T shifted = (1 - rho) * values[j] + shift;
+    // S' is positive semidefinite: an eigenvalue that falls below zero did so by rounding.
+    values[j] = shifted < eps ? eps : shifted;
+    if (!(values[j] > 0) || !std::isfinite(values[j])) return false;
+  }
+  transpose(D, a, basis);
+  if (zca) {
+    for (int64_t j = 0; j < D; ++j) {  // rows of a are eigenvectors
+      const T scale = 1 / std::sqrt(std::sqrt(values[j]));
+      for (int64_t i = 0; i < D; ++i) a[j * D + i] *= scale;
+    }
+    gemm_symmetric(true, D, D, T(1), a, D, T(0), matrix, D);
+    mirror(D, matrix);
+    return true;
+  }
+  Buffer<T> scale(D);
+  for (int64_t j = 0; j < D; ++j) scale[j] = 1 / std::sqrt(values[j]);
+  for (int64_t i = 0; i < D; ++i) {
+    for (int64_t j = 0; j < D; ++j) matrix[i * D + j] = basis[i * D + j] * scale[j];
+  }
+  return true;
+}
+
+// a [D, D]: S' on entry, scratch on return. matrix [D, D] = L^{-T}.
+template <class T>
+bool factor_cholesky(int64_t D, T rho, T eps, T mean_diagonal, T* a, T* matrix) {
+  for (int64_t i = 0; i < D * D; ++i) a[i] *= 1 - rho;
+  for (int64_t i = 0; i < D; ++i) a[i * D + i] += rho * mean_diagonal + eps;
+  if (!all_finite(a, D * D) || !cholesky(D, a)) return false;
+  inverse_transposed(D, a, matrix);
+  return true;
+}
+
+template <class T>
+void run(int64_t G, int64_t D, const T* batch, const T* running, const T* rho, double beta,
+         double eps, int64_t kind, T* values, T* basis, T* matrix) {
+  const double flops = kind == kCholesky ? 8.0 * static_cast<double>(D * D * D) : eigen_flops(D);
+  for_groups(G, flops, [&](int64_t g) {
+    const int64_t at = g * D * D;
+    Buffer<T> work(D * D);
+    const T* old = running == nullptr ? nullptr : running + at;
+    const T mean_diagonal = blend(D, batch + at, old, static_cast<T>(beta), work.get());
+    const T r = rho == nullptr ? T(0) : rho[g], e = static_cast<T>(eps);
+    if (kind == kCholesky) {
+      if (!factor_cholesky(D, r, e, mean_diagonal, work.get(), matrix + at))
+        fill_nan(matrix + at, D * D);
+      return;
+    }
+    if (!factor_eigen(D, kind == kZca, r, e, mean_diagonal, work.get(), values + g * D, basis + at,
+                      matrix + at)) {
+      fill_nan(values + g * D, D);
+      fill_nan(basis + at, D * D);
+      fill_nan(matrix + at, D * D);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> factor(const Tensor& covariance,
+                                          const OptionalTensor& running_covariance,
+                                          const OptionalTensor& rho, double batch_weight,
+                                          double eps, int64_t kind) {
+  check_factor(covariance, running_covariance, rho, kind);
+  const ScalarType dtype = covariance.scalar_type();
+  const int64_t G = covariance.size(0), D = covariance.size(1);
+  Tensor values = kind == kCholesky ? empty({0}, dtype) : empty({G, D}, dtype);
+  Tensor basis = kind == kCholesky ? empty({0}, dtype) : empty({G, D, D}, dtype);
+  Tensor matrix = empty({G, D, D}, dtype);
+  if (covariance.numel() == 0) return {values, basis, matrix};
+  dispatch_accumulation(dtype, [&](auto accumulation) {
+    using T = typename decltype(accumulation)::type;
+    run(G, D, data<T>(covariance), data<T>(running_covariance), data<T>(rho), batch_weight, eps,
+        kind, mutable_data<T>(values), mutable_data<T>(basis), mutable_data<T>(matrix));
+  });
+  return {values, basis, matrix};
+}
+
+}  // namespace
+}  // namespace fastwhiten::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
+  m.impl("factor", TORCH_BOX(&fastwhiten::cpu::factor));
+}

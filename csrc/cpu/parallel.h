@@ -1,0 +1,45 @@
+// Who works: the calling thread, a team over units, or BLAS's own team. Decided by the shape alone.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/stable.h"
+#include "linear_algebra.h"
+
+namespace fastwhiten::cpu {
+
+// Work below this many flops is done by the calling thread: waking a team costs about 5 us here, in
+// which one core does 1 MFLOP.
+constexpr double kSerialFlops = 3e6;
+
+// f(begin, end) over [0, count), in parallel when the whole work (flops) is worth it.
+template <class F>
+void parallel(int64_t count, double flops, const F& f) {
+  if (count <= 1 || flops < kSerialFlops) {
+    SerialLinearAlgebra serial;
+    f(int64_t{0}, count);
+    return;
+  }
+  torch::stable::parallel_for(0, count, 1, [&f](int64_t begin, int64_t end) {
+    SerialLinearAlgebra serial;
+    f(begin, end);
+  });
+}
+
+// f(g) for every group. Products of kTeamFlops and more take all threads one after another; smaller
+// ones are made by one thread each, groups side by side.
+template <class F>
+void for_groups(int64_t groups, double flops_of_group, const F& f) {
+  constexpr double kTeamFlops =
+      3e7;  // where MKL on two threads is within 10 % of twice its one-thread speed
+  const double total = flops_of_group * static_cast<double>(groups);
+  if (flops_of_group >= kTeamFlops || (groups == 1 && total >= kSerialFlops)) {
+    for (int64_t g = 0; g < groups; ++g) f(g);
+    return;
+  }
+  parallel(groups, total, [&f](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) f(g);
+  });
+}
+
+}  // namespace fastwhiten::cpu

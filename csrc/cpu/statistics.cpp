@@ -1,0 +1,169 @@
+// mean [C] = sum_n p_n x_n ; covariance [G, D, D] = sum_n p_n (x_n - mean) (x_n - mean)^T.
+//
+// By tiles t of total weight P_t and mean m_t: covariance = sum_t [ sum_{n in t} p_n (x_n -
+// m_t)(..)^T
+// + P_t (m_t - mean)(m_t - mean)^T ]. Every product is of centred numbers, so |mean| >> std costs
+// nothing. Bytes: x once from memory, a second time from cache (the tile's mean, then its product).
+// Determinism: tiles are added in order within a chunk, chunks in order at the end; no atomics.
+#include "../ops/statistics.h"
+
+#include <cmath>
+#include <limits>
+
+#include "tiles.h"
+#include "workspace.h"
+
+namespace fastwhiten::cpu {
+namespace {
+
+// tile_mean [D] in double. The sums are of differences from the tile's first row, hence as accurate
+// as the spread of the data allows, and not as its mean does.
+template <class In, class T>
+void tile_mean(const Layout& s, bool wide, const In* x, const T* p, int64_t g, int64_t r0,
+               int64_t m, double weight, double* mean) {
+  const int64_t D = s.width;
+  Buffer<T> first(D), sums(D);
+  for (int64_t c = 0; c < D; ++c) {
+    first[c] = static_cast<T>(x[offset(s, r0, g * D + c)]);
+    sums[c] = 0;
+  }
+  if (wide) {
+    constexpr int64_t kChannels = 64;  // per unit of work: four cache lines of every row
+    torch::stable::parallel_for(
+        0, (D + kChannels - 1) / kChannels, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t b = begin; b < end; ++b) {
+            const int64_t c = b * kChannels;
+            Layout part =
+                s;  // the same memory, seen as one group of these channels that starts at g * D + c
+            part.width = std::min(kChannels, D - c);
+            const In* from = x + offset(s, 0, g * D + c);
+            add_tile_sums(part, from, 0, r0, m, first.get() + c, p, sums.get() + c);
+          }
+        });
+  } else {
+    add_tile_sums(s, x, g, r0, m, first.get(), p, sums.get());
+  }
+  const double scale = weight > 0 ? 1 / weight : 0;  // a tile without weight: any mean serves
+  for (int64_t c = 0; c < D; ++c) mean[c] = static_cast<double>(first[c]) + scale * sums[c];
+}
+
+// covariance [D, D] = sum over chunks of partial [chunks, D, D], scaled, + between-tile term;
+// mirrored.
+template <class T>
+void combine(const Plan& plan, int64_t D, const double* tile_means, const double* tile_weights,
+             const T* partial, T scale, T* mean, T* covariance) {
+  Buffer<double> center(D);
+  double total = 0;
+  for (int64_t t = 0; t < plan.tiles; ++t) total += tile_weights[t];
+  for (int64_t c = 0; c < D; ++c) {
+    double sum = 0;
+    for (int64_t t = 0; t < plan.tiles; ++t) {
+      sum += tile_weights[t] / total * (tile_means[t * D + c] - tile_means[c]);
+    }
+    center[c] = tile_means[c] + sum;
+    mean[c] = static_cast<T>(center[c]);
+  }
+  for (int64_t i = 0; i < D * D; ++i) {
+    T sum = partial[i];
+    for (int64_t k = 1; k < plan.chunks; ++k) sum += partial[k * D * D + i];
+    covariance[i] = sum * scale;
+  }
+  if (plan.tiles > 1) {
+    Buffer<T> deviation(plan.tiles * D);  // [tiles, D]
+    for (int64_t t = 0; t < plan.tiles; ++t) {
+      const double root = std::sqrt(tile_weights[t]);
+      for (int64_t c = 0; c < D; ++c) {
+        deviation[t * D + c] = static_cast<T>(root * (tile_means[t * D + c] - center[c]));
+      }
+    }
+    gemm_symmetric(true, D, plan.tiles, T(1), deviation.get(), D, T(1), covariance, D);
+  }
+  mirror(D, covariance);
+}
+
+// The partial covariance [D, D] of the tiles [first, last) of group g, and their means [tiles, D].
+template <class In, class T>
+void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const T* p, const T* root,
+                  int64_t g, int64_t first, int64_t last, const double* tile_weights,
+                  double* tile_means, T* partial) {
+  const int64_t D = s.width;
+  Buffer<T> shift(D), buffer(D * plan.tile_rows);
+  const int64_t ld = s.planes() ? plan.tile_rows : D;
+  for (int64_t t = first; t < last; ++t) {
+    const int64_t r0 = t * plan.tile_rows, m = std::min(plan.tile_rows, s.rows() - r0);
+    tile_mean(s, plan.wide, x, p, g, r0, m, tile_weights[t], tile_means + t * D);
+    for (int64_t c = 0; c < D; ++c) shift[c] = static_cast<T>(tile_means[t * D + c]);
+    load_tile(s, plan, Scale::kResult, x, g, r0, m, shift.get(), root, buffer.get(), ld);
+    gemm_symmetric(!s.planes(), D, m, T(1), buffer.get(), ld, t == first ? T(0) : T(1), partial, D);
+  }
+}
+
+template <class In, class T>
+void run(const Layout& s, const In* x, const T* p, T* mean, T* covariance) {
+  const Plan plan = make_plan(s);
+  const int64_t D = s.width, M = s.rows(), G = s.groups;
+  Buffer<double> tile_weights(plan.tiles), tile_means(G * plan.tiles * D);
+  Buffer<T> root(p == nullptr ? 0 : M), partial(G * plan.chunks * D * D);
+  for (int64_t t = 0; t < plan.tiles; ++t) {
+    const int64_t r0 = t * plan.tile_rows, m = std::min(plan.tile_rows, M - r0);
+    tile_weights[t] = p == nullptr ? static_cast<double>(m) : 0;
+    for (int64_t r = r0; p != nullptr && r < r0 + m; ++r) {
+      tile_weights[t] += p[r];
+      root[r] = std::sqrt(p[r]);
+    }
+  }
+  const auto unit = [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t g = u / plan.chunks, k = u % plan.chunks;
+      reduce_chunk(s, plan, x, p, p == nullptr ? nullptr : root.get(), g,
+                   k * plan.tiles / plan.chunks, (k + 1) * plan.tiles / plan.chunks,
+                   tile_weights.get(), tile_means.get() + g * plan.tiles * D,
+                   partial.get() + u * D * D);
+    }
+  };
+  const double flops = 2.0 * static_cast<double>(s.numel()) * static_cast<double>(D);
+  if (plan.wide) {
+    unit(0, G);
+  } else {
+    parallel(G * plan.chunks, flops, unit);
+  }
+  const T scale = p == nullptr ? T(1) / static_cast<T>(M) : T(1);
+  if (p == nullptr) {
+    for (int64_t t = 0; t < plan.tiles; ++t) tile_weights[t] /= static_cast<double>(M);
+  }
+  const double finish =
+      static_cast<double>(G * D * D) * static_cast<double>(plan.chunks + plan.tiles);
+  parallel(G, finish, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      combine(plan, D, tile_means.get() + g * plan.tiles * D, tile_weights.get(),
+              partial.get() + g * plan.chunks * D * D, scale, mean + g * D, covariance + g * D * D);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> statistics(const Tensor& x, const OptionalTensor& row_weight,
+                                      int64_t groups, bool double_precision) {
+  const Layout s = check_statistics(x, row_weight, groups, double_precision);
+  const ScalarType dtype = accumulation_type(x.scalar_type(), double_precision);
+  Tensor mean = empty({s.channels}, dtype);
+  Tensor covariance = empty({s.groups, s.width, s.width}, dtype);
+  dispatch(x.scalar_type(), dtype, [&](auto in, auto accumulation) {
+    using In = typename decltype(in)::type;
+    using T = typename decltype(accumulation)::type;
+    if (s.numel() == 0) {  // no rows: the mean of nothing
+      const T nan = std::numeric_limits<T>::quiet_NaN();
+      std::fill_n(mutable_data<T>(mean), mean.numel(), nan);
+      std::fill_n(mutable_data<T>(covariance), covariance.numel(), nan);
+      return;
+    }
+    run(s, data<In>(x), data<T>(row_weight), mutable_data<T>(mean), mutable_data<T>(covariance));
+  });
+  return {mean, covariance};
+}
+
+}  // namespace
+}  // namespace fastwhiten::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
+  m.impl("statistics", TORCH_BOX(&fastwhiten::cpu::statistics));
+}

@@ -1,0 +1,15 @@
+#include "eigh.h"
+
+namespace fastwhiten {
+
+void check_eigh(const Tensor& a) {
+  const ScalarType dtype = check_accumulation("eigh", a);
+  STD_TORCH_CHECK(a.dim() == 3, "eigh: expected a of shape [B, D, D]");
+  check_sizes("eigh", "a", a, dtype, {a.size(0), a.size(1), a.size(1)});
+}
+
+}  // namespace fastwhiten
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
+  m.def("eigh(Tensor a) -> (Tensor eigenvalues, Tensor eigenvectors)");
+}
