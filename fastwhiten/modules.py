@@ -180,8 +180,9 @@ class ChannelWhitening(nn.Module):
         )
         mean = torch.empty(self.num_features, **factory) if self.track_running_stats else None
         self.register_buffer("running_mean", mean)
-        name = "running_cov" if self.running == "covariance" else "running_matrix"
-        self.register_buffer(name, square)
+        covariance = self.running == "covariance"
+        self.register_buffer("running_cov", square if covariance else None)
+        self.register_buffer("running_matrix", None if covariance else square)
         count = torch.tensor(0, dtype=torch.long, device=factory["device"])
         self.register_buffer("num_batches_tracked", count if self.track_running_stats else None)
         # Derived from running_cov, so not part of the state; a buffer so that it moves and traces
