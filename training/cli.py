@@ -62,12 +62,14 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
 def build_parser() -> ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(
-        prog="python -m training", description="Long-tailed training around fastwhiten."
+        prog="python -m training",
+        description="Long-tailed training around fastwhiten.",
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(required=True, dest="command")
     parsers: dict[str, ArgumentParser] = {}
     for name, (config, _, text) in _COMMANDS.items():
-        command = _Parser(description=text)
+        command = _Parser(description=text, allow_abbrev=False)
         command.add_argument("--config", action="config", help="YAML file with any of the options")
         command.add_class_arguments(config)
         commands.add_subcommand(name, command, help=text)

@@ -150,6 +150,9 @@ class TrainConfig:
         loss: The training loss.
         seed: Seed from which the seeds of ``seeds`` are derived; >= 0.
         device: auto, cpu, cuda or any device name of torch; auto is cuda where there is one.
+        threads: CPU threads of torch; >= 1, or null for torch's choice (all cores). Bits depend on
+            it. One is right for images of a few pixels, where more threads mostly wait for each
+            other, above all on a machine that has other work.
         deterministic: Same seed, same bits (torch.use_deterministic_algorithms).
         seeds: Seeds of the single sources of randomness.
         data: Splits, batches, augmentation.
@@ -166,6 +169,7 @@ class TrainConfig:
     loss: LossName = "logit-adjusted"
     seed: int = 0
     device: str = "auto"
+    threads: int | None = 1
     deterministic: bool = True
     seeds: SeedConfig = field(default_factory=SeedConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -200,6 +204,7 @@ def validate(config: TrainConfig) -> None:
     data, optim, options = config.data, config.optim, config.whitening_options
     _check("imbalance_factor", config.imbalance_factor, config.imbalance_factor >= 1, ">= 1")
     _check("seed", config.seed, config.seed >= 0, ">= 0")
+    _check("threads", config.threads, config.threads is None or config.threads >= 1, ">= 1 or null")
     for name, value in asdict(config.seeds).items():
         _check(f"seeds.{name}", value, value is None or value >= 0, ">= 0 or null")
     _check("data.test_per_class", data.test_per_class, data.test_per_class >= 1, ">= 1")

@@ -28,6 +28,7 @@ class LogitAdjusted(nn.Module):
         tau: Strength; >= 0, and 0 is cross-entropy.
 
     Example:
+        >>> import torch
         >>> loss = LogitAdjusted(torch.tensor([3, 1]), tau=1.0)
         >>> round(loss(torch.zeros(1, 2), torch.tensor([1])).item(), 4)  # -log(1/4)
         1.3863

@@ -55,6 +55,17 @@ def seeded_initialisation(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let torch use this many CPU threads inside; null leaves its choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     """Ask torch for deterministic algorithms inside, and restore the setting afterwards."""
     before = torch.are_deterministic_algorithms_enabled()

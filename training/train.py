@@ -22,7 +22,12 @@ from training.loop import EpochStatistics, Trainer, build_trainer
 from training.metrics import Evaluation, ShotGroups
 from training.progress import Reporter, build_reporter, print_results
 from training.report import draw_plots, write_report
-from training.reproducibility import Seeds, deterministic_algorithms, resolve_seeds
+from training.reproducibility import (
+    Seeds,
+    cpu_threads,
+    deterministic_algorithms,
+    resolve_seeds,
+)
 from training.run_folder import RunFolder, create_run_folder
 
 SELECTION_SPLIT = "validation"
@@ -73,7 +78,7 @@ def run_training(config: TrainConfig, console: Console | None = None) -> dict[st
     device = select_device(config.device)
     seeds = resolve_seeds(config.seed, config.seeds)
     dataset = build_dataset(config, seeds.split)
-    with deterministic_algorithms(config.deterministic):
+    with cpu_threads(config.threads), deterministic_algorithms(config.deterministic):
         trainer = build_trainer(config, dataset, seeds, device)
         folder = create_run_folder(config.run_name(), config.output)
         write_text(folder.config, yaml.safe_dump(to_dict(config), sort_keys=False))

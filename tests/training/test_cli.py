@@ -1,0 +1,110 @@
+"""The command line: precedence, and errors that name what is allowed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.cli import parse, run
+
+
+def test_defaults_need_no_arguments():
+    command, config = parse(["train"])
+    assert command == "train"
+    assert config.dataset == "digits-lt"
+    assert config.imbalance_factor == 50
+    assert config.data.batch_size == 128
+
+
+def test_command_line_overrides_yaml(tmp_path: Path):
+    path = tmp_path / "a.yaml"
+    path.write_text("seed: 3\noptim:\n  lr: 0.5\n  epochs: 7\n")
+    config = parse(["train", "--config", str(path), "--optim.lr", "0.25"])[1]
+    assert (config.seed, config.optim.lr, config.optim.epochs) == (3, 0.25, 7)
+
+
+@pytest.mark.parametrize("option", ["--imbalance-factor", "--imbalance_factor"])
+def test_hyphens_and_underscores_are_the_same(option: str):
+    assert parse(["train", option, "10"])[1].imbalance_factor == 10
+    assert parse(["train", f"{option}=10"])[1].imbalance_factor == 10
+
+
+def test_a_value_keeps_its_hyphens():
+    assert parse(["train", "--loss", "logit-adjusted"])[1].loss == "logit-adjusted"
+    assert parse(["train", "--output.name=a-b"])[1].output.name == "a-b"
+
+
+def test_false_is_false():
+    assert parse(["train", "--data.drop_last", "false"])[1].data.drop_last is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "--whitening", "zca"], "'none', 'batchnorm', 'eager', 'fused'"),
+        (["train", "--loss=focal"], "'ce', 'logit-adjusted'"),
+        (["train", "--whitening_options.kind", "svd"], "'zca', 'pca', 'cholesky'"),
+        (["train", "--imbalance-facto", "3"], "Did you mean 'imbalance_factor'?"),
+        (["train", "--optim.lrr", "3"], "Did you mean 'optim.lr'?"),
+        (["train", "--seed", "one"], "seed"),
+        (["trian"], "'train'"),
+        ([], "train"),
+    ],
+)
+def test_wrong_arguments_name_what_is_allowed(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as stopped:
+        parse(arguments)
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optim:\n  lrr: 1.0\n", "Did you mean 'optim.lr'?"),
+        ("whiteningg: none\n", "Did you mean 'whitening'?"),
+        ("whitening: zca\n", "'none', 'batchnorm', 'eager', 'fused'"),
+    ],
+)
+def test_wrong_yaml_names_what_is_allowed(
+    text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit):
+        parse(["train", "--config", str(path)])
+    assert expected in capsys.readouterr().err
+
+
+def test_an_unknown_option_lists_all_options(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        parse(["train", "--wrong", "1"])
+    error = capsys.readouterr().err
+    assert "Allowed options:" in error
+    assert "whitening_options.batch_weight" in error
+
+
+def test_a_configuration_out_of_range_is_reported_without_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    root = tmp_path / "runs"
+    assert run(["train", "--imbalance-factor", "0.5", "--output.root", str(root)]) == 2
+    assert capsys.readouterr().err == ("error: imbalance_factor: expected a value >= 1, got 0.5.\n")
+    assert not root.exists()
+
+
+def test_help_of_the_module_runs():
+    result = subprocess.run(
+        [sys.executable, "-m", "training", "train", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert result.returncode == 0
+    assert "--whitening {none,batchnorm,eager,fused}" in result.stdout
