@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from . import backends, composite, shrinkage
-from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, Function, vmap_by_groups
+from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
+from .function_base import Function, run
 
 
 def _optional(t: Tensor) -> Tensor | None:
@@ -88,8 +89,8 @@ class Whiten(Function):
         if grads[0] is None:
             return (None,) * 12
         x, gamma, *rest = ctx.saved_tensors
-        dx, dgamma, dbeta = WhitenBackward.apply(
-            grads[0].contiguous(), x, gamma, *rest, *ctx.options
+        dx, dgamma, dbeta = run(
+            WhitenBackward, grads[0].contiguous(), x, gamma, *rest, *ctx.options
         )
         gradients = (dx, None if gamma is None else dgamma, dbeta if ctx.has_beta else None)
         return gradients + (None,) * 9
@@ -230,7 +231,7 @@ class SampleWhiten(Function):
         """Return the gradient of ``x``."""
         if grads[0] is None:
             return (None,) * 7
-        dx = SampleWhitenBackward.apply(grads[0].contiguous(), *ctx.saved_tensors, *ctx.options)
+        dx = run(SampleWhitenBackward, grads[0].contiguous(), *ctx.saved_tensors, *ctx.options)
         return (dx,) + (None,) * 6
 
     @staticmethod

@@ -8,7 +8,7 @@ by all groups; when *they* carry the vmapped dimension, the calls run one after 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +18,6 @@ ROWS = "rows"  # [M, C] or [N, C, L]: folded into C
 CHANNEL = "channel"  # [C] -> [B * C]
 GROUP = "group"  # [G, ...] -> [B * G, ...]; also the empty tensors [0]
 ROW_WEIGHT = "row_weight"  # [M]: cannot be folded
-
-if TYPE_CHECKING:
-
-    class Function(torch.autograd.Function):
-        """``torch.autograd.Function`` with a type for ``apply``, which PyTorch leaves untyped."""
-
-        @classmethod
-        def apply(cls, *args: Any) -> Any:
-            """Run the Function."""
-
-else:
-    Function = torch.autograd.Function
 
 
 def fold(t: Tensor, dim: int | None, batch: int, role: str) -> Tensor:

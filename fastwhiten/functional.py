@@ -13,8 +13,10 @@ from torch import Tensor
 from . import backends, validation
 from .autograd import SampleWhiten, Whiten
 from .backends import reference
+from .function_base import run
 from .layout import as_rows_or_planes, restore, row_weights
 from .matrix_functions import SymmetricEigh, inverse_factor
+from .precision import no_autocast
 from .statistics import Statistics
 
 # Sample-side weights are divided by their square root, so a zero would lose its row. They are
@@ -111,10 +113,11 @@ def batch_whiten(
         double = double or sample_side
         p = row_weights(sample_weight, x, reference.accumulation_dtype(x.dtype, double))
     dtype = reference.accumulation_dtype(x.dtype, double)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         if sample_side:
             return _sample_side(x, view, options, p, double, backend, gamma, beta, need)
-        y, mean, covariance, _, _, matrix, _ = Whiten.apply(
+        y, mean, covariance, _, _, matrix, _ = run(
+            Whiten,
             view,
             _to(gamma, dtype),
             _to(beta, dtype),
@@ -156,8 +159,8 @@ def _sample_side(
     if p is not None:
         p = torch.maximum(p, WEIGHT_FLOOR * p.max())
         p = p / p.sum()
-    y, mean, scaled, eigenvalues, _, projected, rho = SampleWhiten.apply(
-        view, p, options.groups, options.eps, options.shrink, double, backend
+    y, mean, scaled, eigenvalues, _, projected, rho = run(
+        SampleWhiten, view, p, options.groups, options.eps, options.shrink, double, backend
     )
     y = restore(y, x)
     if gamma is not None and beta is not None:
@@ -288,9 +291,9 @@ def batch_statistics(
     if sample_weight is not None:
         validation.check_sample_weight(caller, sample_weight, x)
         p = row_weights(sample_weight, x, reference.accumulation_dtype(x.dtype, double))
-    with torch.autocast(x.device.type, enabled=False):
-        mean, covariance = Statistics.apply(
-            as_rows_or_planes(x), p, groups, double, backends.choose(backend, x.device)
+    with no_autocast(x):
+        mean, covariance = run(
+            Statistics, as_rows_or_planes(x), p, groups, double, backends.choose(backend, x.device)
         )
     return mean, covariance
 
@@ -322,8 +325,8 @@ def symmetric_eigh(a: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]
         [1.0, 3.0]
     """
     validation.check_symmetric("symmetric_eigh", a, "a")
-    with torch.autocast(a.device.type, enabled=False):
-        eigenvalues, vectors = SymmetricEigh.apply(a, backends.choose(backend, a.device))
+    with no_autocast(a):
+        eigenvalues, vectors = run(SymmetricEigh, a, backends.choose(backend, a.device))
     return eigenvalues, vectors
 
 
@@ -358,5 +361,5 @@ def whitening_matrix(
     code, eps = validation.check_kind(caller, kind), validation.check_eps(caller, eps)
     name = backends.choose(backend, covariance.device)
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    with torch.autocast(covariance.device.type, enabled=False):
+    with no_autocast(covariance):
         return inverse_factor(reference.symmetrize(covariance) + eps * identity, code, eps, name)

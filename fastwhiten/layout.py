@@ -16,19 +16,19 @@ def as_rows_or_planes(x: Tensor) -> Tensor:
     ``[N, C, L]``. Both are views; any other memory layout is copied once.
     """
     if x.dim() == 2 or x.numel() == x.shape[0] * x.shape[1]:
-        return x.reshape(x.shape[0], x.shape[1]).contiguous()
+        return (x if x.dim() == 2 else x.reshape(x.shape[0], x.shape[1])).contiguous()
     if not x.is_contiguous():
         last = x.movedim(1, -1)  # [N, *spatial, C]
         if last.is_contiguous():
             return last.reshape(-1, x.shape[1])
-    return x.reshape(x.shape[0], x.shape[1], -1).contiguous()
+    return (x if x.dim() == 3 else x.reshape(x.shape[0], x.shape[1], -1)).contiguous()
 
 
 def restore(y: Tensor, x: Tensor) -> Tensor:
     """View rows or planes ``y`` in the shape of ``x``: undo :func:`as_rows_or_planes`."""
     if y.dim() == 2 and x.dim() > 2:
         return y.reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
-    return y.reshape(x.shape)
+    return y if y.dim() == x.dim() else y.reshape(x.shape)
 
 
 def row_weights(weight: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import backends
 from .backends import reference
 from .backends.reference import symmetrize
-from .folding import Function
+from .function_base import Function
 
 
 def _batched(a: Tensor) -> Tensor:

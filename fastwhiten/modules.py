@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import backends, validation
 from .backends import reference
 from .functional import Whitened, batch_whiten, make_options
+from .precision import no_autocast
 
 
 class ChannelWhitening(nn.Module):
@@ -319,7 +320,7 @@ class ChannelWhitening(nn.Module):
         assert matrix is not None and mean is not None
         dtype = torch.promote_types(matrix.dtype, reference.accumulation_dtype(x.dtype))
         size = self.num_features // self.groups
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             if x.dim() == 2:
                 grouped = (x.to(dtype) - mean.to(dtype)).reshape(-1, self.groups, 1, size)
                 y = (

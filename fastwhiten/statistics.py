@@ -8,7 +8,8 @@ from torch import Tensor
 
 from . import backends
 from .backends import reference
-from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, Function, vmap_by_groups
+from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
+from .function_base import Function
 
 
 class Statistics(Function):
