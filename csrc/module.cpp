@@ -5,18 +5,24 @@
 #include <string>
 
 #include "common/stable.h"
+#include "cpu/kernels.h"
 #include "cpu/linear_algebra.h"
 
 namespace {
 
 std::string linear_algebra_provider() { return fastwhiten::cpu::linear_algebra_provider(); }
+std::string cpu_capability() { return fastwhiten::cpu::cpu_capability(); }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY(fastwhiten, m) { m.def("linear_algebra_provider() -> str"); }
+STABLE_TORCH_LIBRARY(fastwhiten, m) {
+  m.def("linear_algebra_provider() -> str");
+  m.def("cpu_capability() -> str");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CompositeExplicitAutograd, m) {
   m.impl("linear_algebra_provider", TORCH_BOX(&linear_algebra_provider));
+  m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
 }
 
 PyMODINIT_FUNC PyInit__C() {

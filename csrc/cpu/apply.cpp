@@ -10,25 +10,39 @@
 namespace fastwhiten::cpu {
 namespace {
 
+// W diag(gamma) of every group, with rows padded for the inner kernels: [G, D, padded(D)].
+template <class T>
+void right_factor(int64_t G, int64_t D, const T* matrix, const T* gamma, T* B) {
+  const int64_t ld = padded<T>(D);
+  for (int64_t i = 0; i < G * D; ++i) {
+    const T* scale = gamma == nullptr ? nullptr : gamma + i / D * D;  // [D]
+    for (int64_t j = 0; j < D; ++j) {
+      B[i * ld + j] = scale == nullptr ? matrix[i * D + j] : matrix[i * D + j] * scale[j];
+    }
+    std::fill(B + i * ld + D, B + (i + 1) * ld, T(0));
+  }
+}
+
 template <class In, class T>
 void run(const Layout& s, const In* x, const T* mean, const T* matrix, const T* gamma,
          const T* beta, In* y) {
   const Plan plan = make_plan(s);
-  const int64_t D = s.width, M = s.rows(), G = s.groups;
-  Buffer<T> scaled(gamma == nullptr ? 0 : G * D * D);  // W diag(gamma)
-  for (int64_t i = 0; gamma != nullptr && i < G * D; ++i) {
-    const T* of_group = gamma + i / D * D;
-    for (int64_t j = 0; j < D; ++j) scaled[i * D + j] = matrix[i * D + j] * of_group[j];
-  }
-  const T* W = gamma == nullptr ? matrix : scaled.get();  // [G, D, D]
+  const int64_t D = s.width, M = s.rows(), G = s.groups, ldb = padded<T>(D);
+  const bool as_is = gamma == nullptr && ldb == D;
+  Buffer<T> packed(as_is ? 0 : G * D * ldb);
+  if (!as_is) right_factor(G, D, matrix, gamma, packed.get());
+  const T* B = as_is ? matrix : packed.get();  // [G, D, ldb]
   const auto unit = [&](int64_t begin, int64_t end) {
-    Buffer<T> buffer(D * plan.tile_rows);
-    const int64_t ld = s.planes() ? plan.tile_rows : D;
+    Buffer<T> panel(panel_size(s, plan, D));
+    const int64_t ld = panel_stride(s, plan, D);
     for (int64_t u = begin; u < end; ++u) {
-      const int64_t g = u % G, r0 = u / G * plan.tile_rows, m = std::min(plan.tile_rows, M - r0);
-      load_tile<In, T>(s, plan, Scale::kNone, x, g, r0, m, mean + g * D, nullptr, buffer.get(), ld);
-      multiply_tile(s, plan, buffer.get(), ld, D, W + g * D * D, g, r0, m,
-                    beta == nullptr ? nullptr : beta + g * D, y);
+      const int64_t g = u % G, first = u / G * plan.tile_rows;
+      for_panels(plan, first, std::min(first + plan.tile_rows, M), [&](int64_t r, int64_t m) {
+        load_panel<In, T>(s, plan, Scale::kNone, x, g, r, m, mean + g * D, nullptr, panel.get(),
+                          ld);
+        multiply_panel(s, plan, panel.get(), ld, D, B + g * D * ldb, g, r, m,
+                       beta == nullptr ? nullptr : beta + g * D, y);
+      });
     }
   };
   if (plan.wide) return unit(0, G * plan.tiles);

@@ -12,77 +12,111 @@
 namespace fastwhiten::cpu {
 namespace {
 
-// cross [D, D] += (or =) the product of the centred tile with grad's rows [r0, r0 + m).
+template <class T>
+struct Panels {  // one thread's buffers
+  T *x, *grad, *flipped;
+  int64_t ld;  // row stride of x and grad
+};
+
+// cross [D, D] (+)= the centred panel of x with grad's rows [r0, r0 + m); grad_sum [D] += grad's
+// rows.
 template <class In, class T>
-void add_cross(const Layout& s, const Plan& plan, const T* tile, int64_t ld, const In* grad,
-               const T* zeros, T* grad_tile, int64_t g, int64_t r0, int64_t m, bool first,
-               T* cross) {
+void add_rows_cross(const Layout& s, const Plan& plan, const Panels<T>& panels, const In* grad,
+                    const T* zeros, int64_t g, int64_t r0, int64_t m, bool add, T* cross,
+                    T* grad_sum) {
   const int64_t D = s.width;
-  constexpr int64_t kShortestProduct = 32;  // images shorter than this are gathered first
-  const T keep = first ? T(0) : T(1);
-  if constexpr (std::is_same_v<In, T>) {
-    if (!s.planes()) {
-      gemm(true, false, D, D, m, T(1), tile, ld, grad + offset(s, r0, g * D), s.channels, keep,
-           cross, D);
-      return;
-    }
-    if (s.length >= kShortestProduct) {
-      for_segments(s, r0, m, [&](int64_t r, int64_t length) {
-        gemm(false, true, D, D, length, T(1), tile + (r - r0), ld, grad + offset(s, r, g * D),
-             s.length, first && r == r0 ? T(0) : T(1), cross, D);
-      });
-      return;
-    }
+  const T* right = panels.grad;
+  int64_t ld = panels.ld;
+  if (std::is_same_v<In, T> && (plan.wide || padded<T>(D) == D)) {  // grad serves where it lies
+    right = reinterpret_cast<const T*>(grad + offset(s, r0, g * D));
+    ld = s.channels;
+  } else {
+    load_panel<In, T>(s, plan, Scale::kNone, grad, g, r0, m, zeros, nullptr, panels.grad, ld);
   }
-  load_tile<In, T>(s, plan, Scale::kNone, grad, g, r0, m, zeros, nullptr, grad_tile, ld);
-  gemm(!s.planes(), s.planes(), D, D, m, T(1), tile, ld, grad_tile, ld, keep, cross, D);
+  add_rows_product(plan.wide, D, m, panels.x, panels.ld, right, ld, cross, add, false);
+  product_kernels<T>().add_rows(m, D, right, ld, grad_sum);
+}
+
+template <class In, class T>
+void add_planes_cross(const Layout& s, const Plan& plan, const Panels<T>& panels, const In* grad,
+                      const T* zeros, int64_t g, int64_t r0, int64_t m, bool add, T* cross,
+                      T* grad_sum) {
+  const int64_t D = s.width;
+  const T* right = panels.grad;  // [D, m]
+  int64_t ld = panels.ld;
+  if (std::is_same_v<In, T> && r0 % s.length + m <= s.length) {  // within one image: where it lies
+    right = reinterpret_cast<const T*>(grad + offset(s, r0, g * D));
+    ld = s.length;
+  } else {
+    load_panel<In, T>(s, plan, Scale::kNone, grad, g, r0, m, zeros, nullptr, panels.grad, ld);
+  }
+  if (plan.wide) {
+    gemm(false, true, D, D, m, T(1), panels.x, panels.ld, right, ld, add ? T(1) : T(0), cross, D);
+    tile_kernels<In, T>().add_sums(s, grad, g, r0, m, zeros, nullptr, grad_sum);
+    return;
+  }
+  const int64_t ldf = padded<T>(D);
+  product_kernels<T>().transpose(D, m, right, ld, panels.flipped, ldf);
+  product_kernels<T>().multiply(D, D, m, panels.x, panels.ld, 1, panels.flipped, ldf, cross, D, add,
+                                false);
+  product_kernels<T>().add_rows(m, D, panels.flipped, ldf, grad_sum);
+}
+
+// The tiles [first, last) of group g.
+template <class In, class T>
+void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const In* grad, const T* mean,
+                  const T* zeros, int64_t g, int64_t first, int64_t last, T* cross, T* grad_sum) {
+  const int64_t K = padded<T>(s.width), size = panel_size(s, plan, K);
+  const int64_t flipped_size = s.planes() && !plan.wide ? plan.panel_rows * K : 0;
+  Buffer<T> x_panel(size), grad_panel(size), flipped(flipped_size);
+  if (!plan.wide) std::fill_n(grad_panel.get(), size, T(0));  // the padding is read
+  std::fill_n(flipped.get(), flipped_size, T(0));
+  const Panels<T> panels = {x_panel.get(), grad_panel.get(), flipped.get(),
+                            panel_stride(s, plan, K)};
+  std::fill_n(grad_sum, s.width, T(0));
+  const int64_t begin = first * plan.tile_rows, end = std::min(last * plan.tile_rows, s.rows());
+  for (int64_t tile = begin; tile < end; tile += plan.tile_rows) {
+    for_panels(plan, tile, std::min(tile + plan.tile_rows, end), [&](int64_t r, int64_t m) {
+      load_panel<In, T>(s, plan, Scale::kNone, x, g, r, m, mean + g * s.width, nullptr, panels.x,
+                        panels.ld);
+      const auto add = s.planes() ? &add_planes_cross<In, T> : &add_rows_cross<In, T>;
+      add(s, plan, panels, grad, zeros, g, r, m, r > begin, cross, grad_sum);
+    });
+  }
+}
+
+// out [n] = the sum of from [count, n].
+template <class T>
+void add_up(int64_t count, int64_t n, const T* from, T* out) {
+  std::copy_n(from, n, out);
+  product_kernels<T>().add_rows(count - 1, n, from + n, n, out);
 }
 
 template <class In, class T>
 void run(const Layout& s, const In* x, const In* grad, const T* mean, T* grad_sum, T* cross) {
   const Plan plan = make_plan(s);
-  const int64_t D = s.width, M = s.rows(), G = s.groups, units = G * plan.chunks;
+  const int64_t D = s.width, G = s.groups, units = G * plan.chunks;
   Buffer<T> sums(units * D), zeros(D);
   Buffer<T> partial(plan.chunks == 1 ? 0 : units * D * D);
   T* products = plan.chunks == 1 ? cross : partial.get();  // [G, chunks, D, D]
-  std::fill_n(sums.get(), units * D, T(0));
   std::fill_n(zeros.get(), D, T(0));
   const auto unit = [&](int64_t begin, int64_t end) {
-    Buffer<T> tile(D * plan.tile_rows), grad_tile(D * plan.tile_rows);
-    const int64_t ld = s.planes() ? plan.tile_rows : D;
     for (int64_t u = begin; u < end; ++u) {
       const int64_t g = u / plan.chunks, k = u % plan.chunks;
-      const int64_t first = k * plan.tiles / plan.chunks, last = (k + 1) * plan.tiles / plan.chunks;
-      for (int64_t t = first; t < last; ++t) {
-        const int64_t r0 = t * plan.tile_rows, m = std::min(plan.tile_rows, M - r0);
-        load_tile<In, T>(s, plan, Scale::kNone, x, g, r0, m, mean + g * D, nullptr, tile.get(), ld);
-        add_cross(s, plan, tile.get(), ld, grad, zeros.get(), grad_tile.get(), g, r0, m, t == first,
-                  products + u * D * D);
-        add_tile_sums<In, T>(s, grad, g, r0, m, zeros.get(), nullptr, sums.get() + u * D);
-      }
+      reduce_chunk(s, plan, x, grad, mean, zeros.get(), g, k * plan.tiles / plan.chunks,
+                   (k + 1) * plan.tiles / plan.chunks, products + u * D * D, sums.get() + u * D);
     }
   };
-  const double flops = 2.0 * static_cast<double>(s.numel()) * static_cast<double>(D);
   if (plan.wide) {
     unit(0, units);
   } else {
-    parallel(units, flops, unit);
+    parallel(units, 2.0 * static_cast<double>(s.numel()) * static_cast<double>(D), unit);
   }
-  const double finish = static_cast<double>(units * D * D);
-  parallel(G, finish, [&](int64_t begin, int64_t end) {
+  parallel(G, static_cast<double>(units * D * D), [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
-      const T* from = sums.get() + g * plan.chunks * D;  // [chunks, D]
-      for (int64_t c = 0; c < D; ++c) {
-        T sum = from[c];
-        for (int64_t k = 1; k < plan.chunks; ++k) sum += from[k * D + c];
-        grad_sum[g * D + c] = sum;
-      }
-      const T* product = products + g * plan.chunks * D * D;  // [chunks, D, D]
-      for (int64_t i = 0; plan.chunks > 1 && i < D * D; ++i) {
-        T sum = product[i];
-        for (int64_t k = 1; k < plan.chunks; ++k) sum += product[k * D * D + i];
-        cross[g * D * D + i] = sum;
-      }
+      add_up(plan.chunks, D, sums.get() + g * plan.chunks * D, grad_sum + g * D);
+      if (plan.chunks == 1) continue;  // the one chunk wrote cross
+      add_up(plan.chunks, D * D, products + g * plan.chunks * D * D, cross + g * D * D);
     }
   });
 }

@@ -1,46 +1,60 @@
-// result = tile * B for the tiles of apply and backward_apply, written in place where it can be.
+// Products with panels: by the inner kernels, or by BLAS when the group is wide.
 #pragma once
 
 #include <type_traits>
 
 #include "tiles.h"
-#include "workspace.h"
 
 namespace fastwhiten::cpu {
 
-// out (the tile rows [r0, r0 + m) of group g) = tile B (+ beta).
-// rows: tile [m, K] of row stride ld; planes: tile [K, m] of row stride ld. B [K, D]; beta [D] or
-// null.
+// out (the rows [r0, r0 + m) of group g) = panel B (+ beta), beta [D] or null.
+// rows: panel [m, K] of row stride ld; planes: panel [K, m]. B [K, D] of row stride padded(D).
 template <class Out, class T>
-void multiply_tile(const Layout& s, const Plan& plan, const T* tile, int64_t ld, int64_t K,
-                   const T* B, int64_t g, int64_t r0, int64_t m, const T* beta, Out* out) {
-  const int64_t D = s.width;
-  constexpr int64_t kShortestProduct = 32;  // images shorter than this are written through a buffer
-  if constexpr (std::is_same_v<Out, T>) {
-    if (beta == nullptr && !s.planes()) {
-      gemm(false, false, m, D, K, T(1), tile, ld, B, D, T(0), out + offset(s, r0, g * D),
-           s.channels);
-      return;
+void multiply_panel(const Layout& s, const Plan& plan, const T* panel, int64_t ld, int64_t K,
+                    const T* B, int64_t g, int64_t r0, int64_t m, const T* beta, Out* out) {
+  const int64_t D = s.width, ldb = padded<T>(D);
+  const auto into = [&](T* c, int64_t ldc, const T* from,
+                        int64_t length) {  // length rows of the result
+    const auto multiply = product_kernels<T>().multiply;
+    if (plan.wide && s.planes()) {
+      gemm(true, false, D, length, K, T(1), B, ldb, from, ld, T(0), c, ldc);
+    } else if (plan.wide) {
+      gemm(false, false, length, D, K, T(1), from, ld, B, ldb, T(0), c, ldc);
+    } else if (s.planes()) {
+      multiply(D, length, K, B, 1, ldb, from, ld, c, ldc, false, false);
+    } else {
+      multiply(length, D, K, from, ld, 1, B, ldb, c, ldc, false, false);
     }
-    if (beta == nullptr && s.length >= kShortestProduct) {
+  };
+  if constexpr (std::is_same_v<Out, T>) {
+    if (beta == nullptr && !s.planes())
+      return into(out + offset(s, r0, g * D), s.channels, panel, m);
+    constexpr int64_t kShortest = 16;  // an image of fewer positions does not fill a vector
+    if (beta == nullptr && s.length >= kShortest) {
       for_segments(s, r0, m, [&](int64_t r, int64_t length) {
-        gemm(true, false, D, length, K, T(1), B, D, tile + (r - r0), ld, T(0),
-             out + offset(s, r, g * D), s.length);
+        into(out + offset(s, r, g * D), s.length, panel + (r - r0), length);
       });
       return;
     }
   }
   Buffer<T> result(D * m);
   const int64_t ld_result = s.planes() ? m : D;
-  if (s.planes()) {
-    gemm(true, false, D, m, K, T(1), B, D, tile, ld, T(0), result.get(), m);
-  } else {
-    gemm(false, false, m, D, K, T(1), tile, ld, B, D, T(0), result.get(), D);
-  }
+  into(result.get(), ld_result, panel, m);
+  const auto store = tile_kernels<Out, T>().store;
   for_pieces(plan.wide, r0, m, [&](int64_t r, int64_t length, int64_t at) {
-    store_tile(s, s.planes() ? result.get() + at : result.get() + at * D, ld_result, g, r, length,
-               beta, out);
+    store(s, result.get() + (s.planes() ? at : at * D), ld_result, g, r, length, beta, out);
   });
+}
+
+// c [D, D] = (or +=, add) a^T b for rows: a [m, D] of row stride lda, b [m, D] of row stride ldb
+// readable up to padded(D). lower: a = b, and only the lower triangle counts.
+template <class T>
+void add_rows_product(bool wide, int64_t D, int64_t m, const T* a, int64_t lda, const T* b,
+                      int64_t ldb, T* c, bool add, bool lower) {
+  if (!wide) return product_kernels<T>().multiply(D, D, m, a, 1, lda, b, ldb, c, D, add, lower);
+  const T keep = add ? T(1) : T(0);
+  if (lower) return gemm_symmetric(true, D, m, T(1), a, lda, keep, c, D);
+  gemm(true, false, D, D, m, T(1), a, lda, b, ldb, keep, c, D);
 }
 
 }  // namespace fastwhiten::cpu

@@ -10,8 +10,7 @@
 #include <cmath>
 #include <limits>
 
-#include "tiles.h"
-#include "workspace.h"
+#include "product.h"
 
 namespace fastwhiten::cpu {
 namespace {
@@ -22,6 +21,7 @@ template <class In, class T>
 void tile_mean(const Layout& s, bool wide, const In* x, const T* p, int64_t g, int64_t r0,
                int64_t m, double weight, double* mean) {
   const int64_t D = s.width;
+  const auto add = tile_kernels<In, T>().add_sums;
   Buffer<T> first(D), sums(D);
   for (int64_t c = 0; c < D; ++c) {
     first[c] = static_cast<T>(x[offset(s, r0, g * D + c)]);
@@ -37,11 +37,11 @@ void tile_mean(const Layout& s, bool wide, const In* x, const T* p, int64_t g, i
                 s;  // the same memory, seen as one group of these channels that starts at g * D + c
             part.width = std::min(kChannels, D - c);
             const In* from = x + offset(s, 0, g * D + c);
-            add_tile_sums(part, from, 0, r0, m, first.get() + c, p, sums.get() + c);
+            add(part, from, 0, r0, m, first.get() + c, p, sums.get() + c);
           }
         });
   } else {
-    add_tile_sums(s, x, g, r0, m, first.get(), p, sums.get());
+    add(s, x, g, r0, m, first.get(), p, sums.get());
   }
   const double scale = weight > 0 ? 1 / weight : 0;  // a tile without weight: any mean serves
   for (int64_t c = 0; c < D; ++c) mean[c] = static_cast<double>(first[c]) + scale * sums[c];
@@ -63,11 +63,9 @@ void combine(const Plan& plan, int64_t D, const double* tile_means, const double
     center[c] = tile_means[c] + sum;
     mean[c] = static_cast<T>(center[c]);
   }
-  for (int64_t i = 0; i < D * D; ++i) {
-    T sum = partial[i];
-    for (int64_t k = 1; k < plan.chunks; ++k) sum += partial[k * D * D + i];
-    covariance[i] = sum * scale;
-  }
+  std::copy_n(partial, D * D, covariance);
+  product_kernels<T>().add_rows(plan.chunks - 1, D * D, partial + D * D, D * D, covariance);
+  for (int64_t i = 0; i < D * D; ++i) covariance[i] *= scale;
   if (plan.tiles > 1) {
     Buffer<T> deviation(plan.tiles * D);  // [tiles, D]
     for (int64_t t = 0; t < plan.tiles; ++t) {
@@ -81,20 +79,40 @@ void combine(const Plan& plan, int64_t D, const double* tile_means, const double
   mirror(D, covariance);
 }
 
+// product [D, D] (+)= the centred panel with itself: rows [m, D], planes [D, m] of row stride ld.
+// flipped: room for a transposed panel. The inner kernels want one factor's channels contiguous, so
+// planes are transposed.
+template <class T>
+void add_covariance(const Layout& s, bool wide, int64_t m, const T* panel, int64_t ld, T* flipped,
+                    T* product, bool add) {
+  const int64_t D = s.width;
+  if (!s.planes()) return add_rows_product(wide, D, m, panel, ld, panel, ld, product, add, true);
+  if (wide) {
+    return gemm_symmetric(false, D, m, T(1), panel, ld, add ? T(1) : T(0), product, D);
+  }
+  product_kernels<T>().transpose(D, m, panel, ld, flipped, padded<T>(D));
+  product_kernels<T>().multiply(D, D, m, panel, ld, 1, flipped, padded<T>(D), product, D, add,
+                                true);
+}
+
 // The partial covariance [D, D] of the tiles [first, last) of group g, and their means [tiles, D].
 template <class In, class T>
 void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const T* p, const T* root,
                   int64_t g, int64_t first, int64_t last, const double* tile_weights,
                   double* tile_means, T* partial) {
-  const int64_t D = s.width;
-  Buffer<T> shift(D), buffer(D * plan.tile_rows);
-  const int64_t ld = s.planes() ? plan.tile_rows : D;
+  const int64_t D = s.width, K = padded<T>(D), ld = panel_stride(s, plan, K);
+  Buffer<T> shift(D), panel(panel_size(s, plan, K));
+  Buffer<T> flipped(s.planes() && !plan.wide ? plan.panel_rows * K : 0);
+  std::fill_n(panel.get(), plan.wide ? 0 : panel_size(s, plan, K), T(0));  // the padding is read
+  std::fill_n(flipped.get(), s.planes() && !plan.wide ? plan.panel_rows * K : 0, T(0));
   for (int64_t t = first; t < last; ++t) {
-    const int64_t r0 = t * plan.tile_rows, m = std::min(plan.tile_rows, s.rows() - r0);
-    tile_mean(s, plan.wide, x, p, g, r0, m, tile_weights[t], tile_means + t * D);
+    const int64_t r0 = t * plan.tile_rows, r1 = std::min(r0 + plan.tile_rows, s.rows());
+    tile_mean(s, plan.wide, x, p, g, r0, r1 - r0, tile_weights[t], tile_means + t * D);
     for (int64_t c = 0; c < D; ++c) shift[c] = static_cast<T>(tile_means[t * D + c]);
-    load_tile(s, plan, Scale::kResult, x, g, r0, m, shift.get(), root, buffer.get(), ld);
-    gemm_symmetric(!s.planes(), D, m, T(1), buffer.get(), ld, t == first ? T(0) : T(1), partial, D);
+    for_panels(plan, r0, r1, [&](int64_t r, int64_t m) {
+      load_panel(s, plan, Scale::kResult, x, g, r, m, shift.get(), root, panel.get(), ld);
+      add_covariance(s, plan.wide, m, panel.get(), ld, flipped.get(), partial, t > first || r > r0);
+    });
   }
 }
 

@@ -1,0 +1,34 @@
+// The inner kernels for x86-64 with AVX2, FMA and F16C (2013 and later).
+#include <utility>
+
+#include "kernels.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace fastwhiten::cpu::avx2 {
+namespace {
+constexpr int kVectorBytes = 32;
+constexpr int kBlockRows = 6;  // 12 sums, 2 vectors of b and a broadcast in 16 registers
+constexpr int kBlockVectors = 2;
+inline __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+inline __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+}  // namespace
+}  // namespace fastwhiten::cpu::avx2
+
+#define FASTWHITEN_ISA avx2
+#include "kernels_impl.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,297 @@
+// The inner kernels, in the namespace FASTWHITEN_ISA of the including file, which has set the
+// target and defines: kVectorBytes; kBlockRows x kBlockVectors, the block of c that multiply keeps
+// in registers; fma(a, b, c) for its vectors. No include guard and no includes here: all headers
+// are read before the target is set, so that nothing shared with other files is compiled for it.
+//
+// multiply: c_ij += sum_l a_il b_lj, one broadcast of a and kBlockVectors vectors of b for
+// kBlockRows * kBlockVectors fused multiply-adds. Nothing is packed: callers hold tiles that fit
+// the L1 or L2 cache.
+
+namespace fastwhiten::cpu::FASTWHITEN_ISA {
+namespace {
+
+template <class T>
+struct Vector {
+  typedef T type __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+  static constexpr int64_t lanes = kVectorBytes / sizeof(T);
+};
+
+template <class T>
+inline typename Vector<T>::type load(const T* p) {
+  return *reinterpret_cast<const typename Vector<T>::type*>(p);
+}
+template <class T>
+inline void store(T* p, typename Vector<T>::type v) {
+  *reinterpret_cast<typename Vector<T>::type*>(p) = v;
+}
+template <class T>
+inline typename Vector<T>::type broadcast(T s) {
+  return s - typename Vector<T>::type{};
+}
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// One block [kRows, kVectors * lanes] of c; valid: how many of its columns exist.
+template <class T, int kRows, int kVectors>
+void multiply_block(int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t ldb,
+                    T* c, int64_t ldc, bool add, int64_t valid) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t lanes = Vector<T>::lanes;
+  V sum[kRows][kVectors] = {};
+  for (int64_t l = 0; l < k; ++l, a += a_k, b += ldb) {
+    V right[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) right[v] = load(b + v * lanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const V left = broadcast(a[i * a_row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = fma(left, right[v], sum[i][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      T* to = c + i * ldc + v * lanes;
+      if (valid >= (v + 1) * lanes) {
+        store(to, add ? load(to) + sum[i][v] : sum[i][v]);
+      } else {
+        for (int64_t j = 0; j < lanes && v * lanes + j < valid; ++j) {
+          to[j] = add ? to[j] + sum[i][v][j] : sum[i][v][j];
+        }
+      }
+    }
+  }
+}
+
+template <class T, int kRows>
+void multiply_rows(int64_t rows, int64_t vectors, int64_t k, const T* a, int64_t a_row, int64_t a_k,
+                   const T* b, int64_t ldb, T* c, int64_t ldc, bool add, int64_t valid) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) {
+      return multiply_rows<T, kRows - 1>(rows, vectors, k, a, a_row, a_k, b, ldb, c, ldc, add,
+                                         valid);
+    }
+  }
+  if (vectors >= kBlockVectors) {
+    multiply_block<T, kRows, kBlockVectors>(k, a, a_row, a_k, b, ldb, c, ldc, add, valid);
+  } else {
+    multiply_block<T, kRows, 1>(k, a, a_row, a_k, b, ldb, c, ldc, add, valid);
+  }
+}
+
+template <class T>
+void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b,
+              int64_t ldb, T* c, int64_t ldc, bool add, bool lower) {
+  constexpr int64_t lanes = Vector<T>::lanes;
+  for (int64_t j = 0; j < n;) {
+    const int64_t vectors = n - j > lanes ? kBlockVectors : 1;
+    // Columns outside, rows inside: the block's columns of b stay in the L1 cache.
+    for (int64_t i = lower ? j / kBlockRows * kBlockRows : 0; i < m; i += kBlockRows) {
+      multiply_rows<T, kBlockRows>(m - i, vectors, k, a + i * a_row, a_row, a_k, b + j, ldb,
+                                   c + i * ldc + j, ldc, add, n - j);
+    }
+    j += vectors * lanes;
+  }
+}
+
+// Butterfly stage kStep of the transpose of a lanes x lanes block held in registers: pairs of rows
+// that are kStep apart exchange their off-diagonal kStep x kStep blocks.
+template <class T, int kStep, size_t... I>
+inline void exchange(typename Vector<T>::type* rows, std::index_sequence<I...>) {
+  using V = typename Vector<T>::type;
+  constexpr int lanes = Vector<T>::lanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    if (i & kStep) continue;
+    const V upper = rows[i], lower = rows[i + kStep];
+    rows[i] =
+        __builtin_shufflevector(upper, lower, ((I & kStep) ? lanes + int(I) - kStep : int(I))...);
+    rows[i + kStep] =
+        __builtin_shufflevector(upper, lower, ((I & kStep) ? lanes + int(I) : int(I) + kStep)...);
+  }
+  if constexpr (kStep > 1) exchange<T, kStep / 2>(rows, std::index_sequence<I...>{});
+}
+
+template <class T>
+void transpose(int64_t rows, int64_t columns, const T* from, int64_t ld_from, T* to,
+               int64_t ld_to) {
+  constexpr int64_t lanes = Vector<T>::lanes;
+  for (int64_t i = 0; i < rows; i += lanes) {
+    for (int64_t j = 0; j < columns; j += lanes) {
+      if (i + lanes <= rows && j + lanes <= columns) {
+        typename Vector<T>::type block[lanes];
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < lanes; ++r) block[r] = load(from + (i + r) * ld_from + j);
+        exchange<T, lanes / 2>(block, std::make_index_sequence<lanes>{});
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < lanes; ++r) store(to + (j + r) * ld_to + i, block[r]);
+        continue;
+      }
+      for (int64_t r = i; r < least(i + lanes, rows); ++r) {
+        for (int64_t c = j; c < least(j + lanes, columns); ++c)
+          to[c * ld_to + r] = from[r * ld_from + c];
+      }
+    }
+  }
+}
+
+template <class T>
+void add_rows(int64_t m, int64_t n, const T* a, int64_t ld, T* sums) {
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) sums[j] += a[i * ld + j];
+  }
+}
+
+// ---- tiles: runs of contiguous elements, of channels (rows) or of positions (planes). ----
+
+template <class In, class T>
+inline T value(const In* p, int64_t i) {
+  return static_cast<T>(p[i]);
+}
+
+template <Scale kScale, class T>
+inline T shifted(T v, T shift, T scale) {
+  if constexpr (kScale == Scale::kNone) return v - shift;
+  if constexpr (kScale == Scale::kResult) return (v - shift) * scale;
+  return v - shift * scale;
+}
+
+// Calls f(row, length) for the pieces of rows [r0, r0 + m) that lie in one image each.
+template <class F>
+inline void for_segments(const Layout& s, int64_t r0, int64_t m, const F& f) {
+  for (int64_t r = r0; r < r0 + m;) {
+    const int64_t piece = least(s.length - r % s.length, r0 + m - r);
+    f(r, piece);
+    r += piece;
+  }
+}
+
+template <Scale kScale, class In, class T>
+void load_mode(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m, const T* shift,
+               const T* scale, T* buffer, int64_t ld) {
+  const int64_t D = s.width;
+  if (!s.planes()) {
+    for (int64_t i = 0; i < m; ++i) {
+      const In* from = x + (r0 + i) * s.channels + g * D;  // [D]
+      T* to = buffer + i * ld;                             // [D]
+      const T q = kScale == Scale::kNone ? T(1) : scale[r0 + i];
+      for (int64_t c = 0; c < D; ++c) to[c] = shifted<kScale>(value<In, T>(from, c), shift[c], q);
+    }
+    return;
+  }
+  for_segments(s, r0, m, [&](int64_t r, int64_t length) {
+    const In* first = x + (r / s.length * s.channels + g * D) * s.length + r % s.length;
+    for (int64_t c = 0; c < D; ++c) {
+      const In* from = first + c * s.length;  // [length]
+      T* to = buffer + c * ld + (r - r0);     // [length]
+      const T b = shift[c];
+      for (int64_t l = 0; l < length; ++l) {
+        const T q = kScale == Scale::kNone ? T(1) : scale[r + l];
+        to[l] = shifted<kScale>(value<In, T>(from, l), b, q);
+      }
+    }
+  });
+}
+
+template <class In, class T>
+void load_tile(const Layout& s, Scale mode, const In* x, int64_t g, int64_t r0, int64_t m,
+               const T* shift, const T* scale, T* buffer, int64_t ld) {
+  if (scale == nullptr || mode == Scale::kNone) {
+    load_mode<Scale::kNone>(s, x, g, r0, m, shift, scale, buffer, ld);
+  } else if (mode == Scale::kResult) {
+    load_mode<Scale::kResult>(s, x, g, r0, m, shift, scale, buffer, ld);
+  } else {
+    load_mode<Scale::kShift>(s, x, g, r0, m, shift, scale, buffer, ld);
+  }
+}
+
+template <class Out, class T>
+void store_tile(const Layout& s, const T* buffer, int64_t ld, int64_t g, int64_t r0, int64_t m,
+                const T* beta, Out* out) {
+  const int64_t D = s.width;
+  if (!s.planes()) {
+    for (int64_t i = 0; i < m; ++i) {
+      const T* from = buffer + i * ld;                // [D]
+      Out* to = out + (r0 + i) * s.channels + g * D;  // [D]
+      for (int64_t c = 0; c < D; ++c) {
+        to[c] = static_cast<Out>(beta == nullptr ? from[c] : from[c] + beta[c]);
+      }
+    }
+    return;
+  }
+  for_segments(s, r0, m, [&](int64_t r, int64_t length) {
+    Out* first = out + (r / s.length * s.channels + g * D) * s.length + r % s.length;
+    for (int64_t c = 0; c < D; ++c) {
+      const T* from = buffer + c * ld + (r - r0);  // [length]
+      Out* to = first + c * s.length;              // [length]
+      const T b = beta == nullptr ? T(0) : beta[c];
+      for (int64_t l = 0; l < length; ++l) to[l] = static_cast<Out>(from[l] + b);
+    }
+  });
+}
+
+template <class In, class T>
+T run_sum(const In* from, const T* p, int64_t length, T shift) {
+  constexpr int kLanes = 64;  // independent partial sums: vectorisable without reassociation
+  T lanes[kLanes] = {};
+  int64_t l = 0;
+  for (; l + kLanes <= length; l += kLanes) {
+    for (int k = 0; k < kLanes; ++k) {
+      const T v = value<In, T>(from, l + k) - shift;
+      lanes[k] += p == nullptr ? v : p[l + k] * v;
+    }
+  }
+  for (int k = 0; l < length; ++l, ++k) {
+    const T v = value<In, T>(from, l) - shift;
+    lanes[k] += p == nullptr ? v : p[l] * v;
+  }
+  for (int k = kLanes / 2; k > 0; k /= 2) {
+    for (int j = 0; j < k; ++j) lanes[j] += lanes[j + k];
+  }
+  return lanes[0];
+}
+
+template <class In, class T>
+void add_sums(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m, const T* shift,
+              const T* p, T* sums) {
+  const int64_t D = s.width;
+  if (!s.planes()) {
+    for (int64_t i = 0; i < m; ++i) {
+      const In* from = x + (r0 + i) * s.channels + g * D;  // [D]
+      const T q = p == nullptr ? T(1) : p[r0 + i];
+      for (int64_t c = 0; c < D; ++c) sums[c] += q * (value<In, T>(from, c) - shift[c]);
+    }
+    return;
+  }
+  for_segments(s, r0, m, [&](int64_t r, int64_t length) {
+    const In* first = x + (r / s.length * s.channels + g * D) * s.length + r % s.length;
+    for (int64_t c = 0; c < D; ++c) {
+      sums[c] +=
+          run_sum<In, T>(first + c * s.length, p == nullptr ? nullptr : p + r, length, shift[c]);
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+const ProductKernels<T>& products() {
+  static constexpr ProductKernels<T> table = {&multiply<T>, &transpose<T>, &add_rows<T>};
+  return table;
+}
+template const ProductKernels<float>& products();
+template const ProductKernels<double>& products();
+
+template <class In, class T>
+const TileKernels<In, T>& tiles() {
+  static constexpr TileKernels<In, T> table = {&load_tile<In, T>, &store_tile<In, T>,
+                                               &add_sums<In, T>};
+  return table;
+}
+#define FASTWHITEN_TILES(In, T) template const TileKernels<In, T>& tiles<In, T>();
+FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_TILES)
+#undef FASTWHITEN_TILES
+
+}  // namespace fastwhiten::cpu::FASTWHITEN_ISA
