@@ -28,8 +28,9 @@ def fold(t: Tensor, dim: int | None, batch: int, role: str) -> Tensor:
     t = t.unsqueeze(0).expand(batch, *t.shape) if dim is None else t.movedim(dim, 0)
     if role == ROWS:
         t = t.movedim(0, 1)  # [M, B, C] or [N, B, C, L]
-        return t.reshape(t.shape[0], batch * t.shape[2], *t.shape[3:])
-    return t.reshape(batch * t.shape[1], *t.shape[2:])
+        return t.reshape(t.shape[0], batch * t.shape[2], *t.shape[3:]).contiguous()
+    # Repeated matrices are views without a stride, and the compiled stages take contiguous ones.
+    return t.reshape(batch * t.shape[1], *t.shape[2:]).contiguous()
 
 
 def unfold(t: Tensor, batch: int, role: str) -> Tensor:
@@ -67,7 +68,10 @@ def vmap_by_groups(
     if weight_batched:
         calls = [
             function(
-                *(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True))
+                *(
+                    a if d is None else a.select(d, i).contiguous()
+                    for a, d in zip(args, in_dims, strict=True)
+                )
             )
             for i in range(batch)
         ]
