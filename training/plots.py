@@ -59,7 +59,10 @@ def plot_accuracy_over_frequency(path: Path, summary: Mapping[str, Any]) -> None
 
 
 def plot_feature_correlation(
-    path: Path, correlations: Mapping[str, NDArray[np.float64]], means: Mapping[str, float]
+    path: Path,
+    correlations: Mapping[str, NDArray[np.float64]],
+    means: Mapping[str, float],
+    whitening: str,
 ) -> None:
     """Draw the feature correlation matrices [D, D] before and after whitening, one colour scale.
 
@@ -67,7 +70,9 @@ def plot_feature_correlation(
         path: Where the picture goes.
         correlations: Matrices "before" and "after"; NaN for channels that do not vary (grey).
         means: Mean |off-diagonal| of each, for the titles.
+        whitening: Name of the layer, for the titles.
     """
+    titles = {"before": "before whitening", "after": f"after whitening: {whitening}"}
     figure = _figure(9.0, 4.6)
     axes = figure.subplots(1, 2, sharey=True)
     image = None
@@ -76,7 +81,7 @@ def plot_feature_correlation(
         image = axis.imshow(
             correlations[name], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest"
         )
-        axis.set_title(f"{name} whitening\nmean |off-diagonal r| = {means[name]:.3f}")
+        axis.set_title(f"{titles[name]}\nmean |off-diagonal r| = {means[name]:.3f}")
         axis.set_xlabel("feature channel")
     axes[0].set_ylabel("feature channel")
     figure.colorbar(image, ax=axes, label="Pearson correlation r (test split)", shrink=0.85)
@@ -98,7 +103,7 @@ def plot_curves(path: Path, records: Sequence[Mapping[str, Any]], best_epoch: in
     left.set_ylabel("loss (nats)")
     left.set_ylim(bottom=0)
     accuracies = {
-        "training batches": ([r["train"]["accuracy"] for r in records], _GREY),
+        "training batches (mean over images)": ([r["train"]["accuracy"] for r in records], _GREY),
         "validation": ([r["validation"]["balanced_accuracy"] for r in records], _BLUE),
         "test": ([r["test"]["balanced_accuracy"] for r in records], _ORANGE),
         "test, few-shot classes": ([r["test"]["few"] for r in records], _GREEN),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -11,6 +12,7 @@ from rich.table import Table
 from training.run_folder import RunFolder
 
 _COLUMNS = ("many", "medium", "few", "balanced_accuracy", "accuracy", "loss")
+_HEADINGS = {"balanced_accuracy": "balanced", "accuracy": "all"}
 
 
 class Reporter(Protocol):
@@ -56,7 +58,7 @@ class BarReporter:
         """Start the bar on a console."""
         self._progress = Progress(
             TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
@@ -71,7 +73,8 @@ class BarReporter:
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Show the epoch's figures."""
-        text = f"epoch {record['epoch']}  {_describe(record)}"
+        accuracy = percent(record["validation"]["accuracy"])
+        text = f"loss {record['train']['loss']:.3f}  validation {accuracy} %"  # fits 80 columns
         self._progress.update(self._task, description=text)
 
     def close(self) -> None:
@@ -95,11 +98,11 @@ def print_results(console: Console, summary: dict[str, Any], folder: RunFolder) 
     """Print the closing table and where everything lies."""
     counts, groups = summary["class_counts"], summary["shot_groups"]
     title = f"{summary['dataset']}, whitening {summary['whitening']}, loss {summary['loss']}"
-    table = Table(title=f"{title}: accuracy in %")
-    table.add_column("checkpoint")
-    table.add_column("split")
+    table = Table(title=f"{title}: accuracy in %", box=SIMPLE_HEAD)
+    table.add_column("weights", no_wrap=True)
+    table.add_column("split", no_wrap=True)
     for name in _COLUMNS:
-        table.add_column(name.replace("_accuracy", ""), justify="right")
+        table.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
     for kind in ("last", "best"):
         for split in ("validation", "test"):
             result = summary[kind][split]
@@ -107,7 +110,7 @@ def print_results(console: Console, summary: dict[str, Any], folder: RunFolder) 
             table.add_row(f"{kind}, epoch {summary[kind]['epoch']}", split, *cells)
     console.print(table)
     shots = ", ".join(
-        f"{name}: {len(members)} classes with {sum(counts[k] for k in members)} training images"
+        f"{name}: {len(members)} classes, {sum(counts[k] for k in members)} training images"
         for name, members in groups.items()
     )
     console.print(shots, highlight=False)

@@ -17,7 +17,7 @@ from training.run_folder import RunFolder
 _CAPTIONS = {
     "accuracy_over_frequency": "Test accuracy per class over the number of training images.",
     "feature_correlation": (
-        "Correlation of the features before and after the layer in front of the classifier: last "
+        "Pearson correlation of the features before and after the layer in front of the classifier: last "
         "model, evaluation mode, on the balanced test split. The layer uses the statistics of the "
         "long-tailed training data, so what is left after exact whitening is the difference "
         "between the two splits."
@@ -55,6 +55,7 @@ def draw_plots(
         folder.plot("feature_correlation"),
         {name: matrix.numpy() for name, matrix in correlations.items()},
         summary["mean_abs_correlation"],
+        summary["whitening"],
     )
     plot_curves(folder.plot("curves"), records, summary["best"]["epoch"])
 
