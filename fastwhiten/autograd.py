@@ -16,6 +16,7 @@ from torch import Tensor
 from . import backends, composite, shrinkage
 from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
 from .function_base import Function, run
+from .precision import backward_without_autocast
 
 
 def _optional(t: Tensor) -> Tensor | None:
@@ -84,6 +85,7 @@ class Whiten(Function):
         ctx.has_beta = beta is not None
 
     @staticmethod
+    @backward_without_autocast
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``x``, ``gamma`` and ``beta``."""
         if grads[0] is None:
@@ -150,6 +152,7 @@ class WhitenBackward(Function):
         ctx.options = (kind, groups, eps, batch_weight, double_precision, backend)
 
     @staticmethod
+    @backward_without_autocast
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``grad``, ``x`` and ``gamma``.
 
@@ -227,6 +230,7 @@ class SampleWhiten(Function):
         ctx.options = options
 
     @staticmethod
+    @backward_without_autocast
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradient of ``x``."""
         if grads[0] is None:
@@ -283,6 +287,7 @@ class SampleWhitenBackward(Function):
         ctx.options = (groups, eps, double_precision, backend)
 
     @staticmethod
+    @backward_without_autocast
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``grad`` and ``x``.
 

@@ -18,6 +18,7 @@ from . import backends
 from .backends import reference
 from .backends.reference import symmetrize
 from .function_base import Function
+from .precision import backward_without_autocast
 
 
 def _batched(a: Tensor) -> Tensor:
@@ -50,6 +51,7 @@ class Lyapunov(Function):
         ctx.save_for_backward(s, eigenvalues, basis, output)
 
     @staticmethod
+    @backward_without_autocast
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``S`` and ``B``.
 
@@ -91,6 +93,7 @@ class InverseSquareRoot(Function):
         ctx.save_for_backward(inputs[0], *output)
 
     @staticmethod
+    @backward_without_autocast
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """``W = P^{-1}``: ``P`` gets ``-W grad W``, and ``S`` its Lyapunov solution."""
         s, w, eigenvalues, basis = ctx.saved_tensors
@@ -125,6 +128,7 @@ class SymmetricEigh(Function):
         ctx.save_for_backward(*output)
 
     @staticmethod
+    @backward_without_autocast
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the symmetric gradient of ``a``."""
         eigenvalues, basis = ctx.saved_tensors

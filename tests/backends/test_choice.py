@@ -1,0 +1,113 @@
+"""Which backend serves a call, and what is said when it cannot."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastwhiten
+from fastwhiten import backends
+from fastwhiten.backends import native, reference
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+STAGES = (
+    "statistics",
+    "eigh",
+    "factor",
+    "apply",
+    "backward_reduce",
+    "backward_matrix",
+    "backward_apply",
+    "sample_statistics",
+    "sample_apply",
+    "sample_backward",
+)
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the fastwhiten ops that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastwhiten":
+            self.ops.add(func._schema.name.removeprefix("fastwhiten::"))
+        return func(*args, **(kwargs or {}))
+
+
+def ops_of(backend: str, rows: int) -> set[str]:
+    x = torch.randn(rows, 6, requires_grad=True)
+    with Recorder() as recorder:
+        fastwhiten.whiten(x, backend=backend).sum().backward()
+    return recorder.ops
+
+
+def test_native_is_built() -> None:
+    assert native.import_error is None, native.import_error
+
+
+@pytest.mark.parametrize("backend", ["native", "auto"])
+def test_native_runs_the_compiled_stages(backend: str) -> None:
+    feature = {"statistics", "factor", "apply"}
+    assert ops_of(backend, 20) == feature | {"backward_reduce", "backward_matrix", "backward_apply"}
+    assert ops_of(backend, 3) == {"sample_statistics", "eigh", "sample_apply", "sample_backward"}
+
+
+def test_reference_runs_none_of_them() -> None:
+    assert ops_of("reference", 20) == ops_of("reference", 3) == set()
+
+
+def test_backends_have_the_same_stages() -> None:
+    for stage in STAGES:
+        assert callable(getattr(reference, stage)) and callable(getattr(native, stage))
+        assert stage in native.FAKES
+    assert set(native.FAKES) == set(STAGES)
+
+
+def test_choose() -> None:
+    assert backends.choose("reference", CPU) == backends.choose("reference", META) == "reference"
+    assert backends.choose("native", CPU) == backends.choose("auto", CPU) == "native"
+    assert backends.choose("auto", META) == "reference"
+    assert backends.get("native") is native and backends.get("reference") is reference
+
+
+def test_available_and_explain_with_the_extension() -> None:
+    assert backends.available() == {"native": None, "reference": None}
+    table = backends.explain()
+    assert [(case, name) for case, name, _ in table] == [
+        ("CPU tensors, every dtype and shape", "native"),
+        ("CUDA and other devices", "reference"),
+    ]
+    assert all(reason for _, _, reason in table)
+
+
+def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is told; auto says once that it takes the slower one; native refuses."""
+    monkeypatch.setattr(native, "import_error", "no file _C.abi3.so")
+    backends._warn_once.cache_clear()
+    message = (
+        "the compiled extension fastwhiten._C cannot be loaded (no file _C.abi3.so); "
+        "reinstall with `pip install .` from the source folder"
+    )
+    assert backends.available()["native"] == message
+    assert backends.explain()[0][1:] == ("reference", message)
+    with pytest.raises(RuntimeError, match=f'^backend="native": {re.escape(message)}$'):
+        fastwhiten.whiten(torch.randn(8, 3), backend="native")
+    expected = f'backend="auto" takes the slower reference backend: {message}'
+    with pytest.warns(RuntimeWarning, match=f"^{re.escape(expected)}$"):
+        y = fastwhiten.whiten(torch.eye(4), backend="auto")
+    assert torch.equal(y, fastwhiten.whiten(torch.eye(4), backend="reference"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastwhiten.whiten(torch.eye(4), backend="auto")
+    backends._warn_once.cache_clear()
+
+
+def test_native_takes_no_part_in_other_devices() -> None:
+    with pytest.raises(ValueError, match=r'^backend="native" serves CPU tensors, got a tensor on'):
+        backends.choose("native", META)
+    assert fastwhiten.whiten(torch.empty(8, 3, device="meta")).shape == (8, 3)
