@@ -99,7 +99,7 @@ def print_results(console: Console, summary: dict[str, Any], folder: RunFolder) 
     counts, groups = summary["class_counts"], summary["shot_groups"]
     title = f"{summary['dataset']}, whitening {summary['whitening']}, loss {summary['loss']}"
     table = Table(title=f"{title}: accuracy in %", box=SIMPLE_HEAD)
-    table.add_column("weights", no_wrap=True)
+    table.add_column("epoch", no_wrap=True)
     table.add_column("split", no_wrap=True)
     for name in _COLUMNS:
         table.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
@@ -107,7 +107,7 @@ def print_results(console: Console, summary: dict[str, Any], folder: RunFolder) 
         for split in ("validation", "test"):
             result = summary[kind][split]
             cells = [f"{result[c]:.3f}" if c == "loss" else percent(result[c]) for c in _COLUMNS]
-            table.add_row(f"{kind}, epoch {summary[kind]['epoch']}", split, *cells)
+            table.add_row(f"{kind} ({summary[kind]['epoch']})", split, *cells)
     console.print(table)
     shots = ", ".join(
         f"{name}: {len(members)} classes, {sum(counts[k] for k in members)} training images"

@@ -140,7 +140,7 @@ def test_summary_reports_last_and_best_and_what_chose_it(config: TrainConfig):
     # Without a terminal: one plain line per epoch, then the table.
     assert text.splitlines()[0].startswith("epoch 1/2  loss ")
     assert "\x1b" not in text
-    assert "best, epoch" in text
+    assert "best (" in text
 
 
 def test_best_ignores_the_test_split():
