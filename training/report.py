@@ -19,8 +19,8 @@ _CAPTIONS = {
     "feature_correlation": (
         "Pearson correlation of the features before and after the layer in front of the "
         "classifier: last model, evaluation mode, on the balanced test split. The layer uses the "
-        "statistics of the long-tailed training data, so what is left after exact whitening is the difference "
-        "between the two splits."
+        "statistics of the long-tailed training data, so what is left after exact "
+        "whitening is the difference between the two splits."
     ),
     "curves": "Loss and accuracy per epoch.",
 }
