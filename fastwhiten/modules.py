@@ -322,12 +322,12 @@ class ChannelWhitening(nn.Module):
         size = self.num_features // self.groups
         with no_autocast(x):
             if x.dim() == 2:
-                grouped = (x.to(dtype) - mean.to(dtype)).reshape(-1, self.groups, 1, size)
-                y = (
-                    (grouped @ matrix.to(dtype)).reshape(x.shape)
-                    if self.groups > 1
-                    else ((x.to(dtype) - mean.to(dtype)) @ matrix[0].to(dtype))
-                )
+                centered = x.to(dtype) - mean.to(dtype)  # [N, C]
+                if self.groups == 1:
+                    y = centered @ matrix[0].to(dtype)
+                else:
+                    grouped = centered.reshape(-1, self.groups, 1, size)
+                    y = (grouped @ matrix.to(dtype)).reshape(x.shape)
             else:
                 columns = x.reshape(x.shape[0], self.groups, size, -1).to(dtype)  # [N, G, D, L]
                 y = matrix.mT.to(dtype) @ (columns - mean.to(dtype).reshape(self.groups, size, 1))
