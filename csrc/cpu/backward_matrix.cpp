@@ -25,14 +25,17 @@ void weigh_zca(int64_t D, const T* eigenvalues, T* F) {
     s[i] = std::sqrt(eigenvalues[i]);
     inverse[i] = 1 / s[i];
   }
+  Buffer<T> flipped(D * D);
+  transpose(D, F, flipped.get());
   for (int64_t i = 0; i < D; ++i) {
-    for (int64_t j = 0; j <= i; ++j) {
-      // w / s_i = 1 / (s_i + s_j) = (1 - w) / s_j: both terms share one weight
-      const T weight = 1 / (s[i] + s[j]);
-      F[i * D + j] = weight * (F[i * D + j] + F[j * D + i]) * (inverse[i] * inverse[j]);
+    T* row = F + i * D;                       // [D]
+    const T* column = flipped.get() + i * D;  // [D]
+    for (int64_t j = 0; j < D; ++j) {
+      // w / s_i = 1 / (s_i + s_j) = (1 - w) / s_j: both terms share one weight, and every factor is
+      // the same for (j, i), so the result is symmetric to the last bit
+      row[j] = (row[j] + column[j]) / (s[i] + s[j]) * (inverse[i] * inverse[j]);
     }
   }
-  mirror(D, F);
 }
 
 // F [D, D] -> R, in place.

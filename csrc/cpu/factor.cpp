@@ -20,18 +20,16 @@ namespace {
 // out [D, D] = beta S + (1 - beta) S_running, exactly symmetric. Returns trace / D.
 template <class T>
 T blend(int64_t D, const T* batch, const T* running, T beta, T* out) {
-  T trace = 0;
-  for (int64_t i = 0; i < D; ++i) {
-    for (int64_t j = 0; j <= i; ++j) {
-      T value = (batch[i * D + j] + batch[j * D + i]) / 2;
-      if (running != nullptr) {
-        value = beta * value + (1 - beta) * (running[i * D + j] + running[j * D + i]) / 2;
-      }
-      out[i * D + j] = value;
-    }
-    trace += out[i * D + i];
+  Buffer<T> flipped(D * D);
+  transpose(D, batch, flipped.get());
+  const T share = running == nullptr ? T(1) / 2 : beta / 2;
+  for (int64_t i = 0; i < D * D; ++i) out[i] = share * (batch[i] + flipped[i]);
+  if (running != nullptr) {
+    transpose(D, running, flipped.get());
+    for (int64_t i = 0; i < D * D; ++i) out[i] += (1 - beta) / 2 * (running[i] + flipped[i]);
   }
-  mirror(D, out);
+  T trace = 0;
+  for (int64_t i = 0; i < D; ++i) trace += out[i * D + i];
   return trace / static_cast<T>(D);
 }
 

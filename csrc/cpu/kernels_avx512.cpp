@@ -20,7 +20,7 @@ namespace {
 constexpr int kVectorBytes = 64;
 constexpr int kBlockRows =
     8;  // 16 sums hide the latency of 4 at two per cycle, and 8 x 32 divides D = 64
-constexpr int kBlockVectors = 2;
+constexpr int kBlockVectors = 3;
 inline __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 inline __m512d fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
 }  // namespace

@@ -74,11 +74,23 @@ void multiply_rows(int64_t rows, int64_t vectors, int64_t k, const T* a, int64_t
                                          valid);
     }
   }
-  if (vectors >= kBlockVectors) {
-    multiply_block<T, kRows, kBlockVectors>(k, a, a_row, a_k, b, ldb, c, ldc, add, valid);
+  if constexpr (kBlockVectors > 2) {
+    if (vectors == 3) {
+      return multiply_block<T, kRows, 3>(k, a, a_row, a_k, b, ldb, c, ldc, add, valid);
+    }
+  }
+  if (vectors == 2) {
+    multiply_block<T, kRows, 2>(k, a, a_row, a_k, b, ldb, c, ldc, add, valid);
   } else {
     multiply_block<T, kRows, 1>(k, a, a_row, a_k, b, ldb, c, ldc, add, valid);
   }
+}
+
+// How many vectors wide the next block is, of those that remain: four are better split evenly than
+// 3 + 1.
+inline int64_t block_vectors(int64_t remaining) {
+  if (kBlockVectors > 2 && remaining >= 3 && remaining != 4) return 3;
+  return remaining >= 2 ? 2 : 1;
 }
 
 template <class T>
@@ -86,7 +98,7 @@ void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, int64_
               int64_t ldb, T* c, int64_t ldc, bool add, bool lower) {
   constexpr int64_t lanes = Vector<T>::lanes;
   for (int64_t j = 0; j < n;) {
-    const int64_t vectors = n - j > lanes ? kBlockVectors : 1;
+    const int64_t vectors = block_vectors((n - j + lanes - 1) / lanes);
     // Columns outside, rows inside: the block's columns of b stay in the L1 cache.
     for (int64_t i = lower ? j / kBlockRows * kBlockRows : 0; i < m; i += kBlockRows) {
       multiply_rows<T, kBlockRows>(m - i, vectors, k, a + i * a_row, a_row, a_k, b + j, ldb,

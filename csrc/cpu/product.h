@@ -29,7 +29,7 @@ void multiply_panel(const Layout& s, const Plan& plan, const T* panel, int64_t l
   if constexpr (std::is_same_v<Out, T>) {
     if (beta == nullptr && !s.planes())
       return into(out + offset(s, r0, g * D), s.channels, panel, m);
-    constexpr int64_t kShortest = 1600000;  // an image of fewer positions does not fill a vector
+    constexpr int64_t kShortest = 16;  // an image of fewer positions does not fill a vector
     if (beta == nullptr && s.length >= kShortest) {
       for_segments(s, r0, m, [&](int64_t r, int64_t length) {
         into(out + offset(s, r, g * D), s.length, panel + (r - r0), length);

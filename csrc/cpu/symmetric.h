@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "kernels.h"
 #include "linear_algebra.h"
 
 namespace fastwhiten::cpu {
@@ -34,30 +35,21 @@ void gemm_symmetric(bool transposed, int64_t D, int64_t m, T alpha, const T* b, 
   gemm_lower(transposed, !transposed, D, m, alpha, b, ld, b, ld, beta, c, ldc);
 }
 
-constexpr int64_t kTransposeBlock = 16;  // both blocks of a transposed copy stay in the L1 cache
+// to [D, D] = from^T.
+template <class T>
+void transpose(int64_t D, const T* from, T* to) {
+  product_kernels<T>().transpose(D, D, from, D, to, D);
+}
 
 // Copies the lower triangle of c [D, D] onto the upper one.
 template <class T>
 void mirror(int64_t D, T* c) {
-  for (int64_t i0 = 0; i0 < D; i0 += kTransposeBlock) {
-    for (int64_t j0 = 0; j0 <= i0; j0 += kTransposeBlock) {
-      for (int64_t i = i0; i < std::min(D, i0 + kTransposeBlock); ++i) {
-        for (int64_t j = j0; j < std::min(i, j0 + kTransposeBlock); ++j)
-          c[j * D + i] = c[i * D + j];
-      }
-    }
-  }
-}
-
-// to [D, D] = from^T.
-template <class T>
-void transpose(int64_t D, const T* from, T* to) {
-  for (int64_t i0 = 0; i0 < D; i0 += kTransposeBlock) {
-    for (int64_t j0 = 0; j0 < D; j0 += kTransposeBlock) {
-      for (int64_t i = i0; i < std::min(D, i0 + kTransposeBlock); ++i) {
-        for (int64_t j = j0; j < std::min(D, j0 + kTransposeBlock); ++j)
-          to[i * D + j] = from[j * D + i];
-      }
+  constexpr int64_t kBlock = 16;  // a vector of float
+  for (int64_t i = 0; i < D; i += kBlock) {
+    const int64_t rows = std::min(kBlock, D - i);
+    product_kernels<T>().transpose(rows, i, c + i * D, D, c + i, D);  // left of the diagonal block
+    for (int64_t r = i + 1; r < i + rows; ++r) {
+      for (int64_t k = i; k < r; ++k) c[k * D + r] = c[r * D + k];
     }
   }
 }
@@ -67,12 +59,32 @@ void fill_nan(T* p, int64_t count) {
   std::fill_n(p, count, std::numeric_limits<T>::quiet_NaN());
 }
 
+// reduce over p [count], in independent lanes so that it vectorises; f(lane, element), then
+// combine(lane, lane).
+template <class T, class F, class G>
+T reduce(const T* p, int64_t count, const F& f, const G& combine) {
+  constexpr int64_t kLanes = 16;
+  T lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t k = 0; k < kLanes; ++k) lanes[k] = f(lanes[k], p[i + k]);
+  }
+  for (; i < count; ++i) lanes[0] = f(lanes[0], p[i]);
+  for (int64_t k = 1; k < kLanes; ++k) lanes[0] = combine(lanes[0], lanes[k]);
+  return lanes[0];
+}
+
 // x * 0 is 0 for finite x and NaN otherwise: one pass, no branch per element.
 template <class T>
 bool all_finite(const T* p, int64_t count) {
-  T sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += p[i] * T(0);
-  return sum == T(0);
+  const auto add = [](T sum, T x) { return sum + x; };
+  return reduce(p, count, [](T sum, T x) { return sum + x * T(0); }, add) == T(0);
+}
+
+template <class T>
+T largest_magnitude(const T* p, int64_t count) {
+  const auto larger = [](T a, T b) { return a > b ? a : b; };
+  return reduce(p, count, [&](T most, T x) { return larger(most, std::abs(x)); }, larger);
 }
 
 // a [n, n] symmetric -> its eigenvectors as rows, values [n] ascending. The component of largest
@@ -88,8 +100,7 @@ bool symmetric_eigen(int64_t n, T* a, T* values) {
   }
   for (int64_t j = 0; j < n; ++j) {
     T* v = a + j * n;  // [n]
-    T largest = 0;
-    for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(v[i]));
+    const T largest = largest_magnitude(v, n);
     int64_t at = 0;
     while (at + 1 < n && std::abs(v[at]) != largest) ++at;
     if (v[at] < 0) {

@@ -48,17 +48,19 @@ inline Plan make_plan(const Layout& s) {
     tile = tile / s.length * s.length;
   }
   plan.tile_rows = std::min(tile, rows);
-  // Panels of rows are short: the product wants them in the L1 cache. Panels of planes are whole tiles: with
-  // 64 positions of every channel, memory would be read in pieces of 256 bytes a plane apart, four times
-  // slower (no prefetch; every piece in the same cache sets when L is a power of two).
-  plan.panel_rows = plan.wide || s.planes() ? plan.tile_rows : std::min<int64_t>(64, plan.tile_rows);
+  // Panels of rows are short: the product wants them in the L1 cache. Panels of planes are whole
+  // tiles: with 64 positions of every channel, memory would be read in pieces of 256 bytes a plane
+  // apart, four times slower (no prefetch; every piece in the same cache sets when L is a power of
+  // two).
+  plan.panel_rows =
+      plan.wide || s.planes() ? plan.tile_rows : std::min<int64_t>(64, plan.tile_rows);
   plan.tiles = (rows + plan.tile_rows - 1) / plan.tile_rows;
   plan.chunks = plan.wide ? 1 : std::min(plan.tiles, std::max<int64_t>(1, kUnits / s.groups));
   return plan;
 }
 
-// The row stride of a panel of K channels. Planes: not a multiple of 256 bytes, else the rows of a block
-// compete for a few cache sets.
+// The row stride of a panel of K channels. Planes: not a multiple of 256 bytes, else the rows of a
+// block compete for a few cache sets.
 inline int64_t panel_stride(const Layout& s, const Plan& plan, int64_t K) {
   if (!s.planes()) return K;
   const int64_t stride = round_up(plan.panel_rows, 16);
