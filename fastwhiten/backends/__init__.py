@@ -29,7 +29,7 @@ def available() -> dict[str, str | None]:
     if native.import_error is not None:
         reasons["native"] = (
             f"the compiled extension fastwhiten._C cannot be loaded ({native.import_error}); "
-            "reinstall with `pip install .` from the source folder"
+            "run `pip install .` in the source folder, or `pip install -e .` to import from it"
         )
     return reasons
 

@@ -93,7 +93,8 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     pivot = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))  # [B, 1, D]
     vectors = vectors * torch.where(pivot < 0, -1.0, 1.0).to(a.dtype)
     nan = torch.full((), float("nan"), dtype=a.dtype, device=a.device)
-    return torch.where(finite.squeeze(-1), eigenvalues, nan), torch.where(finite, vectors, nan)
+    vectors = torch.where(finite, vectors, nan).contiguous()  # LAPACK's are column-major
+    return torch.where(finite.squeeze(-1), eigenvalues, nan), vectors
 
 
 def blend(covariance: Tensor, running_covariance: Tensor | None, batch_weight: float) -> Tensor:
