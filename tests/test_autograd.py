@@ -73,9 +73,9 @@ def test_engine_with_affine_and_blending(kind: str, batch_weight: float, backend
     def function(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return batch_whiten(x, settings, None, scale, shift, running).y
 
-    assert gradcheck(function, (leaf(7, 4), gamma, beta))
+    assert gradcheck(function, (leaf(4, 4), gamma, beta))
     # One random projection instead of every entry: those are checked case by case above.
-    assert gradgradcheck(function, (leaf(7, 4), gamma, beta), fast_mode=True)
+    assert gradgradcheck(function, (leaf(4, 4), gamma, beta), fast_mode=True)
 
 
 def test_engine_with_affine_on_the_sample_side(backend: str) -> None:

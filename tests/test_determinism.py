@@ -1,0 +1,103 @@
+"""Same input, same bits: repeated, after other work, and for any number of threads."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastwhiten
+from tests.helpers import plain, spectra
+
+# name: (shape, groups); every path of the kernels that sums over rows or over tiles
+CASES = {
+    "rows": ((257, 33), 1),
+    "many rows": ((5000, 16), 1),
+    "groups": ((130, 96), 12),
+    "hundred": ((300, 100), 1),
+    "wide": ((400, 300), 1),
+    "sample side": ((40, 200), 1),
+    "map": ((8, 24, 17, 17), 2),
+    "channels last": ((8, 24, 17, 17), 2),
+}
+
+
+def make(name: str) -> tuple[Tensor, Tensor]:
+    shape, _ = CASES[name]
+    draw = spectra.generator(1)
+    x, grad = torch.randn(shape, generator=draw), torch.randn(shape, generator=draw)
+    if name == "channels last":
+        return tuple(t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    return x, grad
+
+
+def run(name: str, kind: str, backend: str) -> tuple[Tensor, Tensor]:
+    x, grad = make(name)
+    return plain.value_and_grad(
+        fastwhiten.whiten, x, grad, kind=kind, groups=CASES[name][1], backend=backend
+    )
+
+
+def assert_same_bits(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
+    assert torch.equal(one[0], other[0]), "forward"
+    assert torch.equal(one[1], other[1]), "backward"
+
+
+@pytest.mark.parametrize("kind", ["zca", "pca", "cholesky"])
+@pytest.mark.parametrize("name", CASES)
+def test_repeats_and_other_work_in_between(name: str, kind: str, backend: str) -> None:
+    first = run(name, kind, backend)
+    assert_same_bits(first, run(name, kind, backend))
+    for other in ("rows", "map", "sample side"):  # leaves other numbers in reused memory
+        x = make(other)[0]
+        fastwhiten.whiten(1e20 * x, groups=CASES[other][1], backend=backend)
+        fastwhiten.whiten(float("nan") * x, groups=CASES[other][1], backend=backend)
+    assert_same_bits(first, run(name, kind, backend))
+
+
+# Wider than this, products and eigensystems are the BLAS library's, which splits sums by threads.
+OWN_KERNELS = 128
+
+
+@pytest.mark.parametrize("kind", ["zca", "pca", "cholesky"])
+@pytest.mark.parametrize(
+    "name", [n for n, (shape, groups) in CASES.items() if shape[1] // groups <= OWN_KERNELS]
+)
+def test_number_of_threads(name: str, kind: str, threads: None) -> None:
+    """The compiled backend's: the reference's sums are PyTorch's, which splits them by threads."""
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(run(name, kind, "native"))
+    assert_same_bits(results[0], results[1])
+    assert_same_bits(results[0], results[2])
+
+
+@pytest.mark.parametrize("name", ["rows", "many rows", "map", "sample side"])
+def test_alignment_of_the_memory(name: str) -> None:
+    """A view that starts 4 bytes later takes other vector loads, and must give the same sums."""
+    x, grad = make(name)
+    storage = torch.empty(x.numel() + 1)
+    shifted = storage[1:].view(x.shape).copy_(x)
+    assert shifted.data_ptr() % 8 == 4 and shifted.is_contiguous()
+    options = {"groups": CASES[name][1], "backend": "native"}
+    y = fastwhiten.whiten(x.requires_grad_(), **options)
+    other = fastwhiten.whiten(shifted.requires_grad_(), **options)
+    assert torch.equal(y, other)
+    assert torch.equal(
+        torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(other, shifted, grad)[0]
+    )
+
+
+def test_training_from_the_same_seed(backend: str) -> None:
+    def train() -> Tensor:
+        torch.manual_seed(3)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(6, 8), fastwhiten.ChannelWhitening(8, backend=backend)
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(32, 6)).pow(3).sum().backward()
+            optimizer.step()
+        return torch.cat([model[0].weight.detach().flatten(), model[1].running_cov.flatten()])
+
+    assert torch.equal(train(), train())
