@@ -298,13 +298,7 @@ class SampleWhitenBackward(Function):
         def forward(x_: Tensor) -> Tensor:
             return composite.whiten_samples(x_, row_weight, _optional(rho), *ctx.options)
 
-        def first(grad_: Tensor, x_: Tensor) -> Tensor:
-            pulled: Tensor = torch.func.vjp(forward, x_)[1](grad_)[0]
-            return pulled
-
-        pull = torch.func.vjp(first, grad, x)[1]
-        d_grad, d_x = pull(grads[0])
-        return (d_grad, d_x) + (None,) * 10
+        return composite.second_derivative(forward, grad, x, grads[0]) + (None,) * 10
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:

@@ -8,6 +8,8 @@ is a constant here as in the fused backward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -67,6 +69,19 @@ def whiten_samples(
     s = _shrink(gram, rho, eps, size)
     y = (inverse_factor(s, reference.ZCA, eps, backend) @ scaled) / p.sqrt()
     return reference.from_groups(y, x)
+
+
+def second_derivative(
+    forward: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Differentiate ``<v, J(x)^T grad>`` with respect to ``grad`` and ``x``; J is ``forward``'s."""
+
+    def first(grad_: Tensor, x_: Tensor) -> Tensor:
+        pulled: Tensor = torch.func.vjp(forward, x_)[1](grad_)[0]
+        return pulled
+
+    d_grad, d_x = torch.func.vjp(first, grad, x)[1](v)
+    return d_grad, d_x
 
 
 def _shrink(a: Tensor, rho: Tensor | None, eps: float, size: int | None = None) -> Tensor:

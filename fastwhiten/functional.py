@@ -5,46 +5,17 @@ They validate, choose the layout, the side and the backend, and call the Functio
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from . import backends, validation
-from .autograd import SampleWhiten, Whiten
+from . import backends, sides, validation
 from .backends import reference
 from .function_base import run
-from .layout import as_rows_or_planes, restore, row_weights
+from .layout import as_rows_or_planes, row_weights
 from .matrix_functions import SymmetricEigh, inverse_factor
 from .precision import no_autocast
+from .sides import Batch, Options, Whitened
 from .statistics import Statistics
-
-# Sample-side weights are divided by their square root, so a zero would lose its row. They are
-# raised to this fraction of the largest one and computed in float64: a relative change of the
-# covariance below float32 rounding, and an error of that row's output below 1e-10.
-WEIGHT_FLOOR = 1e-12
-
-
-class Whitened(NamedTuple):
-    """What one pass of batch whitening leaves behind; only ``y`` carries a gradient."""
-
-    y: Tensor  # like x
-    mean: Tensor  # [C] T
-    covariance: Tensor | None  # [G, D, D] T; None on the sample side unless asked for
-    matrix: Tensor | None  # [G, D, D] T; likewise
-
-
-class Options(NamedTuple):
-    """Validated settings of one whitening layer or call."""
-
-    caller: str
-    kind: int
-    groups: int
-    eps: float
-    shrink: str | float | None
-    double_precision: bool
-    backend: str
-    batch_weight: float = 1.0
 
 
 def make_options(
@@ -103,97 +74,17 @@ def batch_whiten(
     """
     validation.check_input(options.caller, x, options.groups)
     backend = backends.choose(options.backend, x.device)
+    side = sides.choose(x, options, backend)
     double = options.double_precision
-    view = as_rows_or_planes(x)
-    rows, size = x.numel() // x.shape[1], x.shape[1] // options.groups
-    sample_side = rows < size and options.kind == reference.ZCA and options.batch_weight == 1.0
     p = None
     if sample_weight is not None:
         validation.check_sample_weight(options.caller, sample_weight, x)
-        double = double or sample_side
+        double = double or side == "sample"
         p = row_weights(sample_weight, x, reference.accumulation_dtype(x.dtype, double))
-    dtype = reference.accumulation_dtype(x.dtype, double)
+    view = as_rows_or_planes(x)
+    batch = Batch(x, view, p, gamma, beta, running_covariance, double, backend, need)
     with no_autocast(x):
-        if sample_side:
-            return _sample_side(x, view, options, p, double, backend, gamma, beta, need)
-        y, mean, covariance, _, _, matrix, _ = run(
-            Whiten,
-            view,
-            _to(gamma, dtype),
-            _to(beta, dtype),
-            p,
-            _to(running_covariance, dtype),
-            options.kind,
-            options.groups,
-            options.eps,
-            options.batch_weight,
-            options.shrink,
-            double,
-            backend,
-        )
-        return Whitened(restore(y, x), mean, covariance, matrix)
-
-
-def _to(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if t is None else t.to(dtype)
-
-
-def _sample_side(
-    x: Tensor,
-    view: Tensor,
-    options: Options,
-    p: Tensor | None,
-    double: bool,
-    backend: str,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    need: str | None,
-) -> Whitened:
-    """Whiten fewer rows than channels per group through the rows' Gram matrix.
-
-    There is no D x D eigenproblem.
-    """
-    if view.dim() == 3:
-        # Fewer rows than channels: the one layout change is smaller than the matrix saved.
-        view = view.transpose(1, 2).reshape(-1, x.shape[1])
-    if p is not None:
-        p = torch.maximum(p, WEIGHT_FLOOR * p.max())
-        p = p / p.sum()
-    y, mean, scaled, eigenvalues, _, projected, rho = run(
-        SampleWhiten, view, p, options.groups, options.eps, options.shrink, double, backend
-    )
-    y = restore(y, x)
-    if gamma is not None and beta is not None:
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        y = (y * gamma.reshape(shape) + beta.reshape(shape)).to(x.dtype)
-    covariance = matrix = None
-    with torch.no_grad():
-        if need == "covariance":
-            grouped = reference.to_groups(scaled, options.groups, scaled.dtype)
-            covariance = reference.symmetrize(grouped.mT @ grouped)
-        elif need == "matrix":
-            matrix = _sample_matrix(
-                eigenvalues, projected, rho if rho.numel() else None, options.eps
-            )
-    return Whitened(y, mean, covariance, matrix)
-
-
-def _sample_matrix(
-    eigenvalues: Tensor, projected: Tensor, rho: Tensor | None, eps: float
-) -> Tensor:
-    """Return ``W = S^{-1/2}`` ``[G, D, D]`` without a D x D eigenproblem.
-
-    ``W = e^{-1/2} I + (1 - rho) scaled^T V diag(k) V^T scaled``,
-    ``k = -1 / (sqrt(e) t (sqrt(e) + t))``: the divided difference of ``l^{-1/2}``, so no small
-    eigenvalue is divided by.
-    """
-    t, e = reference.sample_spectrum(eigenvalues, rho, eps, projected.shape[-1])
-    root = e.sqrt().unsqueeze(-1)  # [G, 1]
-    keep = torch.ones_like(root) if rho is None else (1.0 - rho).unsqueeze(-1)
-    k = -keep * t / (root * (root + t))  # projected carries 1/t, twice
-    identity = torch.eye(projected.shape[-1], dtype=projected.dtype, device=projected.device)
-    matrix = projected.mT @ (k.unsqueeze(-1) * projected) + identity / root.unsqueeze(-1)
-    return reference.symmetrize(matrix)
+        return sides.whiten_on(side, batch, options)
 
 
 def whiten(

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from . import backends, validation
 from .backends import reference
-from .functional import Whitened, batch_whiten, make_options
+from .functional import batch_whiten, make_options
 from .precision import no_autocast
+from .sides import Whitened
 
 
 class ChannelWhitening(nn.Module):
@@ -247,12 +248,21 @@ class ChannelWhitening(nn.Module):
             sample_weight,
             self.weight,
             self.bias,
-            self.running_cov if self.batch_weight != 1.0 else None,
+            self._blended_in(),
             need=self.running if tracking else None,
         )
         if tracking:
             self._update(result)
         return result.y
+
+    def _blended_in(self) -> Tensor | None:
+        """Return the running covariance that training blends in, None for none.
+
+        A copy: the graph keeps it, and the buffer is updated in place before the backward.
+        """
+        if self.batch_weight == 1.0 or self.running_cov is None:
+            return None
+        return self.running_cov.detach().clone()
 
     @torch.no_grad()
     def _update(self, result: Whitened) -> None:
