@@ -105,7 +105,7 @@ def calls() -> Iterator[Any]:
             yield pytest.param(op, contiguous(arguments), id=f"{op}-{str(dtype)[6:]}")
 
 
-@pytest.mark.parametrize(("op", "arguments"), calls())
+@pytest.mark.parametrize(("op", "arguments"), list(calls()))
 def test_opcheck(op: str, arguments: tuple[Any, ...]) -> None:
     overload = getattr(torch.ops.fastwhiten, op).default
     # Compiling is what takes the time: one dtype stands for the others there.
@@ -115,7 +115,7 @@ def test_opcheck(op: str, arguments: tuple[Any, ...]) -> None:
     assert set(result.values()) == {"SUCCESS"}, result
 
 
-@pytest.mark.parametrize(("op", "arguments"), calls())
+@pytest.mark.parametrize(("op", "arguments"), list(calls()))
 def test_results_have_the_dtypes_and_strides_of_the_reference(
     op: str, arguments: tuple[Any, ...]
 ) -> None:

@@ -91,7 +91,7 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     backends._warn_once.cache_clear()
     message = (
         "the compiled extension fastwhiten._C cannot be loaded (no file _C.abi3.so); "
-        "reinstall with `pip install .` from the source folder"
+        "run `pip install .` in the source folder, or `pip install -e .` to import from it"
     )
     assert backends.available()["native"] == message
     assert backends.explain()[0][1:] == ("reference", message)
