@@ -12,10 +12,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Restore the number of threads that a test changes."""
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Run in one thread: the matrices are tiny, and waiting threads cost minutes on a busy machine.
+
+    ``test_determinism`` holds that two and three threads give the same bits.
+    """
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

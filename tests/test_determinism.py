@@ -20,6 +20,11 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _two_threads(_threads: None) -> None:
+    torch.set_num_threads(2)
+
+
 def make(name: str) -> tuple[Tensor, Tensor]:
     shape, _ = CASES[name]
     draw = spectra.generator(1)
@@ -61,7 +66,7 @@ OWN_KERNELS = 128
 @pytest.mark.parametrize(
     "name", [n for n, (shape, groups) in CASES.items() if shape[1] // groups <= OWN_KERNELS]
 )
-def test_number_of_threads(name: str, kind: str, threads: None) -> None:
+def test_number_of_threads(name: str, kind: str) -> None:
     """The compiled backend's: the reference's sums are PyTorch's, which splits them by threads."""
     results = []
     for count in (1, 2, 3):
