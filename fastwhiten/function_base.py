@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
 
@@ -29,5 +30,7 @@ def run(function: type[Function], *args: Any) -> Any:
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*args)
+    if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+        return function.forward(*unwrap_dead_wrappers(args))  # nothing will be differentiated
     call: Any = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return call(*unwrap_dead_wrappers(args))
