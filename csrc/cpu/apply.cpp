@@ -6,6 +6,7 @@
 #include "../ops/apply.h"
 
 #include "product.h"
+#include "stages.h"
 
 namespace fastwhiten::cpu {
 namespace {
@@ -23,9 +24,11 @@ void right_factor(int64_t G, int64_t D, const T* matrix, const T* gamma, T* B) {
   }
 }
 
+}  // namespace
+
 template <class In, class T>
-void run(const Layout& s, const In* x, const T* mean, const T* matrix, const T* gamma,
-         const T* beta, In* y) {
+void run_apply(const Layout& s, const In* x, const T* mean, const T* matrix, const T* gamma,
+               const T* beta, In* y) {
   const Plan plan = make_plan(s);
   const int64_t D = s.width, M = s.rows(), G = s.groups, ldb = padded<T>(D);
   const bool as_is = gamma == nullptr && ldb == D;
@@ -49,6 +52,13 @@ void run(const Layout& s, const In* x, const T* mean, const T* matrix, const T* 
   parallel(G * plan.tiles, 2.0 * static_cast<double>(s.numel()) * static_cast<double>(D), unit);
 }
 
+#define FASTWHITEN_INSTANTIATE(In, T) \
+  template void run_apply(const Layout&, const In*, const T*, const T*, const T*, const T*, In*);
+FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
+#undef FASTWHITEN_INSTANTIATE
+
+namespace {
+
 Tensor apply(const Tensor& x, const Tensor& mean, const Tensor& matrix, const OptionalTensor& gamma,
              const OptionalTensor& beta) {
   const Layout s = check_apply(x, mean, matrix, gamma, beta);
@@ -57,8 +67,8 @@ Tensor apply(const Tensor& x, const Tensor& mean, const Tensor& matrix, const Op
   dispatch(x.scalar_type(), mean.scalar_type(), [&](auto in, auto accumulation) {
     using In = typename decltype(in)::type;
     using T = typename decltype(accumulation)::type;
-    run(s, data<In>(x), data<T>(mean), data<T>(matrix), data<T>(gamma), data<T>(beta),
-        mutable_data<In>(y));
+    run_apply(s, data<In>(x), data<T>(mean), data<T>(matrix), data<T>(gamma), data<T>(beta),
+              mutable_data<In>(y));
   });
   return y;
 }

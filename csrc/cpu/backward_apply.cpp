@@ -6,6 +6,7 @@
 #include "../ops/backward_apply.h"
 
 #include "product.h"
+#include "stages.h"
 
 namespace fastwhiten::cpu {
 namespace {
@@ -32,9 +33,12 @@ void right_factor(int64_t G, int64_t D, const T* matrix, const T* inner, const T
   }
 }
 
+}  // namespace
+
 template <class In, class T>
-void run(const Layout& s, const In* x, const In* grad, const T* mean, const T* grad_sum,
-         const T* matrix, const T* inner, const T* gamma, const T* p, In* dx) {
+void run_backward_apply(const Layout& s, const In* x, const In* grad, const T* mean,
+                        const T* grad_sum, const T* matrix, const T* inner, const T* gamma,
+                        const T* p, In* dx) {
   const Plan plan = make_plan(s);
   const int64_t D = s.width, M = s.rows(), G = s.groups, C = s.channels, ldb = padded<T>(D);
   const T uniform = T(1) / static_cast<T>(M);
@@ -62,6 +66,14 @@ void run(const Layout& s, const In* x, const In* grad, const T* mean, const T* g
   parallel(G * plan.tiles, 4.0 * static_cast<double>(s.numel()) * static_cast<double>(D), unit);
 }
 
+#define FASTWHITEN_INSTANTIATE(In, T)                                                       \
+  template void run_backward_apply(const Layout&, const In*, const In*, const T*, const T*, \
+                                   const T*, const T*, const T*, const T*, In*);
+FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
+#undef FASTWHITEN_INSTANTIATE
+
+namespace {
+
 Tensor backward_apply(const Tensor& x, const Tensor& grad, const Tensor& mean,
                       const Tensor& grad_sum, const Tensor& matrix, const Tensor& inner,
                       const OptionalTensor& gamma, const OptionalTensor& row_weight) {
@@ -71,8 +83,9 @@ Tensor backward_apply(const Tensor& x, const Tensor& grad, const Tensor& mean,
   dispatch(x.scalar_type(), mean.scalar_type(), [&](auto in, auto accumulation) {
     using In = typename decltype(in)::type;
     using T = typename decltype(accumulation)::type;
-    run(s, data<In>(x), data<In>(grad), data<T>(mean), data<T>(grad_sum), data<T>(matrix),
-        data<T>(inner), data<T>(gamma), data<T>(row_weight), mutable_data<In>(dx));
+    run_backward_apply(s, data<In>(x), data<In>(grad), data<T>(mean), data<T>(grad_sum),
+                       data<T>(matrix), data<T>(inner), data<T>(gamma), data<T>(row_weight),
+                       mutable_data<In>(dx));
   });
   return dx;
 }

@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "parallel.h"
+#include "stages.h"
 #include "symmetric.h"
 #include "workspace.h"
 
@@ -103,6 +104,35 @@ void gamma_of_group(int64_t D, const T* matrix, const T* cross, T* grad_gamma) {
   }
 }
 
+}  // namespace
+
+template <class T>
+void run_backward_matrix(int64_t G, int64_t D, const T* cross, const T* eigenvalues, const T* basis,
+                         const T* matrix, const T* gamma, const T* rho, double beta, int64_t kind,
+                         T* inner, T* grad_gamma) {
+  const double d = static_cast<double>(D);
+  for_groups(G, 8.0 * d * d * d, [&](int64_t g) {
+    const int64_t at = g * D * D;
+    Group<T> in = {cross + at, nullptr, nullptr, matrix + at, nullptr};
+    if (kind != kCholesky) {
+      in.eigenvalues = eigenvalues + g * D;
+      in.basis = basis + at;
+    }
+    if (gamma != nullptr) in.gamma = gamma + g * D;
+    inner_of_group(D, in, rho == nullptr ? T(0) : rho[g], static_cast<T>(beta), kind, inner + at);
+    gamma_of_group(D, in.matrix, in.cross, grad_gamma + g * D);
+  });
+}
+
+#define FASTWHITEN_INSTANTIATE(T)                                                             \
+  template void run_backward_matrix(int64_t, int64_t, const T*, const T*, const T*, const T*, \
+                                    const T*, const T*, double, int64_t, T*, T*);
+FASTWHITEN_INSTANTIATE(float)
+FASTWHITEN_INSTANTIATE(double)
+#undef FASTWHITEN_INSTANTIATE
+
+namespace {
+
 std::tuple<Tensor, Tensor> backward_matrix(const Tensor& cross, const Tensor& eigenvalues,
                                            const Tensor& basis, const Tensor& matrix,
                                            const OptionalTensor& gamma, const OptionalTensor& rho,
@@ -114,23 +144,9 @@ std::tuple<Tensor, Tensor> backward_matrix(const Tensor& cross, const Tensor& ei
   if (cross.numel() == 0) return {inner, grad_gamma};
   dispatch_accumulation(cross.scalar_type(), [&](auto accumulation) {
     using T = typename decltype(accumulation)::type;
-    const T *scale = data<T>(gamma), *shrinkage = data<T>(rho);
-    const double flops =
-        8.0 * static_cast<double>(D) * static_cast<double>(D) * static_cast<double>(D);
-    T* const out = mutable_data<T>(inner);
-    T* const out_gamma = mutable_data<T>(grad_gamma);
-    for_groups(G, flops, [&](int64_t g) {
-      const int64_t at = g * D * D;
-      Group<T> in = {data<T>(cross) + at, nullptr, nullptr, data<T>(matrix) + at, nullptr};
-      if (kind != kCholesky) {
-        in.eigenvalues = data<T>(eigenvalues) + g * D;
-        in.basis = data<T>(basis) + at;
-      }
-      if (scale != nullptr) in.gamma = scale + g * D;
-      inner_of_group(D, in, shrinkage == nullptr ? T(0) : shrinkage[g],
-                     static_cast<T>(batch_weight), kind, out + at);
-      gamma_of_group(D, in.matrix, in.cross, out_gamma + g * D);
-    });
+    run_backward_matrix(G, D, data<T>(cross), data<T>(eigenvalues), data<T>(basis), data<T>(matrix),
+                        data<T>(gamma), data<T>(rho), batch_weight, kind, mutable_data<T>(inner),
+                        mutable_data<T>(grad_gamma));
   });
   return {inner, grad_gamma};
 }

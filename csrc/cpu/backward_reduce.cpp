@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "product.h"
+#include "stages.h"
 
 namespace fastwhiten::cpu {
 namespace {
@@ -92,8 +93,11 @@ void add_up(int64_t count, int64_t n, const T* from, T* out) {
   product_kernels<T>().add_rows(count - 1, n, from + n, n, out);
 }
 
+}  // namespace
+
 template <class In, class T>
-void run(const Layout& s, const In* x, const In* grad, const T* mean, T* grad_sum, T* cross) {
+void run_backward_reduce(const Layout& s, const In* x, const In* grad, const T* mean, T* grad_sum,
+                         T* cross) {
   const Plan plan = make_plan(s);
   const int64_t D = s.width, G = s.groups, units = G * plan.chunks;
   Buffer<T> sums(units * D), zeros(D);
@@ -121,6 +125,13 @@ void run(const Layout& s, const In* x, const In* grad, const T* mean, T* grad_su
   });
 }
 
+#define FASTWHITEN_INSTANTIATE(In, T) \
+  template void run_backward_reduce(const Layout&, const In*, const In*, const T*, T*, T*);
+FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
+#undef FASTWHITEN_INSTANTIATE
+
+namespace {
+
 std::tuple<Tensor, Tensor> backward_reduce(const Tensor& x, const Tensor& grad, const Tensor& mean,
                                            int64_t groups) {
   const Layout s = check_backward_reduce(x, grad, mean, groups);
@@ -134,8 +145,8 @@ std::tuple<Tensor, Tensor> backward_reduce(const Tensor& x, const Tensor& grad, 
       std::fill_n(mutable_data<T>(cross), cross.numel(), T(0));
       return;
     }
-    run(s, data<In>(x), data<In>(grad), data<T>(mean), mutable_data<T>(grad_sum),
-        mutable_data<T>(cross));
+    run_backward_reduce(s, data<In>(x), data<In>(grad), data<T>(mean), mutable_data<T>(grad_sum),
+                        mutable_data<T>(cross));
   });
   return {grad_sum, cross};
 }

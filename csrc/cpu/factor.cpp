@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "parallel.h"
+#include "stages.h"
 #include "symmetric.h"
 #include "workspace.h"
 
@@ -73,9 +74,11 @@ bool factor_cholesky(int64_t D, T rho, T eps, T mean_diagonal, T* a, T* matrix) 
   return true;
 }
 
+}  // namespace
+
 template <class T>
-void run(int64_t G, int64_t D, const T* batch, const T* running, const T* rho, double beta,
-         double eps, int64_t kind, T* values, T* basis, T* matrix) {
+void run_factor(int64_t G, int64_t D, const T* batch, const T* running, const T* rho, double beta,
+                double eps, int64_t kind, T* values, T* basis, T* matrix) {
   const double flops = kind == kCholesky ? 8.0 * static_cast<double>(D * D * D) : eigen_flops(D);
   for_groups(G, flops, [&](int64_t g) {
     const int64_t at = g * D * D;
@@ -97,6 +100,15 @@ void run(int64_t G, int64_t D, const T* batch, const T* running, const T* rho, d
   });
 }
 
+#define FASTWHITEN_INSTANTIATE(T)                                                          \
+  template void run_factor(int64_t, int64_t, const T*, const T*, const T*, double, double, \
+                           int64_t, T*, T*, T*);
+FASTWHITEN_INSTANTIATE(float)
+FASTWHITEN_INSTANTIATE(double)
+#undef FASTWHITEN_INSTANTIATE
+
+namespace {
+
 std::tuple<Tensor, Tensor, Tensor> factor(const Tensor& covariance,
                                           const OptionalTensor& running_covariance,
                                           const OptionalTensor& rho, double batch_weight,
@@ -110,8 +122,8 @@ std::tuple<Tensor, Tensor, Tensor> factor(const Tensor& covariance,
   if (covariance.numel() == 0) return {values, basis, matrix};
   dispatch_accumulation(dtype, [&](auto accumulation) {
     using T = typename decltype(accumulation)::type;
-    run(G, D, data<T>(covariance), data<T>(running_covariance), data<T>(rho), batch_weight, eps,
-        kind, mutable_data<T>(values), mutable_data<T>(basis), mutable_data<T>(matrix));
+    run_factor(G, D, data<T>(covariance), data<T>(running_covariance), data<T>(rho), batch_weight,
+               eps, kind, mutable_data<T>(values), mutable_data<T>(basis), mutable_data<T>(matrix));
   });
   return {values, basis, matrix};
 }

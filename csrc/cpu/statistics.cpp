@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "product.h"
+#include "stages.h"
 
 namespace fastwhiten::cpu {
 namespace {
@@ -116,8 +117,10 @@ void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const T* p, co
   }
 }
 
+}  // namespace
+
 template <class In, class T>
-void run(const Layout& s, const In* x, const T* p, T* mean, T* covariance) {
+void run_statistics(const Layout& s, const In* x, const T* p, T* mean, T* covariance) {
   const Plan plan = make_plan(s);
   const int64_t D = s.width, M = s.rows(), G = s.groups;
   Buffer<double> tile_weights(plan.tiles), tile_means(G * plan.tiles * D);
@@ -159,6 +162,13 @@ void run(const Layout& s, const In* x, const T* p, T* mean, T* covariance) {
   });
 }
 
+#define FASTWHITEN_INSTANTIATE(In, T) \
+  template void run_statistics(const Layout&, const In*, const T*, T*, T*);
+FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
+#undef FASTWHITEN_INSTANTIATE
+
+namespace {
+
 std::tuple<Tensor, Tensor> statistics(const Tensor& x, const OptionalTensor& row_weight,
                                       int64_t groups, bool double_precision) {
   const Layout s = check_statistics(x, row_weight, groups, double_precision);
@@ -174,7 +184,8 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x, const OptionalTensor& row
       std::fill_n(mutable_data<T>(covariance), covariance.numel(), nan);
       return;
     }
-    run(s, data<In>(x), data<T>(row_weight), mutable_data<T>(mean), mutable_data<T>(covariance));
+    run_statistics(s, data<In>(x), data<T>(row_weight), mutable_data<T>(mean),
+                   mutable_data<T>(covariance));
   });
   return {mean, covariance};
 }
