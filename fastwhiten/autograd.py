@@ -53,25 +53,30 @@ class Whiten(Function):
         ``rho`` is ``[0]`` without shrinkage.
         """
         stages = backends.get(backend)
-        mean, covariance = stages.statistics(x, row_weight, groups, double_precision)
-        rho = None
-        if shrink is not None:
-            rho = shrinkage.feature_intensity(
-                shrink, covariance, running_covariance, batch_weight, x, mean, row_weight
+        if shrink is None:  # nothing has to be looked at between the stages
+            outputs = stages.whiten_forward(
+                x,
+                gamma,
+                beta,
+                row_weight,
+                running_covariance,
+                groups,
+                batch_weight,
+                eps,
+                kind,
+                double_precision,
             )
+            return (*outputs, outputs[1].new_empty(0))
+        mean, covariance = stages.statistics(x, row_weight, groups, double_precision)
+        rho = shrinkage.feature_intensity(
+            shrink, covariance, running_covariance, batch_weight, x, mean, row_weight
+        )
         eigenvalues, basis, matrix = stages.factor(
             covariance, running_covariance, rho, batch_weight, eps, kind
         )
         y = stages.apply(x, mean, matrix, gamma, beta)
-        return (
-            y,
-            mean,
-            covariance,
-            eigenvalues,
-            basis,
-            matrix,
-            mean.new_empty(0) if rho is None else rho,
-        )
+        rho = mean.new_empty(0) if rho is None else rho
+        return y, mean, covariance, eigenvalues, basis, matrix, rho
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -135,12 +140,19 @@ class WhitenBackward(Function):
 
         ``dx`` has the layout and dtype of ``x``; the others are ``[C]`` in ``T``.
         """
-        stages = backends.get(backend)
-        grad_sum, cross = stages.backward_reduce(x, grad, mean, groups)
-        inner, grad_gamma = stages.backward_matrix(
-            cross, eigenvalues, basis, matrix, gamma, _optional(rho), batch_weight, kind
+        dx, grad_gamma, grad_sum = backends.get(backend).whiten_backward(
+            grad,
+            x,
+            mean,
+            eigenvalues,
+            basis,
+            matrix,
+            gamma,
+            _optional(rho),
+            row_weight,
+            batch_weight,
+            kind,
         )
-        dx = stages.backward_apply(x, grad, mean, grad_sum, matrix, inner, gamma, row_weight)
         return dx, grad_gamma, grad_sum
 
     @staticmethod

@@ -22,6 +22,8 @@ OPS = (
     "backward_reduce",
     "backward_matrix",
     "backward_apply",
+    "whiten_forward",
+    "whiten_backward",
     "sample_statistics",
     "sample_apply",
     "sample_backward",
@@ -77,6 +79,22 @@ def matrices(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
             yield "backward_matrix", (s, *factors, scale, shrink, weight, kind)
 
 
+def whole_passes(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    t = acc(dtype)
+    p, gamma, rho = (torch.full((n,), 1 / n, dtype=t) for n in (M, C, G))
+    for layout in ("rows", "planes"):
+        x = inputs(layout, dtype)
+        running = reference.statistics(x, None, G, False)[1]
+        for kind in (reference.ZCA, reference.CHOLESKY):
+            for scale, weight, old in ((None, None, None), (gamma, p, running)):
+                arguments = (x, scale, scale, weight, old, G, 0.3, 1e-3, kind, False)
+                yield "whiten_forward", arguments
+                _, mean, _, *factors = reference.whiten_forward(*arguments)
+                shrink = None if scale is None else rho
+                rest = (scale, shrink, weight, 0.3, kind)
+                yield "whiten_backward", (x, x, mean, *factors, *rest)
+
+
 def sample_side(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     x = spectra.random(4, 14).to(dtype)
     t = acc(dtype)
@@ -98,7 +116,7 @@ def contiguous(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def calls() -> Iterator[Any]:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        stages = (*feature_side(dtype), *sample_side(dtype))
+        stages = (*feature_side(dtype), *whole_passes(dtype), *sample_side(dtype))
         if dtype != torch.bfloat16:
             stages += (*matrices(dtype),)
         for op, arguments in stages:

@@ -91,6 +91,39 @@ def _fake_backward_apply(
     return x.new_empty(x.shape)
 
 
+def _fake_whiten_forward(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    row_weight: Tensor | None,
+    running_covariance: Tensor | None,
+    groups: int,
+    batch_weight: float,
+    eps: float,
+    kind: int,
+    double_precision: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    mean, covariance = _fake_statistics(x, row_weight, groups, double_precision)
+    factors = _fake_factor(covariance, running_covariance, None, batch_weight, eps, kind)
+    return x.new_empty(x.shape), mean, covariance, *factors
+
+
+def _fake_whiten_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    eigenvalues: Tensor,
+    basis: Tensor,
+    matrix: Tensor,
+    gamma: Tensor | None,
+    rho: Tensor | None,
+    row_weight: Tensor | None,
+    batch_weight: float,
+    kind: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), mean.new_empty(mean.shape), mean.new_empty(mean.shape)
+
+
 def _fake_sample_statistics(
     x: Tensor, row_weight: Tensor | None, groups: int, double_precision: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,6 +167,8 @@ FAKES = {
     "backward_reduce": _fake_backward_reduce,
     "backward_matrix": _fake_backward_matrix,
     "backward_apply": _fake_backward_apply,
+    "whiten_forward": _fake_whiten_forward,
+    "whiten_backward": _fake_whiten_backward,
     "sample_statistics": _fake_sample_statistics,
     "sample_apply": _fake_sample_apply,
     "sample_backward": _fake_sample_backward,
@@ -149,6 +184,8 @@ if import_error is None:
     backward_reduce = torch.ops.fastwhiten.backward_reduce
     backward_matrix = torch.ops.fastwhiten.backward_matrix
     backward_apply = torch.ops.fastwhiten.backward_apply
+    whiten_forward = torch.ops.fastwhiten.whiten_forward
+    whiten_backward = torch.ops.fastwhiten.whiten_backward
     sample_statistics = torch.ops.fastwhiten.sample_statistics
     sample_apply = torch.ops.fastwhiten.sample_apply
     sample_backward = torch.ops.fastwhiten.sample_backward

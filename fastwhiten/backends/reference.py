@@ -239,6 +239,49 @@ def backward_apply(
     return from_groups(grads @ matrix.mT - (p * centered) @ inner, x)
 
 
+def whiten_forward(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    row_weight: Tensor | None,
+    running_covariance: Tensor | None,
+    groups: int,
+    batch_weight: float,
+    eps: float,
+    kind: int,
+    double_precision: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return ``(y, mean, covariance, eigenvalues, basis, matrix)``: the stages of a forward."""
+    mean, covariance = statistics(x, row_weight, groups, double_precision)
+    eigenvalues, basis, matrix = factor(
+        covariance, running_covariance, None, batch_weight, eps, kind
+    )
+    y = apply(x, mean, matrix, gamma, beta)
+    return y, mean, covariance, eigenvalues, basis, matrix
+
+
+def whiten_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    eigenvalues: Tensor,
+    basis: Tensor,
+    matrix: Tensor,
+    gamma: Tensor | None,
+    rho: Tensor | None,
+    row_weight: Tensor | None,
+    batch_weight: float,
+    kind: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``(dx, grad_gamma, grad_sum)``: the stages of a backward."""
+    grad_sum, cross = backward_reduce(x, grad, mean, matrix.shape[0])
+    inner, grad_gamma = backward_matrix(
+        cross, eigenvalues, basis, matrix, gamma, rho, batch_weight, kind
+    )
+    dx = backward_apply(x, grad, mean, grad_sum, matrix, inner, gamma, row_weight)
+    return dx, grad_gamma, grad_sum
+
+
 def sample_statistics(
     x: Tensor, row_weight: Tensor | None, groups: int, double_precision: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
