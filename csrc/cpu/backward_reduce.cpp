@@ -58,8 +58,7 @@ void add_planes_cross(const Layout& s, const Plan& plan, const Panels<T>& panels
   }
   const int64_t ldf = padded<T>(D);
   product_kernels<T>().transpose(D, m, right, ld, panels.flipped, ldf);
-  product_kernels<T>().multiply(D, D, m, panels.x, panels.ld, 1, panels.flipped, ldf, cross, D, add,
-                                false);
+  add_planes_product(D, m, panels.x, panels.ld, panels.flipped, cross, add, false);
   product_kernels<T>().add_rows(m, D, panels.flipped, ldf, grad_sum);
 }
 

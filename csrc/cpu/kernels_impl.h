@@ -149,11 +149,36 @@ void transpose(int64_t rows, int64_t columns, const T* from, int64_t ld_from, T*
   }
 }
 
+// Long sums are made of short ones: the rounding error of a running sum grows with its length, of a
+// sum of sums with its two lengths.
+constexpr int64_t kShortSum = 32;
+
+// sums [n] += the sums over rows i < m of term(i, j), in blocks of rows and of columns.
+template <class T, class F>
+inline void add_column_sums(int64_t m, int64_t n, const F& term, T* sums) {
+  constexpr int64_t kColumns = 256 / sizeof(T);  // four vectors of 64 bytes
+  for (int64_t i0 = 0; i0 < m; i0 += kShortSum) {
+    const int64_t end = std::min(m, i0 + kShortSum);
+    int64_t j0 = 0;
+    for (; j0 + kColumns <= n; j0 += kColumns) {
+      T block[kColumns] = {};
+      for (int64_t i = i0; i < end; ++i) {
+        for (int64_t j = 0; j < kColumns; ++j) block[j] += term(i, j0 + j);
+      }
+      for (int64_t j = 0; j < kColumns; ++j) sums[j0 + j] += block[j];
+    }
+    if (j0 == n) continue;
+    T block[kColumns] = {};
+    for (int64_t i = i0; i < end; ++i) {
+      for (int64_t j = 0; j < n - j0; ++j) block[j] += term(i, j0 + j);
+    }
+    for (int64_t j = 0; j < n - j0; ++j) sums[j0 + j] += block[j];
+  }
+}
+
 template <class T>
 void add_rows(int64_t m, int64_t n, const T* a, int64_t ld, T* sums) {
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) sums[j] += a[i * ld + j];
-  }
+  add_column_sums<T>(m, n, [a, ld](int64_t i, int64_t j) { return a[i * ld + j]; }, sums);
 }
 
 // ---- tiles: runs of contiguous elements, of channels (rows) or of positions (planes). ----
@@ -244,25 +269,31 @@ void store_tile(const Layout& s, const T* buffer, int64_t ld, int64_t g, int64_t
   });
 }
 
+// The sum of p_l (x_l - shift) over a run of positions of one channel.
 template <class In, class T>
 T run_sum(const In* from, const T* p, int64_t length, T shift) {
   constexpr int kLanes = 64;  // independent partial sums: vectorisable without reassociation
-  T lanes[kLanes] = {};
-  int64_t l = 0;
-  for (; l + kLanes <= length; l += kLanes) {
-    for (int k = 0; k < kLanes; ++k) {
-      const T v = value<In, T>(from, l + k) - shift;
-      lanes[k] += p == nullptr ? v : p[l + k] * v;
+  T total = 0;
+  for (int64_t l0 = 0; l0 < length; l0 += kLanes * kShortSum) {
+    const int64_t end = std::min(length, l0 + kLanes * kShortSum);
+    T lanes[kLanes] = {};
+    int64_t l = l0;
+    for (; l + kLanes <= end; l += kLanes) {
+      for (int k = 0; k < kLanes; ++k) {
+        const T v = value<In, T>(from, l + k) - shift;
+        lanes[k] += p == nullptr ? v : p[l + k] * v;
+      }
     }
+    for (int k = 0; l < end; ++l, ++k) {
+      const T v = value<In, T>(from, l) - shift;
+      lanes[k] += p == nullptr ? v : p[l] * v;
+    }
+    for (int k = kLanes / 2; k > 0; k /= 2) {
+      for (int j = 0; j < k; ++j) lanes[j] += lanes[j + k];
+    }
+    total += lanes[0];
   }
-  for (int k = 0; l < length; ++l, ++k) {
-    const T v = value<In, T>(from, l) - shift;
-    lanes[k] += p == nullptr ? v : p[l] * v;
-  }
-  for (int k = kLanes / 2; k > 0; k /= 2) {
-    for (int j = 0; j < k; ++j) lanes[j] += lanes[j + k];
-  }
-  return lanes[0];
+  return total;
 }
 
 template <class In, class T>
@@ -270,12 +301,17 @@ void add_sums(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m, co
               const T* p, T* sums) {
   const int64_t D = s.width;
   if (!s.planes()) {
-    for (int64_t i = 0; i < m; ++i) {
-      const In* from = x + (r0 + i) * s.channels + g * D;  // [D]
-      const T q = p == nullptr ? T(1) : p[r0 + i];
-      for (int64_t c = 0; c < D; ++c) sums[c] += q * (value<In, T>(from, c) - shift[c]);
+    const In* from = x + r0 * s.channels + g * D;  // [m, D] of row stride C
+    if (p == nullptr) {
+      const auto term = [=](int64_t i, int64_t c) {
+        return value<In, T>(from, i * s.channels + c) - shift[c];
+      };
+      return add_column_sums<T>(m, D, term, sums);
     }
-    return;
+    const auto term = [=](int64_t i, int64_t c) {
+      return p[r0 + i] * (value<In, T>(from, i * s.channels + c) - shift[c]);
+    };
+    return add_column_sums<T>(m, D, term, sums);
   }
   for_segments(s, r0, m, [&](int64_t r, int64_t length) {
     const In* first = x + (r / s.length * s.channels + g * D) * s.length + r % s.length;

@@ -58,4 +58,18 @@ void add_rows_product(bool wide, int64_t D, int64_t m, const T* a, int64_t lda, 
   gemm(true, false, D, D, m, T(1), a, lda, b, ldb, keep, c, D);
 }
 
+// c [D, D] = (or +=, add) a b^T for planes: a [D, m] of row stride lda, flipped [m, padded(D)] the
+// transpose of b. Narrow groups only. Long rows are summed in pieces: a float32 sum of a thousand
+// products carries several times the rounding error of four sums of 256.
+template <class T>
+void add_planes_product(int64_t D, int64_t m, const T* a, int64_t lda, const T* flipped, T* c,
+                        bool add, bool lower) {
+  constexpr int64_t kPiece = 256;
+  const int64_t ldb = padded<T>(D);
+  for (int64_t k = 0; k < m; k += kPiece) {
+    product_kernels<T>().multiply(D, D, std::min(kPiece, m - k), a + k, lda, 1, flipped + k * ldb,
+                                  ldb, c, D, add || k > 0, lower);
+  }
+}
+
 }  // namespace fastwhiten::cpu

@@ -92,8 +92,7 @@ void add_covariance(const Layout& s, bool wide, int64_t m, const T* panel, int64
     return gemm_symmetric(false, D, m, T(1), panel, ld, add ? T(1) : T(0), product, D);
   }
   product_kernels<T>().transpose(D, m, panel, ld, flipped, padded<T>(D));
-  product_kernels<T>().multiply(D, D, m, panel, ld, 1, flipped, padded<T>(D), product, D, add,
-                                true);
+  add_planes_product(D, m, panel, ld, flipped, product, add, true);
 }
 
 // The partial covariance [D, D] of the tiles [first, last) of group g, and their means [tiles, D].
