@@ -51,7 +51,7 @@ class Scene:
     @property
     def sample_side(self) -> bool:
         """Whether the rows' Gram matrix is decomposed instead of the covariance."""
-        return self.rows < self.size
+        return self.rows <= self.size
 
     @property
     def eigen_size(self) -> int:

@@ -1,8 +1,9 @@
 """Three ways to whiten the same batch, and which one serves which shape.
 
 The *feature* side decomposes the D x D covariance and works through the whitening matrix. The
-*sample* side decomposes the M x M Gram matrix of the rows: smaller when M < D. In the *eigenbasis*
-the feature side's matrix products shrink where D is large and M is not much larger.
+*sample* side decomposes the M x M Gram matrix of the rows: smaller when M < D, and with fewer
+products when M = D. In the *eigenbasis* the feature side's matrix products shrink where D is large
+and M is not much larger.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def choose(x: Tensor, options: Options, backend: str) -> str:
     if options.kind != reference.ZCA:
         return "feature"
     rows, size = x.numel() // x.shape[1], x.shape[1] // options.groups
-    if rows < size and options.batch_weight == 1.0:
+    if rows <= size and options.batch_weight == 1.0:
         return "sample"
     # The reference backend keeps to the formulas that specify it.
     if backend != "reference" and size >= EIGENBASIS_SIZE:
@@ -148,7 +149,7 @@ def _sample(batch: Batch, options: Options) -> Whitened:
     """Whiten through the rows' Gram matrix: there is no D x D eigenproblem."""
     view, p = batch.view, batch.row_weight
     if view.dim() == 3:
-        # Fewer rows than channels: the one layout change is smaller than the matrix saved.
+        # No more rows than channels: the one layout change is smaller than the matrix saved.
         view = view.transpose(1, 2).reshape(-1, view.shape[1])
     if p is not None:
         p = torch.maximum(p, WEIGHT_FLOOR * p.max())
