@@ -1,7 +1,8 @@
 """Tables made from benchmark results.
 
 ``python -m benchmarks.report benchmarks/results/<file>.json`` prints the speed table of a saved run
-as markdown; ``--readme README.md`` writes it between the README's markers.
+as markdown; ``--readme README.md`` writes it between the README's markers, and ``--save FILE``
+keeps what ``--benchmark-json`` wrote without its raw samples, for benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -96,16 +97,37 @@ def misses(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[st
     return found
 
 
+def summarize(run: dict[str, Any]) -> dict[str, Any]:
+    """Return a run as it is committed: statistics and versions, no raw samples, no host details."""
+    kept = ("python_version", "system", "machine", "fastwhiten", "torch", "threads", "cores")
+    machine = {key: run["machine_info"][key] for key in (*kept, "ceilings")}
+    machine["processor"] = run["machine_info"]["cpu"].get("brand_raw", "unknown")
+    figures = ("min", "median", "iqr", "rounds")
+    benchmarks = [
+        {
+            "name": bench["name"],
+            "group": bench["group"],
+            "extra_info": bench["extra_info"],
+            "stats": {figure: bench["stats"][figure] for figure in figures},
+        }
+        for bench in run["benchmarks"]
+    ]
+    return {"machine_info": machine, "datetime": run["datetime"], "benchmarks": benchmarks}
+
+
 def main() -> None:
     """Print the tables of a saved run, or write them into a README."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="JSON written by --benchmark-json")
+    parser.add_argument("--save", type=Path, help="also write the run without its raw samples")
     parser.add_argument("--readme", type=Path, help="file whose marked section is replaced")
     arguments = parser.parse_args()
     run = json.loads(arguments.results.read_text())
     machine = run["machine_info"]
     table = speed_table(collect(run["benchmarks"]), machine["ceilings"])
     print(table)
+    if arguments.save:
+        arguments.save.write_text(json.dumps(summarize(run), indent=1) + "\n")
     if arguments.readme:
         text = arguments.readme.read_text()
         before, rest = text.split(BEGIN)
