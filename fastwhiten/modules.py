@@ -279,7 +279,6 @@ class ChannelWhitening(nn.Module):
             step = 1.0 / self.num_batches_tracked.clamp(min=1).to(result.mean.dtype)
         else:
             step = torch.full_like(result.mean[0], self.momentum)
-        step = torch.where(finite, step, 0.0)
         for running, new in ((self.running_mean, result.mean), (square, batch)):
             safe = torch.where(finite, new, running.to(new.dtype))
             running.copy_(torch.lerp(running.to(new.dtype), safe, step))

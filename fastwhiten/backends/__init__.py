@@ -25,7 +25,12 @@ def available() -> dict[str, str | None]:
         >>> fastwhiten.backends.available()["reference"] is None
         True
     """
-    reasons: dict[str, str | None] = {"native": None, "reference": None}
+    reasons: dict[str, str | None] = {
+        "native": None,
+        "reference": None,
+        "cuda": "this version has no CUDA kernels",
+        "triton": "this version has no Triton kernels",
+    }
     if native.import_error is not None:
         reasons["native"] = (
             f"the compiled extension fastwhiten._C cannot be loaded ({native.import_error}); "

@@ -9,6 +9,7 @@ extension cannot be loaded.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -173,6 +174,15 @@ FAKES = {
     "sample_apply": _fake_sample_apply,
     "sample_backward": _fake_sample_backward,
 }
+
+
+def missing_ops(names: Iterable[str]) -> list[str]:
+    """Return the names that the loaded extension does not have: it was built from other sources."""
+    return [name for name in names if not hasattr(torch.ops.fastwhiten, name)]
+
+
+if import_error is None and missing_ops(FAKES):
+    import_error = f"it was built from other sources and lacks {missing_ops(FAKES)}"
 
 if import_error is None:
     for _name, _fake in FAKES.items():

@@ -77,7 +77,12 @@ def test_choose() -> None:
 
 
 def test_available_and_explain_with_the_extension() -> None:
-    assert backends.available() == {"native": None, "reference": None}
+    assert backends.available() == {
+        "native": None,
+        "reference": None,
+        "cuda": "this version has no CUDA kernels",
+        "triton": "this version has no Triton kernels",
+    }
     table = backends.explain()
     assert [(case, name) for case, name, _ in table] == [
         ("CPU tensors, every dtype and shape", "native"),
@@ -112,3 +117,7 @@ def test_native_takes_no_part_in_other_devices() -> None:
     with pytest.raises(ValueError, match=r'^backend="native" serves CPU tensors, got a tensor on'):
         backends.choose("native", META)
     assert fastwhiten.whiten(torch.empty(8, 3, device="meta")).shape == (8, 3)
+
+
+def test_an_extension_of_other_sources_is_noticed() -> None:
+    assert native.missing_ops(["statistics", "no_such_stage"]) == ["no_such_stage"]
