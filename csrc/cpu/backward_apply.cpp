@@ -40,11 +40,11 @@ void run_backward_apply(const Layout& s, const In* x, const In* grad, const T* m
                         const T* grad_sum, const T* matrix, const T* inner, const T* gamma,
                         const T* p, In* dx) {
   const Plan plan = make_plan(s);
-  const int64_t D = s.width, M = s.rows(), G = s.groups, C = s.channels, ldb = padded<T>(D);
+  const int64_t D = s.width, M = s.rows(), G = s.groups, ldb = padded<T>(D);
   const T uniform = T(1) / static_cast<T>(M);
-  Buffer<T> B(G * 2 * D * ldb), grad_shift(C);
+  Buffer<T> B(G * 2 * D * ldb), grad_shift(G * D);
   right_factor(G, D, matrix, inner, gamma, p == nullptr ? uniform : T(1), B.get());
-  for (int64_t c = 0; c < C; ++c)
+  for (int64_t c = 0; c < G * D; ++c)  // of these groups: C can be more, it is the row stride
     grad_shift[c] = p == nullptr ? grad_sum[c] * uniform : grad_sum[c];
   const auto unit = [&](int64_t begin, int64_t end) {
     // planes: [2 D, m], grad's channels then x's; rows: [m, 2 D], grad's columns then x's
