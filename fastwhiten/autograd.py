@@ -205,7 +205,7 @@ class WhitenBackward(Function):
 class SampleWhiten(Function):
     """Sample side: an M x M eigenproblem instead of D x D.
 
-    For ZCA and fewer rows than channels in a group.
+    For ZCA and no more rows than channels in a group.
     """
 
     ROLES = (ROWS, ROW_WEIGHT) + (None,) * 5

@@ -102,7 +102,7 @@ def whiten(
 
     With ``Xc`` the centred rows of one group and ``S = Xc^T diag(p) Xc + eps I = U diag(l) U^T``,
     returns ``Xc U diag(l^-1/2) U^T`` (ZCA), ``Xc U diag(l^-1/2)`` (PCA) or ``Xc L^-T`` with
-    ``S = L L^T`` (Cholesky). Where a group has more channels than there are rows, ZCA works on the
+    ``S = L L^T`` (Cholesky). Where a group has at least as many channels as rows, ZCA works on the
     rows' Gram matrix instead, with the same result.
 
     Args:
