@@ -1,6 +1,7 @@
 // a = U diag(l) U^T for every matrix: l ascending, eigenvectors as columns of U, signs made unique.
 //
-// LAPACK's ssyevd, matrices side by side; from D = 192 or so one matrix takes all threads.
+// Up to D = 128 or so our own solver (tridiagonal_impl.h, ql_impl.h), above it LAPACK's syevd.
+// Matrices go side by side; from D = 192 or so one matrix takes all threads.
 // A non-finite matrix gives NaN for itself alone. Bytes: a once, U twice (LAPACK's rows are
 // transposed).
 #include "../ops/eigh.h"
@@ -14,7 +15,7 @@ namespace {
 
 template <class T>
 void run(int64_t B, int64_t D, const T* a, T* values, T* vectors) {
-  for_groups(B, eigen_flops(D), [&](int64_t b) {
+  for_groups(B, eigen_flops<T>(D), [&](int64_t b) {
     Buffer<T> work(D * D);
     const T* from = a + b * D * D;  // [D, D]
     for (int64_t i = 0; i < D; ++i) std::copy_n(from + i * D, i + 1, work.get() + i * D);

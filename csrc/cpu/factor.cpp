@@ -79,7 +79,7 @@ bool factor_cholesky(int64_t D, T rho, T eps, T mean_diagonal, T* a, T* matrix) 
 template <class T>
 void run_factor(int64_t G, int64_t D, const T* batch, const T* running, const T* rho, double beta,
                 double eps, int64_t kind, T* values, T* basis, T* matrix) {
-  const double flops = kind == kCholesky ? 8.0 * static_cast<double>(D * D * D) : eigen_flops(D);
+  const double flops = kind == kCholesky ? 8.0 * static_cast<double>(D * D * D) : eigen_flops<T>(D);
   for_groups(G, flops, [&](int64_t g) {
     const int64_t at = g * D * D;
     Buffer<T> work(D * D);

@@ -10,6 +10,8 @@ namespace fastwhiten::cpu {
   namespace isa {                      \
   template <class T>                   \
   const ProductKernels<T>& products(); \
+  template <class T>                   \
+  const EigenKernels<T>& eigen();      \
   template <class In, class T>         \
   const TileKernels<In, T>& tiles();   \
   }
@@ -58,6 +60,17 @@ const ProductKernels<T>& product_kernels() {
 }
 template const ProductKernels<float>& product_kernels();
 template const ProductKernels<double>& product_kernels();
+
+template <class T>
+const EigenKernels<T>& eigen_kernels() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (capability() == kAvx512) return avx512::eigen<T>();
+  if (capability() == kAvx2) return avx2::eigen<T>();
+#endif
+  return baseline::eigen<T>();
+}
+template const EigenKernels<float>& eigen_kernels();
+template const EigenKernels<double>& eigen_kernels();
 
 template <class In, class T>
 const TileKernels<In, T>& tile_kernels() {

@@ -53,7 +53,19 @@ struct TileKernels {
 };
 
 template <class T>
+struct EigenKernels {
+  int64_t largest;  // the order up to which solve is faster than LAPACK's syevd, as measured
+  // How many elements of scratch memory solve wants for order n.
+  int64_t (*work_size)(int64_t n);
+  // a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending. False when it
+  // did not converge.
+  bool (*solve)(int64_t n, T* a, T* values, T* work);
+};
+
+template <class T>
 const ProductKernels<T>& product_kernels();
+template <class T>
+const EigenKernels<T>& eigen_kernels();
 template <class In, class T>
 const TileKernels<In, T>& tile_kernels();
 

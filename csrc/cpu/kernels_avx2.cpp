@@ -1,4 +1,7 @@
 // The inner kernels for x86-64 with AVX2, FMA and F16C (2013 and later).
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <utility>
 
 #include "kernels.h"
@@ -18,13 +21,21 @@ namespace {
 constexpr int kVectorBytes = 32;
 constexpr int kBlockRows = 6;  // 12 sums, 2 vectors of b and a broadcast in 16 registers
 constexpr int kBlockVectors = 2;
+constexpr int64_t kLargestEigen = 128;  // 1.6 times as fast as MKL's ssyevd there, 2.2 at 64
 inline __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+template <class T>
+inline T inverse_root(T x) {
+  return 1 / std::sqrt(x);
+}
 }  // namespace
 }  // namespace fastwhiten::cpu::avx2
 
 #define FASTWHITEN_ISA avx2
 #include "kernels_impl.h"
+#include "tridiagonal_impl.h"
+#include "ql_impl.h"
+#include "eigen_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

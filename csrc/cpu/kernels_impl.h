@@ -57,8 +57,12 @@ void multiply_block(int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* 
       if (valid >= (v + 1) * lanes) {
         store(to, add ? load(to) + sum[i][v] : sum[i][v]);
       } else {
+        // Through memory: an element of sum by a variable index would keep all of sum in memory,
+        // and the loop above would write it there every time (half the speed, with GCC 12).
+        alignas(kVectorBytes) T columns[lanes];
+        store(columns, sum[i][v]);
         for (int64_t j = 0; j < lanes && v * lanes + j < valid; ++j) {
-          to[j] = add ? to[j] + sum[i][v][j] : sum[i][v][j];
+          to[j] = add ? to[j] + columns[j] : columns[j];
         }
       }
     }

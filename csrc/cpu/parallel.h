@@ -26,13 +26,15 @@ void parallel(int64_t count, double flops, const F& f) {
   });
 }
 
+// MKL on two threads, against one: 0.95 of the time for D = 64, 0.7 for D = 128, 0.55 for D = 256;
+// and a team whose cores are busy elsewhere makes all of its members wait.
+constexpr double kTeamFlops = 3e7, kTeamFlopsAlone = 1e7;
+constexpr double kMostFlopsOfOneThread = kTeamFlops - 1;
+
 // f(g) for every group. Products of kTeamFlops and more take all threads one after another; smaller
 // ones are made by one thread each, groups side by side.
 template <class F>
 void for_groups(int64_t groups, double flops_of_group, const F& f) {
-  // MKL on two threads, against one: 0.95 of the time for D = 64, 0.7 for D = 128, 0.55 for D =
-  // 256; and a team whose cores are busy elsewhere makes all of its members wait.
-  constexpr double kTeamFlops = 3e7, kTeamFlopsAlone = 1e7;
   if (flops_of_group >= (groups == 1 ? kTeamFlopsAlone : kTeamFlops)) {
     for (int64_t g = 0; g < groups; ++g) f(g);
     return;

@@ -8,6 +8,8 @@
 
 #include "kernels.h"
 #include "linear_algebra.h"
+#include "parallel.h"
+#include "workspace.h"
 
 namespace fastwhiten::cpu {
 
@@ -87,13 +89,23 @@ T largest_magnitude(const T* p, int64_t count) {
   return reduce(p, count, [&](T most, T x) { return larger(most, std::abs(x)); }, larger);
 }
 
+// a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending: by our own solver
+// where that is the faster one, else by LAPACK's. False when it did not converge.
+template <class T>
+bool eigensystem(int64_t n, T* a, T* values) {
+  const EigenKernels<T>& own = eigen_kernels<T>();
+  if (n > own.largest) return syevd(n, a, values);
+  Buffer<T> work(own.work_size(n));
+  return own.solve(n, a, values, work.get());
+}
+
 // a [n, n] symmetric -> its eigenvectors as rows, values [n] ascending. The component of largest
 // magnitude (the first one on ties) of every eigenvector is made positive, so equal matrices give
-// equal vectors. A matrix that is not finite, or on which LAPACK fails, gives false and NaN in
+// equal vectors. A matrix that is not finite, or on which the solver fails, gives false and NaN in
 // both.
 template <class T>
 bool symmetric_eigen(int64_t n, T* a, T* values) {
-  if (!all_finite(a, n * n) || !syevd(n, a, values)) {
+  if (!all_finite(a, n * n) || !eigensystem(n, a, values)) {
     fill_nan(a, n * n);
     fill_nan(values, n);
     return false;
@@ -110,11 +122,14 @@ bool symmetric_eigen(int64_t n, T* a, T* values) {
   return true;
 }
 
-// Flops of the eigensolve, to choose who works: 4/3 n^3 to tridiagonal form, 2 to 4 n^3 for the
-// vectors; they run at a fifth of the speed of a product, hence the factor.
-inline double eigen_flops(int64_t n) {
+// The eigensolve in flops of a product that takes as long, to choose who works. LAPACK: 4/3 n^3 to
+// tridiagonal form, 2 to 4 n^3 for the vectors, at a fifth of a product's speed. Our own solver is
+// bound by the latency of n^2 rotations; it is serial inside, so it never asks for a team.
+template <class T>
+double eigen_flops(int64_t n) {
   const double d = static_cast<double>(n);
-  return 25 * d * d * d;
+  if (n > eigen_kernels<T>().largest) return 25 * d * d * d;
+  return std::min(12 * d * d * d + 800 * d * d, kMostFlopsOfOneThread);
 }
 
 }  // namespace fastwhiten::cpu
