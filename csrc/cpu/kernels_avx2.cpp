@@ -1,7 +1,9 @@
 // The inner kernels for x86-64 with AVX2, FMA and F16C (2013 and later).
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -24,6 +26,9 @@ constexpr int kBlockVectors = 2;
 constexpr int64_t kLargestEigen = 128;  // 1.6 times as fast as MKL's ssyevd there, 2.2 at 64
 inline __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+inline void stream(float* p, __m256 v) { _mm256_stream_ps(p, v); }
+inline void stream(double* p, __m256d v) { _mm256_stream_pd(p, v); }
+inline void end_stream() { _mm_sfence(); }
 template <class T>
 inline T inverse_root(T x) {
   return 1 / std::sqrt(x);

@@ -1,7 +1,9 @@
 // The inner kernels for x86-64 with AVX-512 F, BW, DQ and VL (servers since 2017).
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -27,6 +29,9 @@ constexpr int kBlockVectors = 3;
 constexpr int64_t kLargestEigen = 128;  // 1.5 times as fast as MKL's ssyevd on one thread there (AMD EPYC 9004), 2.2 at 64
 inline __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 inline __m512d fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
+inline void stream(float* p, __m512 v) { _mm512_stream_ps(p, v); }
+inline void stream(double* p, __m512d v) { _mm512_stream_pd(p, v); }
+inline void end_stream() { _mm_sfence(); }
 inline double inverse_root(double x) { return 1 / std::sqrt(x); }
 // 14 bits and one Newton step, its correction rounded last: 17 cycles instead of the 26 of a square
 // root and a division.

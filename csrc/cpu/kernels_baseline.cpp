@@ -1,7 +1,9 @@
 // The inner kernels for what every processor of this architecture has (SSE2, NEON).
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -17,6 +19,11 @@ template <class V>
 inline V fma(V a, V b, V c) {
   return a * b + c;
 }
+template <class T, class V>
+inline void stream(T* p, V v) {
+  *reinterpret_cast<V*>(p) = v;
+}
+inline void end_stream() {}
 template <class T>
 inline T inverse_root(T x) {
   return 1 / std::sqrt(x);
