@@ -44,4 +44,17 @@ void for_groups(int64_t groups, double flops_of_group, const F& f) {
   });
 }
 
+// f(begin, end) over the rows of a matrix that a few operations per element go through; shared by
+// the team when the matrix is larger than an L1 cache or two.
+template <class F>
+void for_rows(int64_t rows, int64_t columns, const F& f) {
+  constexpr int64_t kSharedFrom = 1 << 15;
+  constexpr int64_t kRows = 16;  // per unit of work: a whole number of vectors when transposed
+  const int64_t units = (rows + kRows - 1) / kRows;
+  if (rows * columns < kSharedFrom) return f(int64_t{0}, rows);
+  torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+    f(begin * kRows, end * kRows < rows ? end * kRows : rows);
+  });
+}
+
 }  // namespace fastwhiten::cpu

@@ -1,7 +1,7 @@
 // P = diag(1/t) V^T scaled_g ; y_g = diag(1/sqrt p) V P, with gram_g = V diag(d) V^T and
 // t = sqrt((1 - rho) d + e).
 //
-// The diagonal matrices are folded into two copies of V: two products of 2 M^2 D flops per group.
+// The diagonal matrices are folded into copies of V (a constant one into the product): two products of 2 M^2 D flops per group.
 // Bytes: scaled and P in, P and y out. Determinism: every element is one dot product.
 #include <type_traits>
 
@@ -20,22 +20,26 @@ void run(const Layout& s, const T* scaled, const T* eigenvalues, const T* eigenv
   Buffer<T> root(M);
   root_weights(M, p, root.get());
   for_groups(s.groups, sample_flops(M, D), [&](int64_t g) {
-    Buffer<T> t(M), whiten(M * M), rotate(M * M);
+    // Equal weights leave V as it is: their root is a factor of the whole product.
+    Buffer<T> t(M), whiten(M * M), rotated(p == nullptr ? 0 : M * M);
     sample_spectrum(M, D, eigenvalues + g * M, rho == nullptr ? T(0) : rho[g], eps, t.get());
     const T* V = eigenvectors + g * M * M;  // [M, M]
-    for (int64_t n = 0; n < M; ++n) {
-      for (int64_t i = 0; i < M; ++i) {
-        whiten[n * M + i] = V[n * M + i] / t[i];
-        rotate[n * M + i] = V[n * M + i] / root[n];
+    for_rows(M, M, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        for (int64_t i = 0; i < M; ++i) whiten[n * M + i] = V[n * M + i] / t[i];
+        if (p == nullptr) continue;
+        for (int64_t i = 0; i < M; ++i) rotated[n * M + i] = V[n * M + i] / root[n];
       }
-    }
+    });
+    const T* rotate = p == nullptr ? V : rotated.get();
+    const T scale = p == nullptr ? 1 / root[0] : T(1);
     T* P = projected + g * M * D;  // [M, D]
     gemm(true, false, M, D, M, T(1), whiten.get(), M, scaled + g * D, C, T(0), P, D);
     if constexpr (std::is_same_v<Out, T>) {
-      gemm(false, false, M, D, M, T(1), rotate.get(), M, P, D, T(0), y + g * D, C);
+      gemm(false, false, M, D, M, scale, rotate, M, P, D, T(0), y + g * D, C);
     } else {
       Buffer<T> result(M * D);
-      gemm(false, false, M, D, M, T(1), rotate.get(), M, P, D, T(0), result.get(), D);
+      gemm(false, false, M, D, M, scale, rotate, M, P, D, T(0), result.get(), D);
       for (int64_t n = 0; n < M; ++n) {
         for (int64_t c = 0; c < D; ++c) y[n * C + g * D + c] = static_cast<Out>(result[n * D + c]);
       }

@@ -27,27 +27,38 @@ void fold_weights(int64_t M, const T* V, const T* root, const T* t, T* B, T* E) 
   for (int64_t n = 0; n < M; ++n) {
     for (int64_t i = 0; i < M; ++i) u[i] += root[n] * V[n * M + i];
   }
-  for (int64_t n = 0; n < M; ++n) {
-    const T q = 1 / root[n];
-    for (int64_t i = 0; i < M; ++i) {
-      B[n * M + i] = V[n * M + i] * q * inverse[i];
-      E[n * M + i] = root[n] * (V[n * M + i] - root[n] * u[i]);
+  for_rows(M, M, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const T q = 1 / root[n];
+      for (int64_t i = 0; i < M; ++i) {
+        B[n * M + i] = V[n * M + i] * q * inverse[i];
+        E[n * M + i] = root[n] * (V[n * M + i] - root[n] * u[i]);
+      }
     }
-  }
+  });
 }
 
 // F [M, M] = diag(1/t) Fm -> K [M, M] = -(1 - rho) diag(1/t) R - (rho/D) sum_i(Fm_ii / t_i^2)
 // diag(t).
 template <class T>
 void weigh(int64_t M, int64_t D, const T* t, T rho, const T* F, T* K) {
-  T trace = 0;
-  for (int64_t i = 0; i < M; ++i) {
-    trace += F[i * M + i] / t[i];
-    for (int64_t j = 0; j < M; ++j) {
-      // R_ij = (t_i Fm_ji + t_j Fm_ij) / (t_i + t_j) = t_i t_j (F_ji + F_ij) / (t_i + t_j)
-      K[i * M + j] = -(1 - rho) * t[j] * (F[j * M + i] + F[i * M + j]) / (t[i] + t[j]);
+  constexpr int64_t kStrip = 16;
+  for_rows(M, M, [&](int64_t begin, int64_t end) {
+    Buffer<T> strip(kStrip * M);  // the columns of F that lie across these rows, as rows
+    for (int64_t i0 = begin; i0 < end; i0 += kStrip) {
+      const int64_t rows = std::min(kStrip, end - i0);
+      product_kernels<T>().transpose(M, rows, F + i0, M, strip.get(), M);
+      for (int64_t i = i0; i < i0 + rows; ++i) {
+        const T* column = strip.get() + (i - i0) * M;  // [M]
+        for (int64_t j = 0; j < M; ++j) {
+          // R_ij = (t_i Fm_ji + t_j Fm_ij) / (t_i + t_j) = t_i t_j (F_ji + F_ij) / (t_i + t_j)
+          K[i * M + j] = -(1 - rho) * t[j] * (column[j] + F[i * M + j]) / (t[i] + t[j]);
+        }
+      }
     }
-  }
+  });
+  T trace = 0;
+  for (int64_t i = 0; i < M; ++i) trace += F[i * M + i] / t[i];
   const T coefficient = rho * trace / static_cast<T>(D);
   for (int64_t i = 0; i < M; ++i) K[i * M + i] -= coefficient * t[i];
 }
