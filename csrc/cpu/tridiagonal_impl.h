@@ -37,8 +37,10 @@ T make_reflector(int64_t first, int64_t K, T* x, T* beta) {
   const T square = dot(K, x, x);
   x[first] = 1;
   *beta = alpha;
-  if (square == T(0)) {
-    fill(K - first - 1, x + first + 1, T(0));  // what underflowed when squared
+  // Squares that underflow, wholly or in part, would give a reflector that is none. What is dropped
+  // is below 1e-15 of the matrix, whose largest element is near 1.
+  if (square <= std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon()) {
+    fill(K - first - 1, x + first + 1, T(0));
     return 0;
   }
   const T norm = std::sqrt(alpha * alpha + square);

@@ -1,0 +1,125 @@
+"""The CPU kernels' own eigensolver against LAPACK's, both measured in float64.
+
+Residual and orthogonality may be K times LAPACK's plus a floor: QL turns every eigenvector by some
+thousand rotations, LAPACK's divide and conquer by a few products, so their roundings differ.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastwhiten import backends
+from tests.helpers import spectra
+
+K = 4.0
+FLOOR = 2.0  # rounding errors per column: a vector rounded once has half a one in each component
+
+# Around one, two, four and eight vectors of each instruction set, and around the change to LAPACK.
+SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 140)
+
+
+def rotated(eigenvalues: Tensor, seed: int = 0) -> Tensor:
+    size = eigenvalues.numel()
+    noise = torch.randn(size, size, dtype=torch.float64, generator=spectra.generator(seed))
+    q = torch.linalg.qr(noise)[0]
+    a = (q * eigenvalues.double()) @ q.T
+    return (a + a.T) / 2
+
+
+def covariance(size: int) -> Tensor:
+    x = spectra.random(3 * size + 2, size)
+    return x.T @ x / x.shape[0]
+
+
+def tridiagonal(size: int) -> Tensor:
+    """Wilkinson's matrix: pairs of eigenvalues that agree to the last bit but one."""
+    diagonal = (torch.arange(size, dtype=torch.float64) - (size - 1) / 2).abs()
+    ones = torch.ones(size - 1, dtype=torch.float64)
+    return torch.diag(diagonal) + torch.diag(ones, 1) + torch.diag(ones, -1)
+
+
+MATRICES = {
+    "covariance": covariance,
+    "identity": lambda n: torch.eye(n, dtype=torch.float64),
+    "zeros": lambda n: torch.zeros(n, n, dtype=torch.float64),
+    "diagonal, descending": lambda n: torch.diag(torch.arange(n, 0, -1).double()),
+    "all ones": lambda n: torch.ones(n, n, dtype=torch.float64),
+    "two eigenspaces": lambda n: rotated(torch.cat([torch.ones(n // 2), 4 * torch.ones(n - n // 2)])),
+    "white but for rounding": lambda n: rotated(torch.ones(n)),
+    "rank one": lambda n: rotated(torch.nn.functional.pad(torch.ones(1), (0, n - 1))),
+    "condition 1e8": lambda n: rotated(torch.logspace(0, -8, n, dtype=torch.float64)),
+    "indefinite": lambda n: rotated(torch.linspace(-1, 1, n, dtype=torch.float64)),
+    "graded upwards": lambda n: graded(n, 1),
+    "graded downwards": lambda n: graded(n, -1),
+    "Wilkinson": tridiagonal,
+    "two blocks": lambda n: torch.block_diag(covariance(n // 2 + 1), covariance(n - n // 2))[:n, :n],
+    "huge": lambda n: 1e30 * covariance(n),
+    "tiny": lambda n: 1e-30 * covariance(n),
+}
+
+
+def graded(size: int, direction: int) -> Tensor:
+    """Rows and columns that grow, or shrink, by six orders of magnitude."""
+    scale = torch.logspace(0, direction * 6, size, dtype=torch.float64)
+    return covariance(size) * scale.unsqueeze(1) * scale
+
+
+def errors(a: Tensor, values: Tensor, vectors: Tensor) -> tuple[float, float]:
+    """Return the residual relative to the matrix, and the distance from orthonormal columns."""
+    wide, l, u = a.double(), values.double(), vectors.double()
+    scale = wide.norm() if wide.norm() > 0 else torch.ones((), dtype=torch.float64)
+    identity = torch.eye(a.shape[-1], dtype=torch.float64)
+    residual = (wide / scale) @ u - u * (l / scale)
+    return float(residual.norm()), float((u.T @ u - identity).norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("size", SIZES)
+def test_as_accurate_as_lapack(size: int, name: str, dtype: torch.dtype) -> None:
+    a = MATRICES[name](size).to(dtype).contiguous()
+    values, vectors = (t[0] for t in backends.get("native").eigh(a.unsqueeze(0)))
+    assert values.diff().ge(0).all()
+    yardstick = errors(a, *torch.linalg.eigh(a))
+    floor = FLOOR * size**0.5 * torch.finfo(dtype).eps
+    for kind, ours, lapack in zip(
+        ("residual", "orthogonality"), errors(a, values, vectors), yardstick, strict=True
+    ):
+        assert ours <= K * lapack + floor, f"{kind} {ours:.2e}, LAPACK {lapack:.2e}"
+
+
+@pytest.mark.parametrize("size", [6, 40, 128])
+def test_eigenvalues_against_float64(size: int) -> None:
+    """Weyl: an eigenvalue moves by no more than the matrix was changed, D roundings of its norm."""
+    a = covariance(size).float()
+    values = backends.get("native").eigh(a.unsqueeze(0))[0][0]
+    truth = torch.linalg.eigvalsh(a.double())
+    bound = size * torch.finfo(torch.float32).eps * float(truth.abs().max())
+    assert float((values.double() - truth).abs().max()) <= bound
+
+
+@pytest.mark.parametrize("size", [5, 64])
+def test_scaling_by_a_power_of_two_changes_no_vector(size: int) -> None:
+    a = covariance(size).float().unsqueeze(0)
+    values, vectors = backends.get("native").eigh(a)
+    scaled_values, scaled_vectors = backends.get("native").eigh(a * 2.0**40)
+    assert torch.equal(vectors, scaled_vectors)
+    assert torch.equal(values * 2.0**40, scaled_values)
+
+
+def test_many_small_matrices_are_each_their_own() -> None:
+    a = torch.stack([rotated(torch.linspace(0.5, 2, 12), seed).float() for seed in range(40)])
+    values, vectors = backends.get("native").eigh(a)
+    for i in range(a.shape[0]):
+        alone = backends.get("native").eigh(a[i : i + 1])
+        assert torch.equal(values[i], alone[0][0])
+        assert torch.equal(vectors[i], alone[1][0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_matrix_that_is_not_finite_spoils_itself_only(bad: float) -> None:
+    a = torch.stack([covariance(20).float(), covariance(20).float()])
+    a[0, 3, 7] = a[0, 7, 3] = bad
+    values, vectors = backends.get("native").eigh(a)
+    assert values[0].isnan().all() and vectors[0].isnan().all()
+    assert values[1].isfinite().all() and vectors[1].isfinite().all()
