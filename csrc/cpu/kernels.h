@@ -24,6 +24,7 @@ constexpr int64_t padded(int64_t n) {
 
 template <class T>
 struct ProductKernels {
+  bool fused;  // built on fused multiply-adds: as fast as a BLAS
   // c [m, n] = (or +=) a b: element (i, l) of a at a[i * a_row + l * a_k], b [k, n] of row stride
   // ldb whose rows are readable up to padded(n). lower: only the lower triangle of c is needed (m =
   // n), the rest may be left as it was. Sums run over l in order, so no bit depends on the caller's

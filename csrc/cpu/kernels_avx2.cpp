@@ -23,6 +23,7 @@ namespace {
 constexpr int kVectorBytes = 32;
 constexpr int kBlockRows = 6;  // 12 sums, 2 vectors of b and a broadcast in 16 registers
 constexpr int kBlockVectors = 2;
+constexpr bool kFused = true;
 constexpr int64_t kLargestEigen = 128;  // 1.6 times as fast as MKL's ssyevd there, 2.2 at 64
 inline __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }

@@ -14,6 +14,7 @@ constexpr int kVectorBytes = 16;
 constexpr int kBlockRows =
     4;  // 8 sums of 16 registers; a third vector leaves none for the broadcasts
 constexpr int kBlockVectors = 2;
+constexpr bool kFused = false;
 constexpr int64_t kLargestEigen = 64;  // 1.1 times as fast as MKL's ssyevd there, 2.1 at 32
 template <class V>
 inline V fma(V a, V b, V c) {

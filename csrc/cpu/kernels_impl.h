@@ -1,7 +1,8 @@
 // The inner kernels, in the namespace FASTWHITEN_ISA of the including file, which has set the
 // target and defines: kVectorBytes; kBlockRows x kBlockVectors, the block of c that multiply keeps
 // in registers; fma(a, b, c) for its vectors; stream(p, v), a store past the caches to an aligned
-// address, and end_stream() after the last one; inverse_root(x). No include guard and no includes here: all headers
+// address, and end_stream() after the last one; inverse_root(x); kFused and kLargestEigen, for the
+// tables at the end. No include guard and no includes here: all headers
 // are read before the target is set, so that nothing shared with other files is compiled for it.
 //
 // multiply: c_ij += sum_l a_il b_lj, one broadcast of a and kBlockVectors vectors of b for
@@ -351,7 +352,7 @@ void add_sums(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m, co
 
 template <class T>
 const ProductKernels<T>& products() {
-  static constexpr ProductKernels<T> table = {&multiply<T>, &transpose<T>, &add_rows<T>};
+  static constexpr ProductKernels<T> table = {kFused, &multiply<T>, &transpose<T>, &add_rows<T>};
   return table;
 }
 template const ProductKernels<float>& products();

@@ -8,6 +8,7 @@
 
 namespace fastwhiten::cpu {
 
+// By our own blocks (gemm.h) where those are faster.
 // C [m, n] = alpha * op(A) op(B) + beta * C; op(A) is [m, k], op(B) is [k, n]; leading dimensions
 // are row strides. beta = 0 never reads C.
 template <class T>

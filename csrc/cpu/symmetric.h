@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "gemm.h"
 #include "kernels.h"
 #include "linear_algebra.h"
 #include "parallel.h"
@@ -18,6 +19,10 @@ namespace fastwhiten::cpu {
 template <class T>
 void gemm_lower(bool transpose_a, bool transpose_b, int64_t D, int64_t k, T alpha, const T* a,
                 int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
+  if ((beta == T(0) || beta == T(1)) && prefers_blocked_gemm<T>(D, D, k)) {
+    return blocked_gemm(transpose_a, transpose_b, D, D, k, alpha, a, lda, b, ldb, beta == T(1), c,
+                        ldc, true);
+  }
   constexpr int64_t kSplitFrom = 96;  // below, two products take longer than one
   if (D < kSplitFrom) {
     gemm(transpose_a, transpose_b, D, D, k, alpha, a, lda, b, ldb, beta, c, ldc);

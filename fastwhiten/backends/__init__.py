@@ -49,7 +49,7 @@ def explain() -> list[tuple[str, str, str]]:
     """
     broken = available()["native"]
     cpu = (
-        ("native", "compiled C++ kernels around the BLAS and LAPACK that PyTorch ships")
+        ("native", "compiled C++ kernels; wide groups by the BLAS and LAPACK that PyTorch ships")
         if broken is None
         else ("reference", broken)
     )
