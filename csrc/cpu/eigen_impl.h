@@ -68,7 +68,8 @@ bool symmetric_ql(int64_t n, T* a, T* values, T* work) {
   transpose(n, n, first, K, second, K);
   if (!implicit_ql(n, K, d, e, second, kept)) return false;
   write_sorted(n, K, d, second, tau, a, values);
-  const T back = std::ldexp(T(1), exponent / 2), rest_back = std::ldexp(T(1), exponent - exponent / 2);
+  const T back = std::ldexp(T(1), exponent / 2),
+          rest_back = std::ldexp(T(1), exponent - exponent / 2);
   for (int64_t j = 0; j < n; ++j) values[j] = values[j] * back * rest_back;
   return true;
 }

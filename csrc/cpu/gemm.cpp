@@ -1,8 +1,8 @@
 // c [m, n] (+)= alpha op(a) op(b).
 //
 // op(b) is packed into panels of kColumns columns, cut into slices of kDepth rows that stay in the
-// L1 cache (24 KiB) while up to kMostRows rows of op(a), which stay in the L2 cache, run along them. A block
-// of c belongs to one thread, which adds its slices in order: so no bit depends on
+// L1 cache (24 KiB) while up to kMostRows rows of op(a), which stay in the L2 cache, run along
+// them. A block of c belongs to one thread, which adds its slices in order: so no bit depends on
 // the number of threads. Measured on two cores of an AMD EPYC 9004: 205 GFLOP/s of 236 at 512^3,
 // where MKL's sgemm reaches 175 to 200.
 #include "gemm.h"
@@ -18,7 +18,8 @@ namespace {
 
 constexpr int64_t kDepth = 128;
 constexpr int64_t kMostRows = 96;
-constexpr int64_t kRowStep = 24;  // a multiple of the rows of every instruction set's block: 8, 6, 4
+constexpr int64_t kRowStep =
+    24;  // a multiple of the rows of every instruction set's block: 8, 6, 4
 constexpr int64_t kPackedElements = 1 << 20;
 
 template <class T>
@@ -26,7 +27,8 @@ constexpr int64_t kColumns = 192 / sizeof(T);  // three vectors of 64 bytes
 
 // Slices of one panel: rows [0, k) of op(b) from b, columns [0, width), times alpha.
 template <class T>
-void pack_panel(bool transposed, int64_t width, int64_t k, T alpha, const T* b, int64_t ldb, T* to) {
+void pack_panel(bool transposed, int64_t width, int64_t k, T alpha, const T* b, int64_t ldb,
+                T* to) {
   constexpr int64_t columns = kColumns<T>;
   if (transposed) {
     product_kernels<T>().transpose(width, k, b, ldb, to, columns);
@@ -54,7 +56,8 @@ bool prefers_blocked_gemm(int64_t m, int64_t n, int64_t k) {
   // Below, waking the team twice costs more than the faster inner loop gains (128 x 512 x 128 took
   // 160 us, MKL's one region 130). Thin ones are panels, which the stages multiply themselves.
   constexpr double kFlops = 1e8;
-  const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  const double flops =
+      2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
   return product_kernels<T>().fused && flops >= kFlops && std::min({m, n, k}) >= 64;
 }
 
@@ -94,9 +97,9 @@ void blocked_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int6
   }
 }
 
-#define FASTWHITEN_INSTANTIATE(T)                                                               \
-  template bool prefers_blocked_gemm<T>(int64_t, int64_t, int64_t);                             \
-  template void blocked_gemm<T>(bool, bool, int64_t, int64_t, int64_t, T, const T*, int64_t,    \
+#define FASTWHITEN_INSTANTIATE(T)                                                            \
+  template bool prefers_blocked_gemm<T>(int64_t, int64_t, int64_t);                          \
+  template void blocked_gemm<T>(bool, bool, int64_t, int64_t, int64_t, T, const T*, int64_t, \
                                 const T*, int64_t, bool, T*, int64_t, bool);
 FASTWHITEN_INSTANTIATE(float)
 FASTWHITEN_INSTANTIATE(double)

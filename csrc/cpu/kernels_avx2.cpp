@@ -38,10 +38,10 @@ inline T inverse_root(T x) {
 }  // namespace fastwhiten::cpu::avx2
 
 #define FASTWHITEN_ISA avx2
-#include "kernels_impl.h"
-#include "tridiagonal_impl.h"
-#include "ql_impl.h"
 #include "eigen_impl.h"
+#include "kernels_impl.h"
+#include "ql_impl.h"
+#include "tridiagonal_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

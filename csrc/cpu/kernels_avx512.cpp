@@ -27,7 +27,8 @@ constexpr int kBlockRows =
     8;  // 16 sums hide the latency of 4 at two per cycle, and 8 x 32 divides D = 64
 constexpr int kBlockVectors = 3;
 constexpr bool kFused = true;
-constexpr int64_t kLargestEigen = 128;  // 1.5 times as fast as MKL's ssyevd on one thread there (AMD EPYC 9004), 2.2 at 64
+constexpr int64_t kLargestEigen =
+    128;  // 1.5 times as fast as MKL's ssyevd on one thread there (AMD EPYC 9004), 2.2 at 64
 inline __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 inline __m512d fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
 inline void stream(float* p, __m512 v) { _mm512_stream_ps(p, v); }
@@ -45,10 +46,10 @@ inline float inverse_root(float x) {
 }  // namespace fastwhiten::cpu::avx512
 
 #define FASTWHITEN_ISA avx512
-#include "kernels_impl.h"
-#include "tridiagonal_impl.h"
-#include "ql_impl.h"
 #include "eigen_impl.h"
+#include "kernels_impl.h"
+#include "ql_impl.h"
+#include "tridiagonal_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -33,7 +33,7 @@ inline T inverse_root(T x) {
 }  // namespace fastwhiten::cpu::baseline
 
 #define FASTWHITEN_ISA baseline
-#include "kernels_impl.h"
-#include "tridiagonal_impl.h"
-#include "ql_impl.h"
 #include "eigen_impl.h"
+#include "kernels_impl.h"
+#include "ql_impl.h"
+#include "tridiagonal_impl.h"

@@ -63,7 +63,7 @@ void turn_all(int64_t K, int64_t count, int64_t step, T* z, Rotation<T>* kept, c
 // The tridiagonal block that a run of QL works on: d and e with a step of 1, or of -1 from its end.
 template <class T>
 struct Block {
-  T *d, *e, *z;   // d[i * step], e[i * step] between i and i + 1, row z[i * step * K]
+  T *d, *e, *z;  // d[i * step], e[i * step] between i and i + 1, row z[i * step * K]
   int64_t n, step, K;
   T& D(int64_t i) const { return d[i * step]; }
   T& E(int64_t i) const { return e[i * step]; }

@@ -1,8 +1,9 @@
 // P = diag(1/t) V^T scaled_g ; y_g = diag(1/sqrt p) V P, with gram_g = V diag(d) V^T and
 // t = sqrt((1 - rho) d + e).
 //
-// The diagonal matrices are folded into copies of V (a constant one into the product): two products of 2 M^2 D flops per group.
-// Bytes: scaled and P in, P and y out. Determinism: every element is one dot product.
+// The diagonal matrices are folded into copies of V (a constant one into the product): two products
+// of 2 M^2 D flops per group. Bytes: scaled and P in, P and y out. Determinism: every element is
+// one dot product.
 #include <type_traits>
 
 #include "../ops/sample.h"

@@ -94,8 +94,8 @@ T largest_magnitude(const T* p, int64_t count) {
   return reduce(p, count, [&](T most, T x) { return larger(most, std::abs(x)); }, larger);
 }
 
-// a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending: by our own solver
-// where that is the faster one, else by LAPACK's. False when it did not converge.
+// a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending: by our own
+// solver where that is the faster one, else by LAPACK's. False when it did not converge.
 template <class T>
 bool eigensystem(int64_t n, T* a, T* values) {
   const EigenKernels<T>& own = eigen_kernels<T>();

@@ -76,7 +76,8 @@ void update_and_multiply(int64_t i0, int64_t i1, int64_t K, int64_t c, const T* 
   for (int b = 0; b < kVectors; ++b) store(p + c + b * lanes, sum[b]);
 }
 
-// rows [i0, n) of q, columns [c, ..): q -= u y^T, then sum += next^T q. Products over whole columns.
+// rows [i0, n) of q, columns [c, ..): q -= u y^T, then sum += next^T q. Products over whole
+// columns.
 template <class T, int kVectors>
 void reflect_and_multiply(int64_t i0, int64_t n, int64_t K, int64_t c, const T* u, const T* y,
                           const T* next, T* q, T* p) {
@@ -126,8 +127,7 @@ void tridiagonalize(int64_t n, int64_t K, T* a, T* d, T* e, T* reflectors, T* ta
     for (int64_t j = k + 1; j < K; ++j) next[j] = row[j];
     tau[k] = make_reflector(k + 1, K, next, &e[k]);
     for_columns<T>(
-        k + 1, K,
-        [&](int64_t c) { update_and_multiply<T, 4>(k + 1, n, K, c, v, w, next, a, p); },
+        k + 1, K, [&](int64_t c) { update_and_multiply<T, 4>(k + 1, n, K, c, v, w, next, a, p); },
         [&](int64_t c) { update_and_multiply<T, 1>(k + 1, n, K, c, v, w, next, a, p); });
     fill(k + 1, p, T(0));
     const T half = tau[k] * tau[k] * dot(K, p, next) / 2;
@@ -151,8 +151,7 @@ void form_q(int64_t n, int64_t K, const T* reflectors, const T* tau, T* q, T* ve
     const T* next = k > 0 ? v - K : v;
     for (int64_t j = k + 1; j < n; ++j) u[j] = tau[k] * v[j];
     for_columns<T>(
-        k + 1, K,
-        [&](int64_t c) { reflect_and_multiply<T, 4>(k + 1, n, K, c, u, y, next, q, p); },
+        k + 1, K, [&](int64_t c) { reflect_and_multiply<T, 4>(k + 1, n, K, c, u, y, next, q, p); },
         [&](int64_t c) { reflect_and_multiply<T, 1>(k + 1, n, K, c, u, y, next, q, p); });
     // Row k of q is that of the identity still, and v of the next step is 1 there.
     T* const old = y;

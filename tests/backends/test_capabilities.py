@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGE_TESTS = ("test_stages.py", "test_stages_apply.py", "test_whole_passes.py", "test_eigensolver.py")
+STAGE_TESTS = (
+    "test_stages.py",
+    "test_stages_apply.py",
+    "test_whole_passes.py",
+    "test_eigensolver.py",
+)
 
 
 def _run(code_or_arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:

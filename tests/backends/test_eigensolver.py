@@ -44,7 +44,9 @@ MATRICES = {
     "zeros": lambda n: torch.zeros(n, n, dtype=torch.float64),
     "diagonal, descending": lambda n: torch.diag(torch.arange(n, 0, -1).double()),
     "all ones": lambda n: torch.ones(n, n, dtype=torch.float64),
-    "two eigenspaces": lambda n: rotated(torch.cat([torch.ones(n // 2), 4 * torch.ones(n - n // 2)])),
+    "two eigenspaces": lambda n: rotated(
+        torch.cat([torch.ones(n // 2), 4 * torch.ones(n - n // 2)])
+    ),
     "white but for rounding": lambda n: rotated(torch.ones(n)),
     "rank one": lambda n: rotated(torch.nn.functional.pad(torch.ones(1), (0, n - 1))),
     "condition 1e8": lambda n: rotated(torch.logspace(0, -8, n, dtype=torch.float64)),
@@ -52,7 +54,9 @@ MATRICES = {
     "graded upwards": lambda n: graded(n, 1),
     "graded downwards": lambda n: graded(n, -1),
     "Wilkinson": tridiagonal,
-    "two blocks": lambda n: torch.block_diag(covariance(n // 2 + 1), covariance(n - n // 2))[:n, :n],
+    "two blocks": lambda n: torch.block_diag(covariance(n // 2 + 1), covariance(n - n // 2))[
+        :n, :n
+    ],
     "huge": lambda n: 1e30 * covariance(n),
     "tiny": lambda n: 1e-30 * covariance(n),
 }
@@ -66,10 +70,10 @@ def graded(size: int, direction: int) -> Tensor:
 
 def errors(a: Tensor, values: Tensor, vectors: Tensor) -> tuple[float, float]:
     """Return the residual relative to the matrix, and the distance from orthonormal columns."""
-    wide, l, u = a.double(), values.double(), vectors.double()
+    wide, lam, u = a.double(), values.double(), vectors.double()
     scale = wide.norm() if wide.norm() > 0 else torch.ones((), dtype=torch.float64)
     identity = torch.eye(a.shape[-1], dtype=torch.float64)
-    residual = (wide / scale) @ u - u * (l / scale)
+    residual = (wide / scale) @ u - u * (lam / scale)
     return float(residual.norm()), float((u.T @ u - identity).norm())
 
 
