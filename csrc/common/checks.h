@@ -2,21 +2,10 @@
 // what fails here is a caller of the raw ops, or a bug.
 #pragma once
 
+#include "layout.h"
 #include "stable.h"
 
 namespace fastwhiten {
-
-// How an input lies in memory: rows [M, C], or planes [N, C, L] with M = N * L.
-struct Layout {
-  int64_t samples;                            // N (M for rows)
-  int64_t channels;                           // C
-  int64_t length;                             // L (1 for rows)
-  int64_t groups;                             // G
-  int64_t width;                              // D = C / G
-  bool planes() const { return length > 1; }  // planes of one position each lie exactly as rows do
-  int64_t rows() const { return samples * length; }
-  int64_t numel() const { return samples * length * channels; }
-};
 
 inline void check_floating(const char* op, const char* name, ScalarType t) {
   STD_TORCH_CHECK(t == ScalarType::Half || t == ScalarType::BFloat16 || t == ScalarType::Float ||
