@@ -72,8 +72,10 @@ __global__ void warp_kernel(int32_t* out, int64_t fault) {
     row[11] = __shfl_sync(0xffffu, t, lane + 8);
   }
   if (fault == kNotInMask) __syncwarp(0x7fffffffu);
-  if (fault == kOtherSite) {
-    row[11] = lane < 16 ? __shfl_xor_sync(all, t, 1) : __shfl_xor_sync(all, t, 2);
+  if (fault == kOtherSite && lane < 16) {
+    row[11] = __shfl_xor_sync(all, t, 1);
+  } else if (fault == kOtherSite) {
+    row[11] = __shfl_xor_sync(all, t, 2);
   }
   a[t] = 0;
   __syncthreads();
