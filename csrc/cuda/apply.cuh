@@ -147,5 +147,18 @@ __global__ void __launch_bounds__(kThreads) apply_kernel(ApplyArguments<In, T> i
   }
 }
 
+template <class Device, class In, class T>
+void run_apply(Device& device, const Layout& s, const In* x, const T* mean, const T* matrix,
+               const T* gamma, const T* beta, In* y) {
+  const ApplyArguments<In, T> arguments{s, x, mean, matrix, gamma, beta, y};
+  if (narrow(s)) {
+    device.launch(apply_kernel<true, In, T>, row_tiles(s), kThreads, kNarrowApplySharedBytes<T>,
+                  arguments);
+  } else {
+    device.launch(apply_kernel<false, In, T>, row_tiles(s), kThreads, kApplySharedBytes<T>,
+                  arguments);
+  }
+}
+
 }  // namespace cuda
 }  // namespace fastwhiten

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <limits>
+#include <utility>
 
 #include "matrices.cuh"
 #include "reduce.cuh"
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kThreads)
   };
   const auto weighed = [&](int64_t k, int j) {
     const int i = static_cast<int>(k);
-    return j < D ? weigh(in, g, i, j, work[i * kStride + j], work[j * kStride + i]) : T(0);
+    return j < D ? weigh<T>(in, g, i, j, work[i * kStride + j], work[j * kStride + i]) : T(0);
   };
   // Work is written right after a product: all of it was staged before that product's last barrier.
   const auto keep = [&](Sums<T>& sums) {
@@ -219,6 +220,44 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t e = threadIdx.x; e < D * D; e += kThreads) sum += from[g * D * D + e] * outer[e];
   sum = block_sum(sum, scratch);
   if (threadIdx.x == 0) trace[g] = sum;
+}
+
+template <class Device, class T, class Op>
+void multiply_matrices(Device& device, const Op& op) {
+  device.launch(matrix_product_kernel<Op>, matrix_blocks(op.shape), kThreads,
+                kMatrixSharedBytes<T>, op);
+}
+
+template <class Device, class T>
+void run_backward_matrix(Device& device, int64_t G, int64_t D, const T* cross,
+                         const T* eigenvalues, const T* basis, const T* matrix, const T* gamma,
+                         const T* rho, double batch_weight, int64_t kind, T* inner,
+                         T* grad_gamma) {
+  // A closer pair than this has no meaningful eigenvectors of its own (reference.py: TIE_FACTOR).
+  const T tie = 64 * static_cast<T>(D) * std::numeric_limits<T>::epsilon();
+  const BackwardMatrixArguments<T> in{
+      G,     D,   static_cast<int>(kind),       cross, eigenvalues, basis,     matrix,
+      gamma, rho, static_cast<T>(batch_weight), tie,   inner,       grad_gamma};
+  if (D <= kTile) {
+    device.launch(backward_matrix_kernel<T>, G, kThreads, kBackwardMatrixSharedBytes<T>, in);
+    return;
+  }
+  const MatrixShape full{G, D, D, D, 1, false}, lower{G, D, D, D, 1, true};
+  auto first = device.template allocate<T>(G * D * D), second = device.template allocate<T>(G * D * D);
+  auto trace = device.template allocate<T>(rho != nullptr ? G : 0);
+  T *from = first.get(), *to = second.get();
+  multiply_matrices<Device, T>(device, OuterTimesCross<T>{{full, in, nullptr, from, nullptr}});
+  if (kind == 0) {
+    multiply_matrices<Device, T>(device, TimesBasis<T>{{full, in, from, to, nullptr}});
+    std::swap(from, to);
+  }
+  multiply_matrices<Device, T>(device, OuterTimesWeighed<T>{{full, in, from, to, nullptr}});
+  T* const traces = rho != nullptr ? trace.get() : nullptr;
+  device.launch(backward_sums_kernel<T>, G, kThreads,
+                static_cast<int64_t>(kReduceWords * sizeof(T)), in, static_cast<const T*>(to),
+                traces);
+  multiply_matrices<Device, T>(
+      device, TimesOuter<T>{{lower, in, to, inner, static_cast<const T*>(traces)}});
 }
 
 }  // namespace cuda

@@ -7,7 +7,10 @@
 // Not positive definite, or not finite: NaN for that group alone.
 #pragma once
 
+#include <limits>
+
 #include "reduce.cuh"
+#include "stages.h"
 
 namespace fastwhiten {
 namespace cuda {
@@ -41,9 +44,10 @@ __device__ __forceinline__ bool cholesky_in_place(int D, const SharedArray<T>& a
     const T inverse = T(1) / sqrt(pivot);
     const int i = k + 1 + thread;  // D <= kCholeskyThreads: a thread has one row
     T scaled = 0;
-    if (i < D) scaled = a[i * ld + k] * inverse;
-    __syncthreads();  // the pivot is read
-    if (i < D) a[i * ld + k] = scaled;
+    if (i < D) {
+      scaled = a[i * ld + k] * inverse;
+      a[i * ld + k] = scaled;
+    }
     if (thread == 0) diagonal[k] = inverse;
     __syncthreads();
     if (i < D) {
@@ -83,7 +87,7 @@ __global__ void __launch_bounds__(kCholeskyThreads) cholesky_kernel(CholeskyArgu
     }
   }
   __syncthreads();
-  const T nan = T(0) / T(0);
+  constexpr T nan = std::numeric_limits<T>::quiet_NaN();
   for (int e = thread; e < D * D; e += kCholeskyThreads) {
     const int i = e / D, j = e % D;
     T value = 0;
@@ -141,8 +145,17 @@ __global__ void __launch_bounds__(256)
     flip_or_nan_kernel(int64_t groups, int64_t D, const T* inverse, const int32_t* info, T* matrix) {
   const int64_t e = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
   if (e >= groups * D * D) return;
+  constexpr T nan = std::numeric_limits<T>::quiet_NaN();
   const int64_t g = e / (D * D), i = e / D % D, j = e % D;
-  matrix[e] = info[g] == 0 ? inverse[(g * D + j) * D + i] : T(0) / T(0);
+  matrix[e] = info[g] == 0 ? inverse[(g * D + j) * D + i] : nan;
+}
+
+// The whitening matrix of blended [G, D, D] for D <= kCholeskyLimit.
+template <class Device, class T>
+void run_cholesky(Device& device, int64_t G, int64_t D, const T* blended, const T* rho, double eps,
+                  T* matrix) {
+  device.launch(cholesky_kernel<T>, G, kCholeskyThreads, cholesky_shared_bytes<T>(D),
+                CholeskyArguments<T>{D, blended, rho, static_cast<T>(eps), matrix});
 }
 
 }  // namespace cuda

@@ -44,7 +44,7 @@ struct SpectrumArguments {
   T* eigenvalues;     // [G, D]: l; may be the spectrum itself
 };
 
-constexpr int64_t kSpectrumThreads = 128;
+constexpr int kSpectrumThreads = 128;
 template <class T>
 constexpr int64_t kSpectrumSharedBytes = kReduceWords * sizeof(T);
 
@@ -93,6 +93,31 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t e = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (e >= count) return;
   matrix[e] = basis[e] / sqrt(eigenvalues[e / (D * D) * D + e % D]);
+}
+
+// The whitening matrix and the eigenvalues l from the eigensystem (d, U) of S'. zca, pca.
+template <class Device, class T>
+void run_matrix(Device& device, int64_t G, int64_t D, const T* spectrum, const T* basis,
+                const T* rho, double eps, int64_t kind, T* eigenvalues, T* matrix) {
+  device.launch(spectrum_kernel<T>, G, kSpectrumThreads, kSpectrumSharedBytes<T>,
+                SpectrumArguments<T>{G, D, spectrum, rho, static_cast<T>(eps), eigenvalues});
+  const T* const l = eigenvalues;
+  if (kind == 0) {
+    const ZcaMatrix<T> op{{G, D, D, D, 1, true}, basis, l, matrix};
+    device.launch(matrix_product_kernel<ZcaMatrix<T>>, matrix_blocks(op.shape), kThreads,
+                  kMatrixSharedBytes<T>, op);
+  } else {
+    device.launch(pca_matrix_kernel<T>, ceil_div(G * D * D, kThreads), kThreads, 0, G * D * D, D,
+                  basis, l, matrix);
+  }
+}
+
+template <class Device, class T>
+void run_blend(Device& device, int64_t G, int64_t D, const T* batch, const T* running,
+               double batch_weight, T* out) {
+  const T share = running != nullptr ? static_cast<T>(batch_weight) : T(1);
+  device.launch(blend_kernel<T>, ceil_div(G * D * D, kThreads), kThreads, 0,
+                BlendArguments<T>{G, D, batch, running, share, out});
 }
 
 }  // namespace cuda

@@ -115,5 +115,25 @@ __global__ void __launch_bounds__(kThreads) intensity_kernel(IntensityArguments<
   in.rho[g] = ratio < 0 ? T(0) : ratio > 1 ? T(1) : ratio;
 }
 
+template <class Device, class In, class T>
+void run_intensity(Device& device, const Layout& s, const In* x, const T* mean,
+                   const T* covariance, const T* running, const T* p, double batch_weight,
+                   int64_t method, double value, T* rho) {
+  const bool fourth = method == kLedoitWolf;
+  const Chunks chunks = cut(s.rows(), s.groups);
+  auto partial = device.template allocate<T>(fourth ? s.groups * chunks.count : 0);
+  if (fourth) {
+    device.launch(fourth_moment_kernel<In, T>, s.groups * chunks.count, kThreads,
+                  kIntensitySharedBytes<T>,
+                  FourthMomentArguments<In, T>{s, chunks.count, chunks.size, x, mean, p,
+                                               partial.get()});
+  }
+  device.launch(intensity_kernel<T>, s.groups, kThreads, kIntensitySharedBytes<T>,
+                IntensityArguments<T>{s.width, s.rows(), chunks.count, static_cast<int>(method),
+                                      static_cast<T>(value), covariance, running,
+                                      static_cast<T>(batch_weight), p,
+                                      fourth ? partial.get() : nullptr, rho});
+}
+
 }  // namespace cuda
 }  // namespace fastwhiten

@@ -67,7 +67,9 @@ struct GramProduct {  // chunks of gram [G, M, M], lower triangle
   const T* scaled;    // [M, C]
   T* products;        // [chunks, G, M, M]
 
-  __device__ T a(int64_t g, int64_t k, int64_t i) const { return scaled[i * C + g * shape.depth + k]; }
+  __device__ T a(int64_t g, int64_t k, int64_t i) const {
+    return scaled[i * C + g * shape.depth + k];
+  }
   __device__ T b(int64_t g, int64_t k, int64_t j) const { return a(g, k, j); }
   __device__ void store(int64_t chunk, int64_t g, int64_t i, int64_t j, T sum) const {
     products[((chunk * shape.batch + g) * shape.rows + i) * shape.rows + j] = sum;
@@ -128,6 +130,22 @@ __global__ void __launch_bounds__(kThreads)
     }
     in.u[g * M + i] = dot;
   }
+}
+
+template <class Device, class In, class T>
+void run_sample_statistics(Device& device, const Layout& s, const In* x, const T* p, T* mean,
+                           T* scaled, T* gram) {
+  const int64_t M = s.samples, C = s.channels, G = s.groups;
+  device.launch(sample_center_kernel<In, T>, ceil_div(C, kCenterColumns), kThreads,
+                kCenterSharedBytes<T>, SampleCenterArguments<In, T>{M, C, x, p, mean, scaled});
+  MatrixShape shape{G, M, M, s.width, 1, true};
+  shape.chunks = cut(s.width, matrix_blocks(shape)).count;
+  auto products = device.template allocate<T>(shape.chunks * G * M * M);
+  const GramProduct<T> op{shape, C, scaled, products.get()};
+  device.launch(matrix_product_kernel<GramProduct<T>>, matrix_blocks(shape), kThreads,
+                kMatrixSharedBytes<T>, op);
+  device.launch(add_symmetric_kernel<T>, ceil_div(G * M * M, kThreads), kThreads, 0, shape.chunks,
+                G, M, static_cast<const T*>(products.get()), gram);
 }
 
 }  // namespace cuda

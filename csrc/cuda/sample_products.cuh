@@ -2,6 +2,7 @@
 // Diagonal factors and casts are applied where an operand is loaded or a result stored.
 #pragma once
 
+#include "backward_reduce.cuh"
 #include "sample.cuh"
 
 namespace fastwhiten {
@@ -153,6 +154,61 @@ struct CenterGrad {  // dx [M, C] = E H
     dx[i * in.C + g * in.D + j] = round_to<In>(sum);
   }
 };
+
+template <class T, class Device, class Op>
+void multiply_samples(Device& device, const Op& op) {
+  device.launch(matrix_product_kernel<Op>, matrix_blocks(op.shape), kThreads,
+                kMatrixSharedBytes<T>, op);
+}
+
+template <class Device, class Out, class T>
+void run_sample_apply(Device& device, const Layout& s, const T* scaled, const T* eigenvalues,
+                      const T* eigenvectors, const T* p, const T* rho, double eps, Out* y,
+                      T* projected) {
+  const int64_t M = s.samples, D = s.width, G = s.groups;
+  auto t = device.template allocate<T>(G * M);
+  device.launch(sample_spectrum_kernel<T>, G, kThreads, kSampleSpectrumSharedBytes<T>,
+                SampleSpectrumArguments<T>{M, D, eigenvalues, nullptr, p, rho,
+                                           static_cast<T>(eps), t.get(), nullptr});
+  const SampleMatrices<T> in{M, s.channels, D, eigenvectors, t.get(), nullptr, p, rho};
+  const MatrixShape shape{G, M, D, M, 1, false};
+  multiply_samples<T>(device, ProjectRows<T>{shape, in, scaled, projected});
+  multiply_samples<T>(device, ExpandRows<Out, T>{shape, in, projected, y});
+}
+
+template <class Device, class In, class T>
+void run_sample_backward(Device& device, const Layout& s, const In* grad, const T* projected,
+                         const T* eigenvalues, const T* eigenvectors, const T* p, const T* rho,
+                         double eps, In* dx) {
+  const int64_t M = s.samples, D = s.width, G = s.groups;
+  auto t = device.template allocate<T>(G * M), u = device.template allocate<T>(G * M);
+  auto H = device.template allocate<T>(G * M * D), F = device.template allocate<T>(G * M * M);
+  auto coefficient = device.template allocate<T>(rho != nullptr ? G : 0);
+  device.launch(sample_spectrum_kernel<T>, G, kThreads, kSampleSpectrumSharedBytes<T>,
+                SampleSpectrumArguments<T>{M, D, eigenvalues, eigenvectors, p, rho,
+                                           static_cast<T>(eps), t.get(), u.get()});
+  const SampleMatrices<T> in{M, s.channels, D, eigenvectors, t.get(), u.get(), p, rho};
+  const MatrixShape shape{G, M, D, M, 1, false};
+  multiply_samples<T>(device, RotateGrad<In, T>{shape, in, grad, H.get()});
+  MatrixShape square{G, M, M, D, 1, false};
+  square.chunks = cut(D, matrix_blocks(square)).count;
+  const bool whole = square.chunks == 1;
+  auto products = device.template allocate<T>(whole ? 0 : square.chunks * G * M * M);
+  multiply_samples<T>(device, CrossProduct<T>{square, in, H.get(), projected,
+                                              whole ? F.get() : products.get()});
+  if (!whole) {
+    add_chunks(device, AddChunksArguments<T>{square.chunks, G * M * M, products.get(), F.get(), 0,
+                                             nullptr, nullptr});
+  }
+  T* const shares = rho != nullptr ? coefficient.get() : nullptr;
+  if (shares != nullptr) {
+    device.launch(sample_trace_kernel<T>, G, kThreads,
+                  static_cast<int64_t>(kReduceWords * sizeof(T)), in,
+                  static_cast<const T*>(F.get()), shares);
+  }
+  multiply_samples<T>(device, AddMixed<T>{shape, in, F.get(), shares, projected, H.get()});
+  multiply_samples<T>(device, CenterGrad<In, T>{shape, in, H.get(), dx});
+}
 
 }  // namespace cuda
 }  // namespace fastwhiten

@@ -185,5 +185,24 @@ __global__ void __launch_bounds__(kThreads) statistics_combine_kernel(CombineArg
   in.blended[lower] = in.blended[upper] = in.batch_weight * sum + (1 - in.batch_weight) * old;
 }
 
+template <class Device, class In, class T>
+void run_statistics(Device& device, const Layout& s, const In* x, const T* p, T* mean,
+                    T* covariance, const T* running, double batch_weight, T* blended) {
+  const int64_t tiles = channel_tiles(s, true), C = s.groups * s.width;
+  const Chunks chunks = cut(s.rows(), tiles);
+  auto products = device.template allocate<T>(chunks.count * C * s.width);
+  auto means = device.template allocate<T>(chunks.count * C);
+  auto weights = device.template allocate<double>(chunks.count);
+  device.launch(statistics_kernel<In, T>, tiles * chunks.count, kThreads,
+                kStatisticsSharedBytes<T>,
+                StatisticsArguments<In, T>{s, chunks.count, chunks.size, x, p, products.get(),
+                                           means.get(), weights.get()});
+  device.launch(statistics_combine_kernel<In, T>, s.groups * patches(s), kThreads,
+                kCombineSharedBytes<T>,
+                CombineArguments<In, T>{s, chunks.count, x, p, products.get(), means.get(),
+                                        weights.get(), mean, covariance, running,
+                                        static_cast<T>(batch_weight), blended});
+}
+
 }  // namespace cuda
 }  // namespace fastwhiten

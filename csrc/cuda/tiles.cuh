@@ -9,6 +9,7 @@
 
 #include "../common/layout.h"
 #include "platform.cuh"
+#include "stages.h"
 
 namespace fastwhiten {
 namespace cuda {
@@ -147,6 +148,19 @@ __device__ __forceinline__ void product(const SharedArray<T>& slab_a, const Shar
     __syncthreads();
     multiply(slab_a, slab_b, sums);
   }
+}
+
+// How a long sum is cut among blocks: by shape alone, so that the same input gives the same bits.
+struct Chunks {
+  int64_t count, size;  // size: terms of each but the last, a multiple of kDepth
+};
+inline Chunks cut(int64_t terms, int64_t blocks_per_chunk) {
+  constexpr int64_t kBlocks = 264;  // two for every multiprocessor of the largest devices
+  constexpr int64_t kSlabs = 2;     // below, adding up the chunks costs as much as they save
+  const int64_t slabs = ceil_div(terms, kDepth);
+  const int64_t wanted = kBlocks / blocks_per_chunk > 1 ? kBlocks / blocks_per_chunk : 1;
+  const int64_t own = ceil_div(slabs, wanted) > kSlabs ? ceil_div(slabs, wanted) : kSlabs;
+  return {ceil_div(terms, own * kDepth), own * kDepth};
 }
 
 }  // namespace cuda
