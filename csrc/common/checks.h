@@ -15,8 +15,8 @@ inline void check_floating(const char* op, const char* name, ScalarType t) {
 }
 
 inline void check_contiguous(const char* op, const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous(), op, ": expected ", name,
-                  " contiguous on the CPU; call .contiguous() first");
+  STD_TORCH_CHECK(t.is_contiguous(), op, ": expected ", name,
+                  " contiguous; call .contiguous() first");
 }
 
 inline Layout check_layout(const char* op, const Tensor& x, int64_t groups) {
@@ -68,6 +68,12 @@ inline ScalarType check_accumulation(const char* op, const Tensor& t) {
 inline void check_kind(const char* op, int64_t kind) {
   STD_TORCH_CHECK(kind == kZca || kind == kPca || kind == kCholesky, op,
                   ": expected kind 0 (zca), 1 (pca) or 2 (cholesky), got ", kind);
+}
+
+// least: kNoShrinkage or kFixed.
+inline void check_method(const char* op, int64_t method, int64_t least) {
+  STD_TORCH_CHECK(method >= least && method <= kLedoitWolf, op, ": expected a method from ", least,
+                  " to 3 (1 fixed, 2 oas, 3 ledoit-wolf), got ", method);
 }
 
 }  // namespace fastwhiten

@@ -35,6 +35,19 @@ def _fake_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     return a.new_empty(a.shape[:-1]), a.new_empty(a.shape)
 
 
+def _fake_intensity(
+    x: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    running_covariance: Tensor | None,
+    row_weight: Tensor | None,
+    batch_weight: float,
+    method: int,
+    value: float,
+) -> Tensor:
+    return covariance.new_empty(covariance.shape[0])
+
+
 def _fake_factor(
     covariance: Tensor,
     running_covariance: Tensor | None,
@@ -103,10 +116,13 @@ def _fake_whiten_forward(
     eps: float,
     kind: int,
     double_precision: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shrink_method: int,
+    shrink_value: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     mean, covariance = _fake_statistics(x, row_weight, groups, double_precision)
     factors = _fake_factor(covariance, running_covariance, None, batch_weight, eps, kind)
-    return x.new_empty(x.shape), mean, covariance, *factors
+    rho = mean.new_empty(0 if shrink_method == reference.NO_SHRINKAGE else groups)
+    return x.new_empty(x.shape), mean, covariance, *factors, rho
 
 
 def _fake_whiten_backward(
@@ -163,6 +179,7 @@ def _fake_sample_backward(
 FAKES = {
     "statistics": _fake_statistics,
     "eigh": _fake_eigh,
+    "intensity": _fake_intensity,
     "factor": _fake_factor,
     "apply": _fake_apply,
     "backward_reduce": _fake_backward_reduce,
@@ -189,6 +206,7 @@ if import_error is None:
         torch.library.register_fake(f"fastwhiten::{_name}")(_fake)
     statistics = torch.ops.fastwhiten.statistics
     eigh = torch.ops.fastwhiten.eigh
+    intensity = torch.ops.fastwhiten.intensity
     factor = torch.ops.fastwhiten.factor
     apply = torch.ops.fastwhiten.apply
     backward_reduce = torch.ops.fastwhiten.backward_reduce

@@ -14,6 +14,7 @@ from fastwhiten.backends import native, reference
 CPU, META = torch.device("cpu"), torch.device("meta")
 STAGES = (
     "statistics",
+    "intensity",
     "eigh",
     "factor",
     "apply",
