@@ -19,8 +19,10 @@ Layout check_intensity(const Tensor& x, const Tensor& mean, const Tensor& covari
 
 }  // namespace fastwhiten
 
+#ifndef FASTWHITEN_CHECKS_ONLY  // see cuda/checks.cpp
 STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
   m.def(
       "intensity(Tensor x, Tensor mean, Tensor covariance, Tensor? running_covariance,"
       " Tensor? row_weight, float batch_weight, int method, float value) -> Tensor");
 }
+#endif

@@ -42,6 +42,7 @@ Layout check_whiten_backward(const Tensor& grad, const Tensor& x, const Tensor& 
 
 }  // namespace fastwhiten
 
+#ifndef FASTWHITEN_CHECKS_ONLY  // see cuda/checks.cpp
 STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
   m.def(
       "whiten_forward(Tensor x, Tensor? gamma, Tensor? beta, Tensor? row_weight,"
@@ -53,3 +54,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
       " Tensor matrix, Tensor? gamma, Tensor? rho, Tensor? row_weight, float batch_weight,"
       " int kind) -> (Tensor dx, Tensor grad_gamma, Tensor grad_sum)");
 }
+#endif
