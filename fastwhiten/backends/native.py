@@ -1,6 +1,7 @@
-"""The compiled CPU backend: the same stages through ``torch.ops.fastwhiten`` (hop 4 of 5).
+"""The compiled backend: the same stages through ``torch.ops.fastwhiten`` (hop 4 of 5).
 
-The kernels are in csrc.
+The kernels are in csrc, for the CPU and, where :mod:`fastwhiten.backends.cuda_module` could be
+loaded, for CUDA.
 Importing this module loads the extension and registers a fake kernel for every op, so that
 ``torch.compile`` and ``torch.export`` can trace it. :data:`import_error` holds the reason when the
 extension cannot be loaded.
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cuda_module, reference
 
 import_error: str | None = None
 try:
@@ -202,6 +203,7 @@ if import_error is None and missing_ops(FAKES):
     import_error = f"it was built from other sources and lacks {missing_ops(FAKES)}"
 
 if import_error is None:
+    cuda_module.load()
     for _name, _fake in FAKES.items():
         torch.library.register_fake(f"fastwhiten::{_name}")(_fake)
     statistics = torch.ops.fastwhiten.statistics
