@@ -75,9 +75,7 @@ else:
     import torch
 
     TOOLKIT = build_cuda.find_toolkit(os.environ)
-    CUDA = build_cuda.decide(
-        os.environ.get("FASTWHITEN_CUDA", "auto"), torch.version.cuda, TOOLKIT
-    )
+    CUDA = build_cuda.decide(os.environ.get("FASTWHITEN_CUDA", "auto"), torch.version.cuda, TOOLKIT)
     if CUDA.build and TOOLKIT is not None:
         # torch takes the folder above nvcc on PATH, which can be a script; read at the import below
         os.environ["CUDA_HOME"] = TOOLKIT.home

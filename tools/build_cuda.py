@@ -92,7 +92,9 @@ def decide(setting: str, torch_cuda: str | None, toolkit: Toolkit | None) -> Dec
         RuntimeError: the setting is 1 and something is missing; the text says what.
     """
     if setting not in ("auto", "0", "1"):
-        raise ValueError(f"fastwhiten: expected FASTWHITEN_CUDA to be auto, 0 or 1, got {setting!r}")
+        raise ValueError(
+            f"fastwhiten: expected FASTWHITEN_CUDA to be auto, 0 or 1, got {setting!r}"
+        )
     if setting == "0":
         return Decision(False, "fastwhiten: building the CPU module only (FASTWHITEN_CUDA=0)")
     reason = missing(torch_cuda, toolkit)
@@ -105,7 +107,7 @@ def decide(setting: str, torch_cuda: str | None, toolkit: Toolkit | None) -> Dec
 
 
 def missing(torch_cuda: str | None, toolkit: Toolkit | None) -> str | None:
-    """Return what the CUDA module cannot be built without, and how to get it; None if all is there."""
+    """Return what the CUDA module lacks and how to get it; None if it can be built."""
     if torch_cuda is None:
         return "torch is a CPU build; install one with CUDA to get the CUDA kernels"
     major = int(torch_cuda.split(".")[0])

@@ -111,5 +111,5 @@ def build_info(torch: str, compiler: str, flags: list[str], cuda: str, archs: li
         f"flags = {' '.join(shown)!r}\n"
         f"torch_target = {TORCH_TARGET!r}\n"
         f"cuda = {cuda!r}\n"
-        f"cuda_archs = {archs!r}\n"
+        f"cuda_archs: list[str] = {archs!r}\n"
     )

@@ -71,8 +71,8 @@ void dispatch_accumulation(ScalarType accumulation, const F& f) {
   accumulation == ScalarType::Double ? f(Type<double>{}) : f(Type<float>{});
 }
 
-// A new uninitialised contiguous tensor. Straight through the C shim: torch::stable::empty boxes its
-// arguments for the dispatcher, which costs more than a whole (128, 64) product.
+// A new uninitialised contiguous tensor. Straight through the C shim: torch::stable::empty boxes
+// its arguments for the dispatcher, which costs more than a whole (128, 64) product.
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, int32_t device_type,
                     int32_t device_index) {
   int64_t strides[4] = {1, 1, 1, 1};

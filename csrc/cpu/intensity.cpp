@@ -1,6 +1,8 @@
-// rho [G]. With S' = beta S + (1 - beta) S_running, a = trace(S'), b = |S'|^2, n = 1 / (sum p^2 beta^2):
+// rho [G]. With S' = beta S + (1 - beta) S_running, a = trace(S'), b = |S'|^2, n = 1 / (sum p^2
+// beta^2):
 //   oas: ((1 - 2/D) b + a^2) / ((n + 1 - 2/D)(b - a^2/D))      (Chen et al. 2010, eq. 23)
-//   ledoit-wolf: min(f / n, h) / h, h = b - a^2/D, f = sum_n p_n |xc_n|^4 - |S|^2   (2004, sec. 3.2)
+//   ledoit-wolf: min(f / n, h) / h, h = b - a^2/D, f = sum_n p_n |xc_n|^4 - |S|^2   (2004,
+//   sec. 3.2)
 // clamped to [0, 1]; 1 where S' is a multiple of the identity already. Bytes: S' once; x once for
 // ledoit-wolf. Determinism: blocks of rows are cut by shape alone and added in order.
 #include "../ops/intensity.h"
@@ -77,14 +79,13 @@ void run_intensity(const Layout& s, const In* x, const T* mean, const T* covaria
   }
   Buffer<double> partial(s.groups * blocks);
   if (method == kLedoitWolf) {
-    parallel(s.groups * blocks, 3.0 * static_cast<double>(s.numel()),
-             [&](int64_t begin, int64_t end) {
-               for (int64_t u = begin; u < end; ++u) {
-                 const int64_t r0 = u % blocks * kBlockRows;
-                 partial[u] = fourth_moment(s, x, mean, p, u / blocks, r0,
-                                            std::min(kBlockRows, M - r0));
-               }
-             });
+    parallel(
+        s.groups * blocks, 3.0 * static_cast<double>(s.numel()), [&](int64_t begin, int64_t end) {
+          for (int64_t u = begin; u < end; ++u) {
+            const int64_t r0 = u % blocks * kBlockRows;
+            partial[u] = fourth_moment(s, x, mean, p, u / blocks, r0, std::min(kBlockRows, M - r0));
+          }
+        });
   }
   double squares = 0;
   for (int64_t n = 0; p != nullptr && n < M; ++n) squares += static_cast<double>(p[n]) * p[n];
@@ -94,12 +95,12 @@ void run_intensity(const Layout& s, const In* x, const T* mean, const T* covaria
     double fourth = 0;
     for (int64_t b = 0; method == kLedoitWolf && b < blocks; ++b) fourth += partial[g * blocks + b];
     const T* old = running == nullptr ? nullptr : running + g * D * D;
-    rho[g] = static_cast<T>(estimate(D, covariance + g * D * D, old, share, rows,
-                                     method == kLedoitWolf, fourth));
+    rho[g] = static_cast<T>(
+        estimate(D, covariance + g * D * D, old, share, rows, method == kLedoitWolf, fourth));
   }
 }
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                         \
+#define FASTWHITEN_INSTANTIATE(In, T)                                                           \
   template void run_intensity(const Layout&, const In*, const T*, const T*, const T*, const T*, \
                               double, int64_t, double, T*);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
@@ -116,9 +117,8 @@ Tensor intensity(const Tensor& x, const Tensor& mean, const Tensor& covariance,
   dispatch(x.scalar_type(), mean.scalar_type(), [&](auto in, auto accumulation) {
     using In = typename decltype(in)::type;
     using T = typename decltype(accumulation)::type;
-    run_intensity(s, data<In>(x), data<T>(mean), data<T>(covariance),
-                  data<T>(running_covariance), data<T>(row_weight), batch_weight, method, value,
-                  mutable_data<T>(rho));
+    run_intensity(s, data<In>(x), data<T>(mean), data<T>(covariance), data<T>(running_covariance),
+                  data<T>(row_weight), batch_weight, method, value, mutable_data<T>(rho));
   });
   return rho;
 }

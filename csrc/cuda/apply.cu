@@ -1,13 +1,12 @@
 #include "../ops/apply.h"
-
 #include "apply.cuh"
 #include "device.h"
 
 namespace fastwhiten {
 namespace cuda {
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                         \
-  template void run_apply(Device&, const Layout&, const In*, const T*, const T*, const T*,    \
+#define FASTWHITEN_INSTANTIATE(In, T)                                                      \
+  template void run_apply(Device&, const Layout&, const In*, const T*, const T*, const T*, \
                           const T*, In*);
 FASTWHITEN_FOR_DEVICE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
@@ -24,8 +23,8 @@ Tensor apply(const Tensor& x, const Tensor& mean, const Tensor& matrix, const Op
   dispatch_device(x.scalar_type(), mean.scalar_type(), [&](auto in, auto accumulation) {
     using In = typename decltype(in)::type;
     using T = typename decltype(accumulation)::type;
-    run_apply<Device, In, T>(device, s, data<In>(x), data<T>(mean), data<T>(matrix),
-                             data<T>(gamma), data<T>(beta), mutable_data<In>(y));
+    run_apply<Device, In, T>(device, s, data<In>(x), data<T>(mean), data<T>(matrix), data<T>(gamma),
+                             data<T>(beta), mutable_data<In>(y));
   });
   return y;
 }

@@ -27,7 +27,7 @@ struct ApplyArguments {
 struct RowTile {
   int64_t row, channel;  // first ones
   int rows, channels;
-  int64_t group;         // of the first channel
+  int64_t group;  // of the first channel
 };
 
 __host__ __device__ inline int64_t row_tiles(const Layout& s) {

@@ -1,13 +1,12 @@
 #include "../ops/backward_apply.h"
-
 #include "backward_apply.cuh"
 #include "device.h"
 
 namespace fastwhiten {
 namespace cuda {
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                        \
-  template void run_backward_apply(Device&, const Layout&, const In*, const In*, const T*,   \
+#define FASTWHITEN_INSTANTIATE(In, T)                                                      \
+  template void run_backward_apply(Device&, const Layout&, const In*, const In*, const T*, \
                                    const T*, const T*, const T*, const T*, const T*, In*);
 FASTWHITEN_FOR_DEVICE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE

@@ -1,9 +1,9 @@
 // dx_n = (gamma * (g_n - p_n grad_sum)) W^T - p_n (x_n - mean) inner.
 //
-// One block per 64 rows and 64 channels of dx, as in apply.cuh: two products, of x and of grad, into
-// the same sums. Shifts, weights, gamma and casts happen while loading and storing. Bytes: x and
-// grad once per 64 channels, dx once. Determinism: every element is one sum, in order.
-// Shared memory: two slabs, 17 KiB (float).
+// One block per 64 rows and 64 channels of dx, as in apply.cuh: two products, of x and of grad,
+// into the same sums. Shifts, weights, gamma and casts happen while loading and storing. Bytes: x
+// and grad once per 64 channels, dx once. Determinism: every element is one sum, in order. Shared
+// memory: two slabs, 17 KiB (float).
 #pragma once
 
 #include "apply.cuh"
@@ -68,17 +68,17 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Device, class In, class T>
-void run_backward_apply(Device& device, const Layout& s, const In* x, const In* grad,
-                        const T* mean, const T* grad_sum, const T* matrix, const T* inner,
-                        const T* gamma, const T* p, In* dx) {
+void run_backward_apply(Device& device, const Layout& s, const In* x, const In* grad, const T* mean,
+                        const T* grad_sum, const T* matrix, const T* inner, const T* gamma,
+                        const T* p, In* dx) {
   const BackwardApplyArguments<In, T> arguments{s,      x,     grad,  mean, grad_sum,
                                                 matrix, inner, gamma, p,    dx};
   if (narrow(s)) {
     device.launch(backward_apply_kernel<true, In, T>, row_tiles(s), kThreads,
                   kNarrowApplySharedBytes<T>, arguments);
   } else {
-    device.launch(backward_apply_kernel<false, In, T>, row_tiles(s), kThreads,
-                  kApplySharedBytes<T>, arguments);
+    device.launch(backward_apply_kernel<false, In, T>, row_tiles(s), kThreads, kApplySharedBytes<T>,
+                  arguments);
   }
 }
 

@@ -1,5 +1,4 @@
 #include "../ops/backward_matrix.h"
-
 #include "backward_matrix.cuh"
 #include "device.h"
 

@@ -28,9 +28,9 @@ struct BackwardMatrixArguments {
   const T* gamma;        // [G * D] or null
   const T* rho;          // [G] or null
   T batch_weight;
-  T tie;                 // relative gap under which two eigenvalues are tied
-  T* inner;              // [G, D, D]
-  T* grad_gamma;         // [G * D]
+  T tie;          // relative gap under which two eigenvalues are tied
+  T* inner;       // [G, D, D]
+  T* grad_gamma;  // [G * D]
 
   // V without its diagonal factor
   __device__ __forceinline__ const T* outer() const { return kind == 0 ? basis : matrix; }
@@ -84,8 +84,7 @@ constexpr int64_t kBackwardMatrixSharedBytes = (4 * kSlab + kReduceWords) * size
 
 // A whole group in one block: D <= 64. work [64, 64] in shared memory holds each product in turn.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    backward_matrix_kernel(BackwardMatrixArguments<T> in) {
+__global__ void __launch_bounds__(kThreads) backward_matrix_kernel(BackwardMatrixArguments<T> in) {
   FASTWHITEN_SHARED_MEMORY(arena);
   const SharedArray<T> a(arena, 0, kSlab), b(arena, kSlab * sizeof(T), kSlab);
   const SharedArray<T> work(arena, 2 * kSlab * sizeof(T), 2 * kSlab);
@@ -145,8 +144,8 @@ struct BackwardMatrixProduct {
   using Element = T;
   MatrixShape shape;
   BackwardMatrixArguments<T> in;
-  const T* from;  // [G, D, D], the product before
-  T* to;          // [G, D, D]
+  const T* from;   // [G, D, D], the product before
+  T* to;           // [G, D, D]
   const T* trace;  // [G]; null without rho
 
   __device__ __forceinline__ int64_t at(int64_t g, int64_t i, int64_t j) const {
@@ -224,15 +223,14 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class Device, class T, class Op>
 void multiply_matrices(Device& device, const Op& op) {
-  device.launch(matrix_product_kernel<Op>, matrix_blocks(op.shape), kThreads,
-                kMatrixSharedBytes<T>, op);
+  device.launch(matrix_product_kernel<Op>, matrix_blocks(op.shape), kThreads, kMatrixSharedBytes<T>,
+                op);
 }
 
 template <class Device, class T>
-void run_backward_matrix(Device& device, int64_t G, int64_t D, const T* cross,
-                         const T* eigenvalues, const T* basis, const T* matrix, const T* gamma,
-                         const T* rho, double batch_weight, int64_t kind, T* inner,
-                         T* grad_gamma) {
+void run_backward_matrix(Device& device, int64_t G, int64_t D, const T* cross, const T* eigenvalues,
+                         const T* basis, const T* matrix, const T* gamma, const T* rho,
+                         double batch_weight, int64_t kind, T* inner, T* grad_gamma) {
   // A closer pair than this has no meaningful eigenvectors of its own (reference.py: TIE_FACTOR).
   const T tie = 64 * static_cast<T>(D) * std::numeric_limits<T>::epsilon();
   const BackwardMatrixArguments<T> in{
@@ -243,7 +241,8 @@ void run_backward_matrix(Device& device, int64_t G, int64_t D, const T* cross,
     return;
   }
   const MatrixShape full{G, D, D, D, 1, false}, lower{G, D, D, D, 1, true};
-  auto first = device.template allocate<T>(G * D * D), second = device.template allocate<T>(G * D * D);
+  auto first = device.template allocate<T>(G * D * D),
+       second = device.template allocate<T>(G * D * D);
   auto trace = device.template allocate<T>(rho != nullptr ? G : 0);
   T *from = first.get(), *to = second.get();
   multiply_matrices<Device, T>(device, OuterTimesCross<T>{{full, in, nullptr, from, nullptr}});

@@ -1,5 +1,4 @@
 #include "../ops/backward_reduce.h"
-
 #include "backward_reduce.cuh"
 #include "device.h"
 #include "fill.cuh"
@@ -7,9 +6,8 @@
 namespace fastwhiten {
 namespace cuda {
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                         \
-  template void run_backward_reduce(Device&, const Layout&, const In*, const In*, const T*, T*, \
-                                    T*);
+#define FASTWHITEN_INSTANTIATE(In, T) \
+  template void run_backward_reduce(Device&, const Layout&, const In*, const In*, const T*, T*, T*);
 FASTWHITEN_FOR_DEVICE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 

@@ -1,13 +1,11 @@
 // S = (1 - rho) S' + (rho trace(S') / D + eps) I = L L^T, W = L^{-T} (upper triangular).
 //
-// One block per group, D <= 128, S in shared memory: column by column (right-looking), then row j of
-// W by thread j: W_ji = -(sum_{j <= k < i} L_ik W_jk) / L_ii, W_jj = 1 / L_jj, kept in the upper
+// One block per group, D <= 128, S in shared memory: column by column (right-looking), then row j
+// of W by thread j: W_ji = -(sum_{j <= k < i} L_ik W_jk) / L_ii, W_jj = 1 / L_jj, kept in the upper
 // triangle while L still fills the lower one. Bytes: S once, W once. Determinism: every element is
 // one sum, in order. Shared memory: D (D + 1) + 2 D elements, 66 KiB for 128 in float.
 // Not positive definite, or not finite: NaN for that group alone.
 #pragma once
-
-#include <limits>
 
 #include "reduce.cuh"
 #include "stages.h"
@@ -24,7 +22,7 @@ struct CholeskyArguments {
   const T* blended;  // [G, D, D]: S', symmetric
   const T* rho;      // [G] or null
   T eps;
-  T* matrix;         // [G, D, D]
+  T* matrix;  // [G, D, D]
 };
 
 template <class T>
@@ -87,12 +85,11 @@ __global__ void __launch_bounds__(kCholeskyThreads) cholesky_kernel(CholeskyArgu
     }
   }
   __syncthreads();
-  constexpr T nan = std::numeric_limits<T>::quiet_NaN();
   for (int e = thread; e < D * D; e += kCholeskyThreads) {
     const int i = e / D, j = e % D;
     T value = 0;
     if (!fine) {
-      value = nan;
+      value = kNaN<T>;
     } else if (i == j) {
       value = diagonal[i];
     } else if (i < j) {
@@ -109,8 +106,8 @@ struct ShiftArguments {
   const T* blended;  // [G, D, D]
   const T* rho;      // [G] or null
   T eps;
-  T* shifted;        // [G, D, D]
-  T* identity;       // [G, D, D]: the right-hand side of the triangular solve
+  T* shifted;   // [G, D, D]
+  T* identity;  // [G, D, D]: the right-hand side of the triangular solve
 };
 
 template <class T>
@@ -142,12 +139,12 @@ __global__ void __launch_bounds__(256) shift_kernel(ShiftArguments<T> in) {
 // matrix [G, D, D] = the transpose of inverse, NaN for groups with a nonzero info.
 template <class T>
 __global__ void __launch_bounds__(256)
-    flip_or_nan_kernel(int64_t groups, int64_t D, const T* inverse, const int32_t* info, T* matrix) {
+    flip_or_nan_kernel(int64_t groups, int64_t D, const T* inverse, const int32_t* info,
+                       T* matrix) {
   const int64_t e = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
   if (e >= groups * D * D) return;
-  constexpr T nan = std::numeric_limits<T>::quiet_NaN();
   const int64_t g = e / (D * D), i = e / D % D, j = e % D;
-  matrix[e] = info[g] == 0 ? inverse[(g * D + j) * D + i] : nan;
+  matrix[e] = info[g] == 0 ? inverse[(g * D + j) * D + i] : kNaN<T>;
 }
 
 // The whitening matrix of blended [G, D, D] for D <= kCholeskyLimit.

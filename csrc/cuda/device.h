@@ -62,8 +62,7 @@ class Device {
   // Shared memory that a block may ask for.
   int64_t shared_limit() const {
     int bytes = 0;
-    STD_CUDA_CHECK(
-        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index_));
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index_));
     return bytes;
   }
 
@@ -113,9 +112,8 @@ void check_devices(const char* op, const Tensor& x, const Tensors&... tensors) {
 // As dispatch() of common/stable.h, with CUDA's half types.
 template <class F>
 void dispatch_device(ScalarType input, ScalarType accumulation, const F& f) {
-  dispatch(input, accumulation, [&](auto in, auto wide) {
-    f(Type<DeviceType<typename decltype(in)::type>>{}, wide);
-  });
+  dispatch(input, accumulation,
+           [&](auto in, auto wide) { f(Type<DeviceType<typename decltype(in)::type>>{}, wide); });
 }
 
 }  // namespace cuda

@@ -1,14 +1,13 @@
 #include "../ops/factor.h"
-
 #include "device.h"
 #include "factor_stage.cuh"
 
 namespace fastwhiten {
 namespace cuda {
 
-#define FASTWHITEN_INSTANTIATE(T)                                                               \
-  template void run_factor(Device&, int64_t, int64_t, const T*, const T*, double, int64_t, T*,  \
-                           T*, T*);                                                             \
+#define FASTWHITEN_INSTANTIATE(T)                                                                  \
+  template void run_factor(Device&, int64_t, int64_t, const T*, const T*, double, int64_t, T*, T*, \
+                           T*);                                                                    \
   template void run_blend(Device&, int64_t, int64_t, const T*, const T*, double, T*);
 FASTWHITEN_INSTANTIATE(float)
 FASTWHITEN_INSTANTIATE(double)
@@ -35,8 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> factor(const Tensor& covariance,
     run_blend<Device, T>(device, G, D, data<T>(covariance), data<T>(running_covariance),
                          batch_weight, blended.get());
     run_factor<Device, T>(device, G, D, blended.get(), data<T>(rho), eps, kind,
-                          mutable_data<T>(values), mutable_data<T>(basis),
-                          mutable_data<T>(matrix));
+                          mutable_data<T>(values), mutable_data<T>(basis), mutable_data<T>(matrix));
   });
   return {values, basis, matrix};
 }

@@ -1,5 +1,6 @@
 // S' = beta S + (1 - beta) S_running = U diag(d) U^T, d from the eigensolver;
-// l = (1 - rho) d + rho trace(S') / D + eps ; zca: W = U diag(1/sqrt l) U^T ; pca: W = U diag(1/sqrt l).
+// l = (1 - rho) d + rho trace(S') / D + eps ; zca: W = U diag(1/sqrt l) U^T ; pca: W = U
+// diag(1/sqrt l).
 //
 // Shrinkage and eps move eigenvalues only. The zca matrix is the product of U diag(l^-1/4) with its
 // own transpose: lower tiles are computed and mirrored, so W is symmetric to the last bit.
@@ -41,7 +42,7 @@ struct SpectrumArguments {
   const T* spectrum;  // [G, D]: d
   const T* rho;       // [G] or null
   T eps;
-  T* eigenvalues;     // [G, D]: l; may be the spectrum itself
+  T* eigenvalues;  // [G, D]: l; may be the spectrum itself
 };
 
 constexpr int kSpectrumThreads = 128;

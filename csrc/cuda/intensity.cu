@@ -1,13 +1,12 @@
 #include "../ops/intensity.h"
-
 #include "device.h"
 #include "intensity.cuh"
 
 namespace fastwhiten {
 namespace cuda {
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                            \
-  template void run_intensity(Device&, const Layout&, const In*, const T*, const T*, const T*,   \
+#define FASTWHITEN_INSTANTIATE(In, T)                                                          \
+  template void run_intensity(Device&, const Layout&, const In*, const T*, const T*, const T*, \
                               const T*, double, int64_t, double, T*);
 FASTWHITEN_FOR_DEVICE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE

@@ -1,9 +1,11 @@
 // rho [G]: how much of the covariance is replaced by a multiple of the identity.
 // With S' = beta S + (1 - beta) S_running, a = trace(S'), b = |S'|^2, n = 1 / (sum p^2 beta^2):
 //   oas: ((1 - 2/D) b + a^2) / ((n + 1 - 2/D)(b - a^2/D))      (Chen et al. 2010, eq. 23)
-//   ledoit-wolf: min(f / n, h) / h, h = b - a^2/D, f = sum_n p_n |xc_n|^4 - |S|^2   (2004, sec. 3.2)
+//   ledoit-wolf: min(f / n, h) / h, h = b - a^2/D, f = sum_n p_n |xc_n|^4 - |S|^2   (2004,
+//   sec. 3.2)
 // clamped to [0, 1]; 1 where S' is a multiple of the identity already. Bytes: S' (and S) once; x
-// once more for ledoit-wolf. Determinism: chunks of rows are added in order, blocks in a fixed tree.
+// once more for ledoit-wolf. Determinism: chunks of rows are added in order, blocks in a fixed
+// tree.
 #pragma once
 
 #include "reduce.cuh"
@@ -18,10 +20,10 @@ template <class In, class T>
 struct FourthMomentArguments {
   Layout s;
   int64_t chunks, chunk_rows;
-  const In* x;     // [M, C] or [N, C, L]
-  const T* mean;   // [C]
-  const T* p;      // [M] or null for 1/M
-  T* partial;      // [G, chunks]
+  const In* x;    // [M, C] or [N, C, L]
+  const T* mean;  // [C]
+  const T* p;     // [M] or null for 1/M
+  T* partial;     // [G, chunks]
 };
 
 template <class T>
@@ -29,8 +31,7 @@ constexpr int64_t kIntensitySharedBytes = kReduceWords * sizeof(T);
 
 // One block per chunk and group. Rows: a warp shares a row's channels; planes: a thread has a row.
 template <class In, class T>
-__global__ void __launch_bounds__(kThreads)
-    fourth_moment_kernel(FourthMomentArguments<In, T> in) {
+__global__ void __launch_bounds__(kThreads) fourth_moment_kernel(FourthMomentArguments<In, T> in) {
   FASTWHITEN_SHARED_MEMORY(arena);
   const SharedArray<T> scratch(arena, 0, kReduceWords);
   const Layout s = in.s;
@@ -66,9 +67,9 @@ struct IntensityArguments {
   const T* covariance;  // [G, D, D]
   const T* running;     // [G, D, D] or null
   T batch_weight;
-  const T* p;           // [M] or null
-  const T* fourth;      // [G, chunks]; null but for kLedoitWolf
-  T* rho;               // [G]
+  const T* p;       // [M] or null
+  const T* fourth;  // [G, chunks]; null but for kLedoitWolf
+  T* rho;           // [G]
 };
 
 // One block per group.
@@ -116,17 +117,16 @@ __global__ void __launch_bounds__(kThreads) intensity_kernel(IntensityArguments<
 }
 
 template <class Device, class In, class T>
-void run_intensity(Device& device, const Layout& s, const In* x, const T* mean,
-                   const T* covariance, const T* running, const T* p, double batch_weight,
-                   int64_t method, double value, T* rho) {
+void run_intensity(Device& device, const Layout& s, const In* x, const T* mean, const T* covariance,
+                   const T* running, const T* p, double batch_weight, int64_t method, double value,
+                   T* rho) {
   const bool fourth = method == kLedoitWolf;
   const Chunks chunks = cut(s.rows(), s.groups);
   auto partial = device.template allocate<T>(fourth ? s.groups * chunks.count : 0);
   if (fourth) {
-    device.launch(fourth_moment_kernel<In, T>, s.groups * chunks.count, kThreads,
-                  kIntensitySharedBytes<T>,
-                  FourthMomentArguments<In, T>{s, chunks.count, chunks.size, x, mean, p,
-                                               partial.get()});
+    device.launch(
+        fourth_moment_kernel<In, T>, s.groups * chunks.count, kThreads, kIntensitySharedBytes<T>,
+        FourthMomentArguments<In, T>{s, chunks.count, chunks.size, x, mean, p, partial.get()});
   }
   device.launch(intensity_kernel<T>, s.groups, kThreads, kIntensitySharedBytes<T>,
                 IntensityArguments<T>{s.width, s.rows(), chunks.count, static_cast<int>(method),

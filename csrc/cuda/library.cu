@@ -29,11 +29,11 @@ void Device::eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) const
   call("aten::linalg_eigh", stack);
   const Tensor found_values = to<Tensor>(stack[0]), found = to<Tensor>(stack[1]);
   STD_TORCH_CHECK(found_values.is_contiguous(), "eigh: unexpected strides");
-  launch(normalize_kernel<T>, (B * D * 32 + kNormalizeThreads - 1) / kNormalizeThreads,
-         kNormalizeThreads, 0,
-         NormalizeArguments<T>{B, D, found.stride(0), found.stride(1), found.stride(2),
-                               data<T>(found), data<T>(found_values), finite.get(), vectors,
-                               values});
+  launch(
+      normalize_kernel<T>, (B * D * 32 + kNormalizeThreads - 1) / kNormalizeThreads,
+      kNormalizeThreads, 0,
+      NormalizeArguments<T>{B, D, found.stride(0), found.stride(1), found.stride(2), data<T>(found),
+                            data<T>(found_values), finite.get(), vectors, values});
 }
 
 template <class T>
@@ -58,8 +58,8 @@ void Device::cholesky(int64_t G, int64_t D, const T* blended, const T* rho, doub
          data<int32_t>(info), matrix);
 }
 
-#define FASTWHITEN_INSTANTIATE(T)                                                             \
-  template void Device::eigh(int64_t, int64_t, const T*, T*, T*) const;                       \
+#define FASTWHITEN_INSTANTIATE(T)                                       \
+  template void Device::eigh(int64_t, int64_t, const T*, T*, T*) const; \
   template void Device::cholesky(int64_t, int64_t, const T*, const T*, double, T*) const;
 FASTWHITEN_INSTANTIATE(float)
 FASTWHITEN_INSTANTIATE(double)

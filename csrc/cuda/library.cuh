@@ -1,9 +1,7 @@
-// Around the library's solvers, for D beyond our own kernels: what they are given and what becomes of
-// their results. A matrix that is not finite is replaced before the library sees it (its solvers
+// Around the library's solvers, for D beyond our own kernels: what they are given and what becomes
+// of their results. A matrix that is not finite is replaced before the library sees it (its solvers
 // raise), and gives NaN for itself alone. Bytes: every matrix in and out once or twice.
 #pragma once
-
-#include <limits>
 
 #include "reduce.cuh"
 
@@ -45,8 +43,7 @@ constexpr int kNormalizeThreads = 128;
 template <class T>
 __global__ void __launch_bounds__(kNormalizeThreads) normalize_kernel(NormalizeArguments<T> in) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t warp =
-      (static_cast<int64_t>(blockIdx.x) * kNormalizeThreads + threadIdx.x) / 32;
+  const int64_t warp = (static_cast<int64_t>(blockIdx.x) * kNormalizeThreads + threadIdx.x) / 32;
   if (warp >= in.B * in.D) return;  // whole warps leave
   const int64_t b = warp / in.D, j = warp % in.D;
   const T* const column = in.from + b * in.batch + j * in.column;
@@ -68,12 +65,11 @@ __global__ void __launch_bounds__(kNormalizeThreads) normalize_kernel(NormalizeA
       place = other_place;
     }
   }
-  constexpr T nan = std::numeric_limits<T>::quiet_NaN();
   const T sign = place < in.D && column[place * in.row] < T(0) ? T(-1) : T(1);
   for (int64_t i = lane; i < in.D; i += 32) {
-    in.vectors[(b * in.D + i) * in.D + j] = in.finite[b] ? sign * column[i * in.row] : nan;
+    in.vectors[(b * in.D + i) * in.D + j] = in.finite[b] ? sign * column[i * in.row] : kNaN<T>;
   }
-  if (lane == 0) in.values[warp] = in.finite[b] ? in.from_values[warp] : nan;
+  if (lane == 0) in.values[warp] = in.finite[b] ? in.from_values[warp] : kNaN<T>;
 }
 
 }  // namespace cuda

@@ -22,14 +22,13 @@ __host__ __device__ inline int64_t matrix_tiles(const MatrixShape& m) {
   const int64_t n = ceil_div(m.rows, kTile);
   return m.lower ? n * (n + 1) / 2 : n * ceil_div(m.columns, kTile);
 }
-inline int64_t matrix_blocks(const MatrixShape& m) {
-  return m.chunks * m.batch * matrix_tiles(m);
-}
+inline int64_t matrix_blocks(const MatrixShape& m) { return m.chunks * m.batch * matrix_tiles(m); }
 
 template <class T>
 constexpr int64_t kMatrixSharedBytes = 2 * kSlab * sizeof(T);
 
-// Op: Element, kADepthFirst, kBDepthFirst, shape, a(g, k, i), b(g, k, j), store(chunk, g, i, j, sum).
+// Op: Element, kADepthFirst, kBDepthFirst, shape, a(g, k, i), b(g, k, j), store(chunk, g, i, j,
+// sum).
 template <class Op>
 __global__ void __launch_bounds__(kThreads) matrix_product_kernel(Op op) {
   using T = typename Op::Element;
@@ -46,9 +45,7 @@ __global__ void __launch_bounds__(kThreads) matrix_product_kernel(Op op) {
   const int64_t part = ceil_div(ceil_div(m.depth, kDepth), m.chunks) * kDepth;
   const int64_t first = chunk * part < m.depth ? chunk * part : m.depth;
   const int64_t last = first + part < m.depth ? first + part : m.depth;
-  const auto a = [&](int64_t k, int i) {
-    return row + i < m.rows ? op.a(g, k, row + i) : T(0);
-  };
+  const auto a = [&](int64_t k, int i) { return row + i < m.rows ? op.a(g, k, row + i) : T(0); };
   const auto b = [&](int64_t k, int j) {
     return column + j < m.columns ? op.b(g, k, column + j) : T(0);
   };

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #ifdef FASTWHITEN_EMULATE
@@ -38,6 +39,9 @@ class SharedArray {
 
 namespace fastwhiten {
 namespace cuda {
+
+template <class T>
+inline constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
 
 using Half = __half;
 using BFloat16 = __nv_bfloat16;

@@ -1,5 +1,4 @@
 #include "../ops/sample.h"
-
 #include "device.h"
 #include "fill.cuh"
 #include "sample_products.cuh"
@@ -62,10 +61,9 @@ Tensor sample_backward(const Tensor& grad, const Tensor& projected, const Tensor
   dispatch_device(grad.scalar_type(), projected.scalar_type(), [&](auto in, auto accumulation) {
     using In = typename decltype(in)::type;
     using T = typename decltype(accumulation)::type;
-    run_sample_backward<Device, In, T>(device, s, data<In>(grad), data<T>(projected),
-                                       data<T>(eigenvalues), data<T>(eigenvectors),
-                                       data<T>(row_weight), data<T>(rho), eps,
-                                       mutable_data<In>(dx));
+    run_sample_backward<Device, In, T>(
+        device, s, data<In>(grad), data<T>(projected), data<T>(eigenvalues), data<T>(eigenvectors),
+        data<T>(row_weight), data<T>(rho), eps, mutable_data<In>(dx));
   });
   return dx;
 }

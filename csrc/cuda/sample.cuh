@@ -1,9 +1,9 @@
 // The sample side, M <= D, rows only: mean [C], scaled_n = sqrt(p_n) (x_n - mean), gram = scaled
 // scaled^T = V diag(d) V^T, t = sqrt((1 - rho) d + e), e = eps + rho sum(d) / D;
-// P = diag(1/t) V^T scaled, y = diag(1/sqrt p) V P. Backward, diagonals and centring folded into M x
-// M matrices: H = B^T grad + K P, dx = E H with B = diag(1/sqrt p) V diag(1/t), F = (B^T grad) P^T,
-// K = -(1 - rho) [t_j (F_ij + F_ji) / (t_i + t_j)] - (rho/D) sum_i(F_ii / t_i) diag(t),
-// E = diag(sqrt p) V - p u^T, u = V^T sqrt p. Products: matrices.cuh. Determinism: as there.
+// P = diag(1/t) V^T scaled, y = diag(1/sqrt p) V P. Backward, diagonals and centring folded into M
+// x M matrices: H = B^T grad + K P, dx = E H with B = diag(1/sqrt p) V diag(1/t), F = (B^T grad)
+// P^T, K = -(1 - rho) [t_j (F_ij + F_ji) / (t_i + t_j)] - (rho/D) sum_i(F_ii / t_i) diag(t), E =
+// diag(sqrt p) V - p u^T, u = V^T sqrt p. Products: matrices.cuh. Determinism: as there.
 #pragma once
 
 #include "matrices.cuh"
@@ -33,8 +33,7 @@ constexpr int64_t kCenterSharedBytes = kThreads * sizeof(T);
 // One block per 32 channels: 8 threads share a channel's rows. Sums are of differences from row 0,
 // so that they are as accurate as the spread of the data allows. x twice, the second time from L2.
 template <class In, class T>
-__global__ void __launch_bounds__(kThreads)
-    sample_center_kernel(SampleCenterArguments<In, T> in) {
+__global__ void __launch_bounds__(kThreads) sample_center_kernel(SampleCenterArguments<In, T> in) {
   FASTWHITEN_SHARED_MEMORY(arena);
   const SharedArray<T> parts(arena, 0, kThreads);
   const int thread = static_cast<int>(threadIdx.x);
@@ -64,8 +63,8 @@ struct GramProduct {  // chunks of gram [G, M, M], lower triangle
   static constexpr bool kADepthFirst = true, kBDepthFirst = true;
   MatrixShape shape;  // [G] of M x M, depth D
   int64_t C;
-  const T* scaled;    // [M, C]
-  T* products;        // [chunks, G, M, M]
+  const T* scaled;  // [M, C]
+  T* products;      // [chunks, G, M, M]
 
   __device__ T a(int64_t g, int64_t k, int64_t i) const {
     return scaled[i * C + g * shape.depth + k];
@@ -78,9 +77,8 @@ struct GramProduct {  // chunks of gram [G, M, M], lower triangle
 
 // out [G, M, M] = the sum over chunks of the lower triangles, mirrored.
 template <class T>
-__global__ void __launch_bounds__(kThreads) add_symmetric_kernel(int64_t chunks, int64_t G,
-                                                                 int64_t M, const T* products,
-                                                                 T* out) {
+__global__ void __launch_bounds__(kThreads)
+    add_symmetric_kernel(int64_t chunks, int64_t G, int64_t M, const T* products, T* out) {
   const int64_t e = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (e >= G * M * M) return;
   const int64_t g = e / (M * M), i = e / M % M, j = e % M;
@@ -98,8 +96,8 @@ struct SampleSpectrumArguments {
   const T* p;             // [M] or null for 1/M
   const T* rho;           // [G] or null
   T eps;
-  T* t;                   // [G, M]
-  T* u;                   // [G, M] or null
+  T* t;  // [G, M]
+  T* u;  // [G, M] or null
 };
 
 template <class T>
@@ -107,8 +105,7 @@ constexpr int64_t kSampleSpectrumSharedBytes = kReduceWords * sizeof(T);
 
 // One block per group.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    sample_spectrum_kernel(SampleSpectrumArguments<T> in) {
+__global__ void __launch_bounds__(kThreads) sample_spectrum_kernel(SampleSpectrumArguments<T> in) {
   FASTWHITEN_SHARED_MEMORY(arena);
   const SharedArray<T> scratch(arena, 0, kReduceWords);
   const int64_t g = blockIdx.x, M = in.M;

@@ -157,8 +157,8 @@ struct CenterGrad {  // dx [M, C] = E H
 
 template <class T, class Device, class Op>
 void multiply_samples(Device& device, const Op& op) {
-  device.launch(matrix_product_kernel<Op>, matrix_blocks(op.shape), kThreads,
-                kMatrixSharedBytes<T>, op);
+  device.launch(matrix_product_kernel<Op>, matrix_blocks(op.shape), kThreads, kMatrixSharedBytes<T>,
+                op);
 }
 
 template <class Device, class Out, class T>
@@ -168,8 +168,8 @@ void run_sample_apply(Device& device, const Layout& s, const T* scaled, const T*
   const int64_t M = s.samples, D = s.width, G = s.groups;
   auto t = device.template allocate<T>(G * M);
   device.launch(sample_spectrum_kernel<T>, G, kThreads, kSampleSpectrumSharedBytes<T>,
-                SampleSpectrumArguments<T>{M, D, eigenvalues, nullptr, p, rho,
-                                           static_cast<T>(eps), t.get(), nullptr});
+                SampleSpectrumArguments<T>{M, D, eigenvalues, nullptr, p, rho, static_cast<T>(eps),
+                                           t.get(), nullptr});
   const SampleMatrices<T> in{M, s.channels, D, eigenvectors, t.get(), nullptr, p, rho};
   const MatrixShape shape{G, M, D, M, 1, false};
   multiply_samples<T>(device, ProjectRows<T>{shape, in, scaled, projected});
@@ -194,8 +194,8 @@ void run_sample_backward(Device& device, const Layout& s, const In* grad, const 
   square.chunks = cut(D, matrix_blocks(square)).count;
   const bool whole = square.chunks == 1;
   auto products = device.template allocate<T>(whole ? 0 : square.chunks * G * M * M);
-  multiply_samples<T>(device, CrossProduct<T>{square, in, H.get(), projected,
-                                              whole ? F.get() : products.get()});
+  multiply_samples<T>(
+      device, CrossProduct<T>{square, in, H.get(), projected, whole ? F.get() : products.get()});
   if (!whole) {
     add_chunks(device, AddChunksArguments<T>{square.chunks, G * M * M, products.get(), F.get(), 0,
                                              nullptr, nullptr});

@@ -1,7 +1,7 @@
 // The stages as functions of pointers: what an op calls, and whiten.cuh one after another.
 //
-// Device says where: it has allocate<T>(count), whose result frees itself, and launch(kernel, blocks,
-// threads, shared bytes, arguments...). csrc/cuda/device.h is a CUDA stream; tests have the
+// Device says where: it has allocate<T>(count), whose result frees itself, and launch(kernel,
+// blocks, threads, shared bytes, arguments...). csrc/cuda/device.h is a CUDA stream; tests have the
 // emulator. The definitions are in <stage>.cuh, for a CUDA stream instantiated in <stage>.cu.
 // Pointers p, running, blended, rho, gamma and beta may be null. Nothing here waits for the device.
 #pragma once
@@ -20,9 +20,9 @@ void run_statistics(Device& device, const Layout& s, const In* x, const T* p, T*
 
 // rho [G]; method: 1 fixed (value), 2 oas, 3 ledoit-wolf.
 template <class Device, class In, class T>
-void run_intensity(Device& device, const Layout& s, const In* x, const T* mean,
-                   const T* covariance, const T* running, const T* p, double batch_weight,
-                   int64_t method, double value, T* rho);
+void run_intensity(Device& device, const Layout& s, const In* x, const T* mean, const T* covariance,
+                   const T* running, const T* p, double batch_weight, int64_t method, double value,
+                   T* rho);
 
 // blended [G, D, D], exactly symmetric; eigenvalues, basis are not written for cholesky.
 template <class Device, class T>
@@ -43,14 +43,14 @@ void run_backward_reduce(Device& device, const Layout& s, const In* x, const In*
                          const T* mean, T* grad_sum, T* cross);
 
 template <class Device, class T>
-void run_backward_matrix(Device& device, int64_t G, int64_t D, const T* cross,
-                         const T* eigenvalues, const T* basis, const T* matrix, const T* gamma,
-                         const T* rho, double batch_weight, int64_t kind, T* inner, T* grad_gamma);
+void run_backward_matrix(Device& device, int64_t G, int64_t D, const T* cross, const T* eigenvalues,
+                         const T* basis, const T* matrix, const T* gamma, const T* rho,
+                         double batch_weight, int64_t kind, T* inner, T* grad_gamma);
 
 template <class Device, class In, class T>
-void run_backward_apply(Device& device, const Layout& s, const In* x, const In* grad,
-                        const T* mean, const T* grad_sum, const T* matrix, const T* inner,
-                        const T* gamma, const T* p, In* dx);
+void run_backward_apply(Device& device, const Layout& s, const In* x, const In* grad, const T* mean,
+                        const T* grad_sum, const T* matrix, const T* inner, const T* gamma,
+                        const T* p, In* dx);
 
 template <class Device, class In, class T>
 void run_sample_statistics(Device& device, const Layout& s, const In* x, const T* p, T* mean,

@@ -1,5 +1,4 @@
 #include "../ops/statistics.h"
-
 #include "device.h"
 #include "fill.cuh"
 #include "statistics.cuh"

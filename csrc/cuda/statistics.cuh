@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(StatisticsArgument
     const double total = weight + slab_weight;
     const double share = total > 0 ? slab_weight / total : 0;
     if (thread < 2 * kTile) {
-      merge_means(thread < kTile ? a : b, p, center, difference, slab_weight,
-                  static_cast<T>(share), mean);
+      merge_means(thread < kTile ? a : b, p, center, difference, slab_weight, static_cast<T>(share),
+                  mean);
     }
     __syncthreads();
     for (int e = thread; e < kDepth * kTile; e += kThreads) {
@@ -93,9 +93,8 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(StatisticsArgument
       b[at] = b[at] - center[kTile + i];
     }
     const T between = static_cast<T>(weight * share);
-    sums.each([&](int i, int j, T& sum) {
-      sum += between * difference[i] * difference[kTile + j];
-    });
+    sums.each(
+        [&](int i, int j, T& sum) { sum += between * difference[i] * difference[kTile + j]; });
     weight = total;
     __syncthreads();
     multiply(a, b, sums);
@@ -125,7 +124,7 @@ struct CombineArguments {
   T* covariance;          // [G, D, D]
   const T* running;       // [G, D, D] or null
   T batch_weight;
-  T* blended;             // [G, D, D] or null: batch_weight covariance + (1 - ..) running, symmetric
+  T* blended;  // [G, D, D] or null: batch_weight covariance + (1 - ..) running, symmetric
 };
 
 constexpr int kPatch = 16;  // a block combines 16 x 16 elements
@@ -193,15 +192,13 @@ void run_statistics(Device& device, const Layout& s, const In* x, const T* p, T*
   auto products = device.template allocate<T>(chunks.count * C * s.width);
   auto means = device.template allocate<T>(chunks.count * C);
   auto weights = device.template allocate<double>(chunks.count);
-  device.launch(statistics_kernel<In, T>, tiles * chunks.count, kThreads,
-                kStatisticsSharedBytes<T>,
+  device.launch(statistics_kernel<In, T>, tiles * chunks.count, kThreads, kStatisticsSharedBytes<T>,
                 StatisticsArguments<In, T>{s, chunks.count, chunks.size, x, p, products.get(),
                                            means.get(), weights.get()});
-  device.launch(statistics_combine_kernel<In, T>, s.groups * patches(s), kThreads,
-                kCombineSharedBytes<T>,
-                CombineArguments<In, T>{s, chunks.count, x, p, products.get(), means.get(),
-                                        weights.get(), mean, covariance, running,
-                                        static_cast<T>(batch_weight), blended});
+  device.launch(
+      statistics_combine_kernel<In, T>, s.groups * patches(s), kThreads, kCombineSharedBytes<T>,
+      CombineArguments<In, T>{s, chunks.count, x, p, products.get(), means.get(), weights.get(),
+                              mean, covariance, running, static_cast<T>(batch_weight), blended});
 }
 
 }  // namespace cuda

@@ -14,18 +14,17 @@
 namespace fastwhiten {
 namespace cuda {
 
-constexpr int kThreads = 256;         // of every kernel built on tiles
-constexpr int kTile = 64;             // rows and columns of a tile
-constexpr int kDepth = 32;            // of a slab
-constexpr int kStride = kTile + 4;    // of a slab's rows: a multiple of 4, for load4
+constexpr int kThreads = 256;       // of every kernel built on tiles
+constexpr int kTile = 64;           // rows and columns of a tile
+constexpr int kDepth = 32;          // of a slab
+constexpr int kStride = kTile + 4;  // of a slab's rows: a multiple of 4, for load4
 constexpr int kSlab = kDepth * kStride;
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Memory offset of (row r, channel 0); channel c lies c * s.length further.
 __device__ __forceinline__ int64_t row_offset(const Layout& s, int64_t r) {
-  return s.length == 1 ? r * s.channels
-                       : r / s.length * s.channels * s.length + r % s.length;
+  return s.length == 1 ? r * s.channels : r / s.length * s.channels * s.length + r % s.length;
 }
 
 // Row and column of entry t of a lower triangle: t = row (row + 1) / 2 + column.
@@ -138,9 +137,8 @@ __device__ __forceinline__ void multiply(const SharedArray<T>& a, const SharedAr
 // All threads call it; shared memory may be reused after the next barrier.
 template <class T, class A, class B>
 __device__ __forceinline__ void product(const SharedArray<T>& slab_a, const SharedArray<T>& slab_b,
-                                        int64_t first, int64_t last, bool a_depth_first,
-                                        const A& a, bool b_depth_first, const B& b,
-                                        Sums<T>& sums) {
+                                        int64_t first, int64_t last, bool a_depth_first, const A& a,
+                                        bool b_depth_first, const B& b, Sums<T>& sums) {
   for (int64_t k = first; k < last; k += kDepth) {
     __syncthreads();  // the slabs of the round before are read
     stage(slab_a, k, last, a_depth_first, a);

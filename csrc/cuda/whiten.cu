@@ -1,5 +1,4 @@
 #include "../ops/whiten.h"
-
 #include "device.h"
 #include "whiten.cuh"
 
@@ -30,8 +29,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> whiten_forwar
     using T = typename decltype(accumulation)::type;
     run_whiten_forward(
         device, WhitenForward<In, T>{s, data<In>(x), data<T>(gamma), data<T>(beta),
-                                     data<T>(row_weight), data<T>(running_covariance),
-                                     batch_weight, eps, kind, method, value, mutable_data<In>(y),
+                                     data<T>(row_weight), data<T>(running_covariance), batch_weight,
+                                     eps, kind, method, value, mutable_data<In>(y),
                                      mutable_data<T>(mean), mutable_data<T>(covariance),
                                      mutable_data<T>(values), mutable_data<T>(basis),
                                      mutable_data<T>(matrix), mutable_data<T>(rho)});
@@ -60,11 +59,11 @@ std::tuple<Tensor, Tensor, Tensor> whiten_backward(const Tensor& grad, const Ten
     using In = typename decltype(in)::type;
     using T = typename decltype(accumulation)::type;
     run_whiten_backward(
-        device, WhitenBackward<In, T>{s, data<In>(grad), data<In>(x), data<T>(mean),
-                                      data<T>(eigenvalues), data<T>(basis), data<T>(matrix),
-                                      data<T>(gamma), data<T>(rho), data<T>(row_weight),
-                                      batch_weight, kind, mutable_data<In>(dx),
-                                      mutable_data<T>(grad_gamma), mutable_data<T>(grad_sum)});
+        device,
+        WhitenBackward<In, T>{s, data<In>(grad), data<In>(x), data<T>(mean), data<T>(eigenvalues),
+                              data<T>(basis), data<T>(matrix), data<T>(gamma), data<T>(rho),
+                              data<T>(row_weight), batch_weight, kind, mutable_data<In>(dx),
+                              mutable_data<T>(grad_gamma), mutable_data<T>(grad_sum)});
   });
   return {dx, grad_gamma, grad_sum};
 }

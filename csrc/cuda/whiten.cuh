@@ -1,8 +1,8 @@
 // A whole forward, and a whole backward: the stages' launches one after another on one stream.
 //
 // Forward: statistics (2) -> [intensity (1 or 2)] -> eigensolver (1) -> eigenvalues and W (2) ->
-// apply (1); cholesky: one launch for the factor. Backward: reduce (1 or 2) -> matrix (1; 4 or 5 for
-// D > 64) -> apply (1). Bytes and determinism: those of the stages.
+// apply (1); cholesky: one launch for the factor. Backward: reduce (1 or 2) -> matrix (1; 4 or 5
+// for D > 64) -> apply (1). Bytes and determinism: those of the stages.
 #pragma once
 
 #include "stages.h"

@@ -129,24 +129,24 @@ void of_rows(Arguments& a, int64_t stage) {
           device, s, x, grad, a.array<T>("mean"), a.array<T>("grad_sum"), a.array<T>("matrix"),
           a.array<T>("inner"), a.array<T>("gamma"), p, a.output<In>("out_dx", count));
     case 4:
-      return run_intensity<Emulator, In, T>(
-          device, s, x, a.array<T>("mean"), a.array<T>("covariance"), running, p, weight,
-          a.integer("method"), a.real("value"),
-          a.output<T>("out_rho", static_cast<std::size_t>(G)));
+      return run_intensity<Emulator, In, T>(device, s, x, a.array<T>("mean"),
+                                            a.array<T>("covariance"), running, p, weight,
+                                            a.integer("method"), a.real("value"),
+                                            a.output<T>("out_rho", static_cast<std::size_t>(G)));
     case 5:
       return run_sample_statistics<Emulator, In, T>(
           device, s, x, p, a.output<T>("out_mean", C_), a.output<T>("out_scaled", count),
           a.output<T>("out_gram", static_cast<std::size_t>(G * M * M)));
     case 6:
       return run_sample_apply<Emulator, In, T>(
-          device, s, a.array<T>("scaled"), a.array<T>("eigenvalues"), a.array<T>("eigenvectors"),
-          p, a.array<T>("rho"), a.real("eps"), a.output<In>("out_y", count),
+          device, s, a.array<T>("scaled"), a.array<T>("eigenvalues"), a.array<T>("eigenvectors"), p,
+          a.array<T>("rho"), a.real("eps"), a.output<In>("out_y", count),
           a.output<T>("out_projected", count));
     case 7:
-      return run_sample_backward<Emulator, In, T>(
-          device, s, grad, a.array<T>("projected"), a.array<T>("eigenvalues"),
-          a.array<T>("eigenvectors"), p, a.array<T>("rho"), a.real("eps"),
-          a.output<In>("out_dx", count));
+      return run_sample_backward<Emulator, In, T>(device, s, grad, a.array<T>("projected"),
+                                                  a.array<T>("eigenvalues"),
+                                                  a.array<T>("eigenvectors"), p, a.array<T>("rho"),
+                                                  a.real("eps"), a.output<In>("out_dx", count));
     default:
       throw emulation::Error("no such stage");
   }
@@ -175,12 +175,12 @@ void whole(Arguments& a, bool forward) {
     return;
   }
   run_whiten_backward(
-      device, WhitenBackward<In, T>{
-                  s, a.array<In>("grad"), a.array<In>("x"), a.array<T>("mean"),
-                  a.array<T>("eigenvalues"), a.array<T>("basis"), a.array<T>("matrix"),
-                  a.array<T>("gamma"), a.array<T>("rho"), a.array<T>("p"), a.real("batch_weight"),
-                  kind, a.output<In>("out_dx", count), a.output<T>("out_grad_gamma", C),
-                  a.output<T>("out_grad_sum", C)});
+      device,
+      WhitenBackward<In, T>{s, a.array<In>("grad"), a.array<In>("x"), a.array<T>("mean"),
+                            a.array<T>("eigenvalues"), a.array<T>("basis"), a.array<T>("matrix"),
+                            a.array<T>("gamma"), a.array<T>("rho"), a.array<T>("p"),
+                            a.real("batch_weight"), kind, a.output<In>("out_dx", count),
+                            a.output<T>("out_grad_gamma", C), a.output<T>("out_grad_sum", C)});
 }
 
 template <class T>
