@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DRIVERS = Path(__file__).parent / "drivers"
 ORDERS = {"forward": 0, "reversed": 1, "random": 2}
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-_FLAGS = "-std=c++17 -O2 -g1 -Wall -Wextra -Werror -rdynamic -DFASTWHITEN_EMULATE".split()
+_FLAGS = "-std=c++17 -O2 -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -rdynamic -DFASTWHITEN_EMULATE".split()
 _TYPES = {
     torch.float16: "f16",
     torch.bfloat16: "bf16",
