@@ -82,9 +82,12 @@ class Device {
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
-  // a [B, D, D], exactly symmetric -> ascending values [B, D], vectors [B, D, D] in columns.
+  // a [B, D, D] (its lower triangle) -> ascending values [B, D], vectors [B, D, D] in columns.
   template <class T>
   void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) const;
+  // The same by the library, which waits for the device: for D that our kernels do not serve.
+  template <class T>
+  void library_eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) const;
   // matrix = L^{-T} by the library, for D above kCholeskyLimit; arguments as run_cholesky's.
   template <class T>
   void cholesky(int64_t G, int64_t D, const T* blended, const T* rho, double eps, T* matrix) const;

@@ -56,6 +56,7 @@ struct Thread {
 struct Warp {
   std::uint32_t runnable = 0;                               // lanes that can continue
   std::uint32_t lanes = 0;                                  // lanes that exist
+  std::uint32_t waiting = 0;                                // lanes in a warp operation
   std::uint32_t clock = 0;                                  // counts __syncwarp
   std::array<std::array<std::uint32_t, kWarp>, kWarp> met;  // clock of the last __syncwarp of two
 };
@@ -125,7 +126,8 @@ class Block {
     self.value = value;
     self.source = source;
     self.predicate = predicate;
-    if (all_arrived(self)) complete(warp, self);
+    warp.waiting |= 1u << lane;
+    if ((warp.waiting & mask) == mask && all_arrived(self)) complete(warp, self);
     self.fiber.switch_to(*Fiber::home());
     return self;
   }
@@ -152,7 +154,7 @@ class Block {
     }
     warps.resize(static_cast<std::size_t>((threads + kWarp - 1) / kWarp));
     for (Warp& warp : warps) {
-      warp.runnable = warp.lanes = warp.clock = 0;
+      warp.runnable = warp.lanes = warp.waiting = warp.clock = 0;
       for (auto& row : warp.met) row.fill(0);
     }
     Fiber::home() = &home_;
@@ -277,6 +279,7 @@ class Block {
       other.ballot = ballot;
     }
     if (std::strcmp(last.operation, "__syncwarp") == 0) order_lanes(warp, mask);
+    warp.waiting &= ~mask;
     for (std::uint32_t rest = mask; rest != 0; rest &= rest - 1) {
       resume(first + __builtin_ctz(rest));
     }

@@ -98,6 +98,11 @@ inline float __bfloat162float(__nv_bfloat16 b) {
 inline __nv_bfloat16 __float2bfloat16(float f) { return {emulation::float_to_bfloat16_bits(f)}; }
 inline __nv_bfloat16 __float2bfloat16_rn(float f) { return __float2bfloat16(f); }
 
+inline unsigned __float_as_uint(float x) { return emulation::bit_cast<unsigned>(x); }
+inline float __uint_as_float(unsigned x) { return emulation::bit_cast<float>(x); }
+inline long long __double_as_longlong(double x) { return emulation::bit_cast<long long>(x); }
+inline double __longlong_as_double(long long x) { return emulation::bit_cast<double>(x); }
+
 // From double in one rounding: via float to odd (the last bit remembers what was cut off).
 namespace emulation {
 inline float double_to_float_odd(double value) {

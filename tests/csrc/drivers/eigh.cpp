@@ -1,0 +1,38 @@
+// The eigensolver through its launch table: a, start [B, D, D] in, values, vectors, sweeps out.
+#include "cuda/eigh.cuh"
+
+#include "emulation/driver.h"
+
+namespace {
+
+template <class T>
+void run_typed(emulation::Arguments& a) {
+  using fastwhiten::cuda::EighProblem;
+  const int64_t B = a.integer("B"), D = a.integer("D");
+  const auto size = static_cast<std::size_t>(B * D);
+  const EighProblem<T> problem = {B,
+                                  static_cast<int>(D),
+                                  a.array<T>("a"),
+                                  a.output<T>("values", size),
+                                  a.output<T>("vectors", size * static_cast<std::size_t>(D)),
+                                  a.array<T>("start"),
+                                  a.output<int32_t>("sweeps", static_cast<std::size_t>(B)),
+                                  false};
+  const int64_t limit = a.integer("shared_limit", 227 << 10);
+  const bool done = fastwhiten::cuda::launch_eigh(
+      problem, limit,
+      [&](auto* kernel, unsigned grid, unsigned threads, int64_t bytes, const auto& argument) {
+        const auto most = static_cast<unsigned>(a.integer("grid", grid));  // fewer blocks than B
+        emulation::launch(kernel, grid < most ? grid : most, threads,
+                          static_cast<std::size_t>(bytes), a.order(), argument);
+      });
+  if (!done) throw emulation::Error("left to the library");
+}
+
+void run(emulation::Arguments& a) {
+  a.type("a") == "f64" ? run_typed<double>(a) : run_typed<float>(a);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return emulation::drive(argc, argv, run); }
