@@ -21,7 +21,7 @@ void call(const char* op, StableIValue (&stack)[kSlots]) {
 }  // namespace
 
 template <class T>
-void Device::eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) const {
+void Device::library_eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) const {
   Tensor guarded = empty({B, D, D}, scalar_type_of<T>);
   auto finite = allocate<int32_t>(B);
   launch(guard_kernel<T>, B, 256, 0, D, a, mutable_data<T>(guarded), finite.get());
@@ -59,7 +59,7 @@ void Device::cholesky(int64_t G, int64_t D, const T* blended, const T* rho, doub
 }
 
 #define FASTWHITEN_INSTANTIATE(T)                                       \
-  template void Device::eigh(int64_t, int64_t, const T*, T*, T*) const; \
+  template void Device::library_eigh(int64_t, int64_t, const T*, T*, T*) const; \
   template void Device::cholesky(int64_t, int64_t, const T*, const T*, double, T*) const;
 FASTWHITEN_INSTANTIATE(float)
 FASTWHITEN_INSTANTIATE(double)
