@@ -69,14 +69,44 @@ __device__ __forceinline__ void row_product(const Layout& s, const RowTile& tile
   }
 }
 
-// The same for groups that share a tile: out(n, row, channel, sum of D terms) for the n-th element
-// of this thread. wide holds all channels of x, matrices those of the groups, [D, 64]. Groups are
-// not padded with zeros to one another: 0 * NaN of a neighbour would be NaN.
-template <class T, class X, class W, class Out>
+// The elements of a tile that a thread owns where groups share it: n = 0, 1, ... at thread + 256 n,
+// numbered so that threads side by side are side by side in memory.
+template <class T>
+struct NarrowSums {
+  static constexpr int kCount = kTile * kTile / kThreads;
+  T v[kCount];
+
+  __device__ __forceinline__ NarrowSums() {
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) v[n] = T(0);
+  }
+  static __device__ __forceinline__ int row(const Layout& s, int n) {
+    const int e = static_cast<int>(threadIdx.x) + n * kThreads;
+    return s.planes() ? e % kTile : e / kTile;
+  }
+  static __device__ __forceinline__ int channel(const Layout& s, int n) {
+    const int e = static_cast<int>(threadIdx.x) + n * kThreads;
+    return s.planes() ? e / kTile : e % kTile;
+  }
+  // f(row, channel, sum) for every element of this thread.
+  template <class F>
+  __device__ __forceinline__ void each(const Layout& s, const RowTile& tile, const F& f) const {
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+      const int r = row(s, n), c = channel(s, n);
+      if (r < tile.rows && c < tile.channels) f(r, c, v[n]);
+    }
+  }
+};
+
+// row_product for groups that share a tile. wide holds all channels of x, matrices those of the
+// groups, [D, 64]. Groups are not padded with zeros to one another: 0 * NaN of a neighbour would
+// be NaN.
+template <class T, class X, class W>
 __device__ __forceinline__ void narrow_row_product(const Layout& s, const RowTile& tile,
                                                    const SharedArray<T>& wide,
                                                    const SharedArray<T>& matrices, const X& x,
-                                                   const W& w, const Out& out) {
+                                                   const W& w, NarrowSums<T>& sums) {
   const int D = static_cast<int>(s.width), thread = static_cast<int>(threadIdx.x);
   __syncthreads();  // what was here before is read
   for (int e = thread; e < kTile * kTile; e += kThreads) {
@@ -84,21 +114,22 @@ __device__ __forceinline__ void narrow_row_product(const Layout& s, const RowTil
     const bool inside = r < tile.rows && c < tile.channels;
     wide[c * kStride + r] = inside ? x(tile.row + r, tile.channel + c) : T(0);
   }
-  for (int e = thread; e < D * tile.channels; e += kThreads) {
-    const int k = e / tile.channels, c = e % tile.channels;
-    matrices[k * kStride + c] = w(tile.group + c / D, k, c % D);
+  for (int e = thread; e < D * kTile; e += kThreads) {
+    const int k = e / kTile, c = e % kTile;
+    matrices[k * kStride + c] = c < tile.channels ? w(tile.group + c / D, k, c % D) : T(0);
   }
   __syncthreads();
-#pragma unroll  // n must be known to the compiler: out may keep results in registers
-  for (int n = 0; n < kTile * kTile / kThreads; ++n) {
-    const int e = thread + n * kThreads;
-    const int r = s.planes() ? e % kTile : e / kTile, c = s.planes() ? e / kTile : e % kTile;
-    T sum = 0;
-    if (r < tile.rows && c < tile.channels) {
-      for (int k = 0; k < D; ++k) {
-        sum += wide[(c / D * D + k) * kStride + r] * matrices[k * kStride + c];
-      }
-      out(n, r, c, sum);
+  int first[NarrowSums<T>::kCount];  // channel of the group that element n belongs to
+#pragma unroll
+  for (int n = 0; n < NarrowSums<T>::kCount; ++n) {
+    const int c = NarrowSums<T>::channel(s, n);
+    first[n] = c < tile.channels ? c / D * D : 0;
+  }
+  for (int k = 0; k < D; ++k) {
+#pragma unroll
+    for (int n = 0; n < NarrowSums<T>::kCount; ++n) {
+      const int r = NarrowSums<T>::row(s, n), c = NarrowSums<T>::channel(s, n);
+      sums.v[n] += wide[(first[n] + k) * kStride + r] * matrices[k * kStride + c];
     }
   }
 }
@@ -137,8 +168,9 @@ __global__ void __launch_bounds__(kThreads) apply_kernel(ApplyArguments<In, T> i
   };
   if constexpr (kNarrow) {
     const SharedArray<T> wide(arena, 0, 2 * kSlab), w(arena, 2 * kSlab * sizeof(T), kSlab);
-    narrow_row_product(s, tile, wide, w, centered, weight,
-                       [&](int, int r, int c, T sum) { store(r, c, sum); });
+    NarrowSums<T> sums;
+    narrow_row_product(s, tile, wide, w, centered, weight, sums);
+    sums.each(s, tile, store);
   } else {
     const SharedArray<T> a(arena, 0, kSlab), b(arena, kSlab * sizeof(T), kSlab);
     Sums<T> sums;

@@ -52,12 +52,10 @@ __global__ void __launch_bounds__(kThreads)
   };
   if constexpr (kNarrow) {
     const SharedArray<T> wide(arena, 0, 2 * kSlab), w(arena, 2 * kSlab * sizeof(T), kSlab);
-    T kept[kTile * kTile / kThreads];  // the part of x, of the elements that this thread writes
-    narrow_row_product(s, tile, wide, w, of_x, symmetric,
-                       [&](int n, int, int, T sum) { kept[n] = sum; });
-    narrow_row_product(s, tile, wide, w, of_grad, transposed, [&](int n, int r, int c, T sum) {
-      place(r, c) = round_to<In>(sum + kept[n]);
-    });
+    NarrowSums<T> sums;
+    narrow_row_product(s, tile, wide, w, of_x, symmetric, sums);
+    narrow_row_product(s, tile, wide, w, of_grad, transposed, sums);
+    sums.each(s, tile, [&](int r, int c, T sum) { place(r, c) = round_to<In>(sum); });
   } else {
     const SharedArray<T> a(arena, 0, kSlab), b(arena, kSlab * sizeof(T), kSlab);
     Sums<T> sums;
