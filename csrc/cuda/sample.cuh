@@ -42,6 +42,7 @@ __global__ void __launch_bounds__(kThreads) sample_center_kernel(SampleCenterArg
   const bool inside = c < in.C;
   const T first = inside ? convert<T>(in.x[c]) : T(0);
   T sum = 0;
+#pragma unroll 4
   for (int64_t n = segment; inside && n < in.M; n += kCenterRows) {
     sum += row_weight(in.p, in.M, n) * (convert<T>(in.x[n * in.C + c]) - first);
   }
@@ -51,6 +52,7 @@ __global__ void __launch_bounds__(kThreads) sample_center_kernel(SampleCenterArg
   for (int k = 0; k < kCenterRows; ++k) shift += parts[k * kCenterColumns + column];
   if (!inside) return;
   if (segment == 0) in.mean[c] = first + shift;
+#pragma unroll 1  // square roots in double, several at a time, do not fit into registers
   for (int64_t n = segment; n < in.M; n += kCenterRows) {
     const T difference = convert<T>(in.x[n * in.C + c]) - first - shift;
     in.scaled[n * in.C + c] = sqrt(row_weight(in.p, in.M, n)) * difference;
