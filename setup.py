@@ -9,6 +9,7 @@ Environment variables:
         major version is found), 0 (never) or 1 (what is missing is an error).
     CUDA_HOME: the CUDA toolkit; by default nvcc is looked for on PATH.
     TORCH_CUDA_ARCH_LIST: what nvcc compiles for, by default "8.0;9.0+PTX".
+    FASTWHITEN_NVCC_STRICT: 1 for warnings and spills as errors (see tools/kernel_resources.py).
     FASTWHITEN_SANITIZE: a list for -fsanitize, for example address,undefined (see CONTRIBUTING.md).
     MAX_JOBS: how many compilers run at once; by default as many as processors and memory allow.
 """
@@ -113,7 +114,12 @@ else:
                 libraries=["c10", "torch", "torch_cpu", "torch_cuda", "cudart"],
                 extra_compile_args={
                     "cxx": [*FLAGS, *[f"-isystem{folder}" for folder in ALL_HEADERS]],
-                    "nvcc": build_cuda.nvcc_flags(ARCHS, [str(ROOT)], ALL_HEADERS),
+                    "nvcc": build_cuda.nvcc_flags(
+                        ARCHS,
+                        [str(ROOT)],
+                        ALL_HEADERS,
+                        os.environ.get("FASTWHITEN_NVCC_STRICT") == "1",
+                    ),
                 },
                 **TORCH_BUILD,
             )

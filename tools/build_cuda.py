@@ -156,15 +156,23 @@ def gencode_flags(archs: list[str]) -> list[str]:
     return flags
 
 
-def nvcc_flags(archs: list[str], folders: list[str], headers: list[str]) -> list[str]:
+# A kernel that spills or keeps arrays in local memory is slow without saying so.
+STRICT = ["-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror"]
+
+
+def nvcc_flags(
+    archs: list[str], folders: list[str], headers: list[str], strict: bool = False
+) -> list[str]:
     """Return nvcc's flags.
 
     Args:
         archs: what :func:`parse_archs` returned.
         folders: what to leave out of file names, as in `build_helpers.compile_flags`.
         headers: folders of torch's and CUDA's headers.
+        strict: warnings, spills and local memory are errors, and ptxas says what kernels take.
     """
     return [
+        *(STRICT if strict else []),
         "-O3",
         "-std=c++17",
         # torch declares what gives the current stream for this only

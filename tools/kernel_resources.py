@@ -1,8 +1,10 @@
 """Compiles every CUDA kernel for sm_80 and sm_90, with warnings and spills as errors.
 
 Usage:
-    python tools/kernel_resources.py          compiles, and writes csrc/cuda/resources.csv
-    python tools/kernel_resources.py --check  compiles, and compares with it
+    python tools/kernel_resources.py             compiles, and writes csrc/cuda/resources.csv
+    python tools/kernel_resources.py --check     compiles, and compares with it
+    python tools/kernel_resources.py --log FILE  the same from what a build printed:
+        FASTWHITEN_NVCC_STRICT=1 pip install -v . >FILE
 
 Needs an nvcc and no GPU; any torch gives the headers. The table holds the registers of every kernel
 and the shared memory that it asks for, which together say how many blocks a multiprocessor takes.
@@ -28,8 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
 TABLE = KERNELS / "resources.csv"
 ARCHS = ["8.0", "9.0"]
-# A kernel that spills or keeps arrays in local memory is slow without saying so.
-STRICT = ["-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror"]
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\d+)'.*?"
     r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
@@ -43,10 +43,10 @@ def compile_source(toolkit: build_cuda.Toolkit, source: Path, headers: list[str]
     Raises:
         SystemExit: a warning, a spill or an error.
     """
-    flags = build_cuda.nvcc_flags(ARCHS, [], headers)
+    flags = build_cuda.nvcc_flags(ARCHS, [], headers, strict=True)
     with tempfile.TemporaryDirectory() as folder:
         output = ["-I", str(ROOT / "csrc"), "-c", str(source), "-o", f"{folder}/object.o"]
-        command = [f"{toolkit.home}/bin/nvcc", *flags, *STRICT, *output]
+        command = [f"{toolkit.home}/bin/nvcc", *flags, *output]
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         lines = [x for x in result.stderr.splitlines() if "warning" in x or "error" in x]
@@ -85,11 +85,13 @@ def parse(shown: str) -> dict[tuple[str, str], tuple[int, int]]:
     return found
 
 
-def measure() -> tuple[str, dict[tuple[str, str], tuple[int, int]]]:
-    """Compile everything; return nvcc's version and what every kernel takes."""
+def measure(log: Path | None) -> tuple[str, dict[tuple[str, str], tuple[int, int]]]:
+    """Compile everything, or read a build's log; return nvcc's version and what kernels take."""
     toolkit = build_cuda.find_toolkit(os.environ)
     if toolkit is None:
         sys.exit("expected an nvcc (CUDA_HOME or PATH), found none")
+    if log is not None:
+        return ".".join(map(str, toolkit.version)), parse(log.read_text(encoding="utf-8"))
     from torch.utils import cpp_extension
 
     headers = cpp_extension.include_paths()
@@ -128,8 +130,9 @@ def main() -> None:
     parser.add_argument(
         "--check", action="store_true", help="compare with the table, write nothing"
     )
+    parser.add_argument("--log", type=Path, help="what a strict build printed")
     options = parser.parse_args()
-    version, found = measure()
+    version, found = measure(options.log)
     static = sorted({name for (name, _), (_, shared) in found.items() if shared})
     if static:
         sys.exit(f"expected shared memory through FASTWHITEN_SHARED_MEMORY only, got {static}")
