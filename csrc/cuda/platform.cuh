@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #ifdef FASTWHITEN_EMULATE
@@ -39,6 +40,9 @@ class SharedArray {
 namespace fastwhiten {
 namespace cuda {
 
+template <class T>
+inline constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+
 using Half = __half;
 using BFloat16 = __nv_bfloat16;
 
@@ -53,12 +57,14 @@ __device__ __forceinline__ Four<T> load4(const SharedArray<T>& a, int i) {
 #ifdef FASTWHITEN_EMULATE
   return {{a[i], a[i + 1], a[i + 2], a[i + 3]}};
 #else
-  Four<T> result;
-  const auto* from = reinterpret_cast<const float4*>(&a[i]);
-  auto* to = reinterpret_cast<float4*>(&result);
-  to[0] = from[0];
-  if constexpr (sizeof(T) == 8) to[1] = from[1];
-  return result;
+  if constexpr (sizeof(T) == 4) {
+    const auto from = *reinterpret_cast<const float4*>(&a[i]);
+    return {{from.x, from.y, from.z, from.w}};
+  } else {
+    const auto low = *reinterpret_cast<const double2*>(&a[i]);
+    const auto high = *reinterpret_cast<const double2*>(&a[i + 2]);
+    return {{low.x, low.y, high.x, high.y}};
+  }
 #endif
 }
 
@@ -85,11 +91,17 @@ __device__ __forceinline__ Out round_to(T value) {
   if constexpr (sizeof(Out) > 2) {
     return static_cast<Out>(value);
   } else if constexpr (std::is_same_v<Out, Half>) {
-    if constexpr (sizeof(T) == 8) return __double2half(value);
-    return __float2half_rn(static_cast<float>(value));
+    if constexpr (sizeof(T) == 8) {
+      return __double2half(value);
+    } else {
+      return __float2half_rn(value);
+    }
   } else {
-    if constexpr (sizeof(T) == 8) return __double2bfloat16(value);
-    return __float2bfloat16_rn(static_cast<float>(value));
+    if constexpr (sizeof(T) == 8) {
+      return __double2bfloat16(value);
+    } else {
+      return __float2bfloat16_rn(value);
+    }
   }
 }
 

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DRIVERS = Path(__file__).parent / "drivers"
 ORDERS = {"forward": 0, "reversed": 1, "random": 2}
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-_FLAGS = "-std=c++17 -O2 -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -rdynamic -DFASTWHITEN_EMULATE".split()
+_WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"  # #pragma unroll is nvcc's
+_FLAGS = f"-std=c++17 -O2 -g1 {_WARNINGS} -rdynamic -DFASTWHITEN_EMULATE".split()
 _TYPES = {
     torch.float16: "f16",
     torch.bfloat16: "bf16",
@@ -125,6 +126,6 @@ def _read(path: Path) -> dict[str, Tensor]:
         dtype = _DTYPES[kind]
         size = int(count) * dtype.itemsize
         raw = np.frombuffer(content[end + 1 : end + 1 + size], dtype=np.uint8).copy()
-        arrays[name] = torch.from_numpy(raw).view(dtype)
+        arrays[name] = torch.from_numpy(raw).view(dtype) if size else torch.empty(0, dtype=dtype)
         at = end + 1 + size
     return arrays
