@@ -1,7 +1,7 @@
 """What setup.py decides about the CUDA module, and what it says (tools/build_cuda.py).
 
-Each failure that users of other CUDA extensions meet is here: no nvcc, an nvcc that is a script, one
-of another major version, no visible GPU, an architecture list that is unset or makes no sense.
+Each failure that users of other CUDA extensions meet is here: no nvcc, an nvcc that is a script,
+one of another major version, no visible GPU, a list of architectures that is unset or senseless.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def fake_nvcc(folder: Path, home: str, version: str = VERSION) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "nvcc"
     path.write_text(
-        f"#!/bin/sh\ncase $1 in --dryrun) echo '#$ TOP={home}/bin/..' >&2;; *) echo '{version}';; esac\n"
+        "#!/bin/sh\n"
+        f"case $1 in --dryrun) echo '#$ TOP={home}/bin/..' >&2;; *) echo '{version}';; esac\n"
     )
     path.chmod(0o755)
     return path

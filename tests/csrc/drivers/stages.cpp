@@ -1,8 +1,6 @@
-// Every stage of csrc/cuda, launched as on a device, in the emulator.
+// Every stage of csrc/cuda but the eigensolver, launched as on a device, in the emulator.
 #include <algorithm>
-#include <cmath>
 #include <memory>
-#include <vector>
 
 #include "cuda/apply.cuh"
 #include "cuda/backward_apply.cuh"
@@ -43,63 +41,17 @@ struct Emulator {
   int64_t shared_limit() const { return 227 << 10; }
   template <class T>
   void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) {
-    const bool ours =
-        launch_eigh(EighProblem<T>{B, D, a, values, vectors, nullptr, nullptr}, shared_limit(),
-                    [&](const auto&... of_launch) { launch(of_launch...); });
-    if (!ours) library_eigh(B, D, a, values, vectors);
+    const auto start = [&](const auto&... of_launch) { launch(of_launch...); };
+    if (!launch_eigh(EighProblem<T>{B, D, a, values, vectors, nullptr, nullptr}, shared_limit(),
+                     start)) {
+      throw emulation::Error("the library's eigensolver is not emulated");
+    }
   }
-  // Plain Jacobi in double stands for the library.
-  template <class T>
-  void library_eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors);
   template <class T>
   void cholesky(int64_t, int64_t, const T*, const T*, double, T*) {
     throw emulation::Error("the library's Cholesky factorisation is not emulated");
   }
 };
-
-void rotate(std::vector<double>& a, std::vector<double>& v, int64_t n, int64_t p, int64_t q) {
-  const double off = a[p * n + q];
-  if (off == 0) return;
-  const double theta = (a[q * n + q] - a[p * n + p]) / (2 * off);
-  const double t = (theta < 0 ? -1 : 1) / (std::fabs(theta) + std::sqrt(theta * theta + 1));
-  const double c = 1 / std::sqrt(t * t + 1), s = t * c;
-  for (int64_t k = 0; k < n; ++k) {
-    const double x = a[k * n + p], y = a[k * n + q];
-    a[k * n + p] = c * x - s * y;
-    a[k * n + q] = s * x + c * y;
-    const double f = v[k * n + p], g = v[k * n + q];
-    v[k * n + p] = c * f - s * g;
-    v[k * n + q] = s * f + c * g;
-  }
-  for (int64_t k = 0; k < n; ++k) {
-    const double x = a[p * n + k], y = a[q * n + k];
-    a[p * n + k] = c * x - s * y;
-    a[q * n + k] = s * x + c * y;
-  }
-}
-
-template <class T>
-void Emulator::library_eigh(int64_t B, int64_t D, const T* from, T* values, T* vectors) {
-  for (int64_t b = 0; b < B; ++b) {
-    std::vector<double> a(from + b * D * D, from + (b + 1) * D * D), v(D * D, 0.0);
-    for (int64_t i = 0; i < D; ++i) v[i * D + i] = 1;
-    for (int sweep = 0; sweep < 30; ++sweep) {
-      for (int64_t p = 0; p < D; ++p) {
-        for (int64_t q = p + 1; q < D; ++q) rotate(a, v, D, p, q);
-      }
-    }
-    std::vector<int64_t> place(D);
-    for (int64_t i = 0; i < D; ++i) place[i] = i;
-    std::stable_sort(place.begin(), place.end(),
-                     [&](int64_t i, int64_t j) { return a[i * D + i] < a[j * D + j]; });
-    for (int64_t j = 0; j < D; ++j) {
-      values[b * D + j] = static_cast<T>(a[place[j] * D + place[j]]);
-      for (int64_t i = 0; i < D; ++i) {
-        vectors[(b * D + i) * D + j] = static_cast<T>(v[i * D + place[j]]);
-      }
-    }
-  }
-}
 
 Layout layout(Arguments& a) {
   const int64_t N = a.integer("samples"), C = a.integer("channels");
