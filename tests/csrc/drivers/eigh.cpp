@@ -29,7 +29,10 @@ void run_typed(emulation::Arguments& a) {
 }
 
 void run(emulation::Arguments& a) {
-  a.type("a") == "f64" ? run_typed<double>(a) : run_typed<float>(a);
+#ifndef FLOAT_ONLY  // halves the time to compile, for tests that do so fifty times
+  if (a.type("a") == "f64") return run_typed<double>(a);
+#endif
+  run_typed<float>(a);
 }
 
 }  // namespace
