@@ -82,10 +82,13 @@ class Device {
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
-  // a [B, D, D] (its lower triangle) -> ascending values [B, D], vectors [B, D, D] in columns.
+  // a [B, D, D], its lower triangle -> ascending values [B, D], vectors [B, D, D] in columns. The
+  // sweeps begin from the orthogonal start [B, D, D], if there is one, and are counted in sweeps
+  // [B], if it is not null; the library knows neither (it leaves -1).
   template <class T>
-  void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) const;
-  // The same by the library, which waits for the device: for D that our kernels do not serve.
+  void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors, const T* start = nullptr,
+            int32_t* sweeps = nullptr) const;
+  // The same by the library, for D above our own kernels' limit.
   template <class T>
   void library_eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) const;
   // matrix = L^{-T} by the library, for D above kCholeskyLimit; arguments as run_cholesky's.

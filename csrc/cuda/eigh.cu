@@ -1,26 +1,27 @@
 #include "../ops/eigh.h"
 #include "device.h"
 #include "eigh.cuh"
+#include "fill.cuh"
 
 namespace fastwhiten {
 namespace cuda {
 
 template <class T>
-void Device::eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) const {
-  const auto start = [&](auto* kernel, unsigned grid, unsigned threads, int64_t bytes,
-                         const auto& problem) {
-    launch(kernel, grid, static_cast<int>(threads), bytes, problem);
-  };
-  const bool small = D <= kOneSidedUpTo;
-  const EighProblem<T> problem{
-      B, small ? static_cast<int>(D) : 0, a, values, vectors, nullptr, nullptr, false};
-  if (!small || !launch_eigh(problem, shared_limit(), start)) {
-    library_eigh(B, D, a, values, vectors);
-  }
+void Device::eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors, const T* start,
+                  int32_t* sweeps) const {
+  const EighProblem<T> problem = {B, D, a, values, vectors, start, sweeps};
+  const bool ours = launch_eigh(problem, shared_limit(), [&](const auto&... values_of_launch) {
+    launch(values_of_launch...);
+  });
+  if (ours) return;
+  if (sweeps != nullptr) fill(*this, sweeps, B, int32_t{-1});
+  library_eigh(B, D, a, values, vectors);
 }
 
-template void Device::eigh(int64_t, int64_t, const float*, float*, float*) const;
-template void Device::eigh(int64_t, int64_t, const double*, double*, double*) const;
+template void Device::eigh(int64_t, int64_t, const float*, float*, float*, const float*,
+                           int32_t*) const;
+template void Device::eigh(int64_t, int64_t, const double*, double*, double*, const double*,
+                           int32_t*) const;
 
 namespace {
 

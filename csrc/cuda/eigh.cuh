@@ -24,14 +24,13 @@ __host__ __device__ constexpr int block_threads(int D) {
 
 template <class T>
 struct EighProblem {
-  int64_t B;
-  int D;
-  const T* a;       // [B, D, D], of which the lower triangle is read
-  T* values;        // [B, D]
-  T* vectors;       // [B, D, D]
-  const T* start;   // [B, D, D] orthogonal, or null: where the sweeps begin
-  int32_t* sweeps;  // [B], or null
-  bool both;        // shared memory holds two arrays (set by launch_eigh)
+  int64_t B, D;
+  const T* a;         // [B, D, D], of which the lower triangle is read
+  T* values;          // [B, D]
+  T* vectors;         // [B, D, D]
+  const T* start;     // [B, D, D] orthogonal, or null: where the sweeps begin
+  int32_t* sweeps;    // [B], or null
+  bool both = false;  // shared memory holds two arrays (set by launch_eigh)
 };
 
 template <class T>
@@ -43,8 +42,8 @@ template <class T, int N>
 __global__ void __launch_bounds__(32 * kWarpsOfBlock, 1) eigh_warp_kernel(EighProblem<T> e) {
   const int64_t step = int64_t{gridDim.x} * kWarpsOfBlock, square = int64_t{e.D} * e.D;
   for (int64_t b = int64_t{blockIdx.x} * kWarpsOfBlock + threadIdx.x / 32; b < e.B; b += step) {
-    const int count = warp_eigh<T, N>(e.D, e.a + b * square, start_of(e, b), e.values + b * e.D,
-                                      e.vectors + b * square);
+    const int count = warp_eigh<T, N>(static_cast<int>(e.D), e.a + b * square, start_of(e, b),
+                                      e.values + b * e.D, e.vectors + b * square);
     if (e.sweeps != nullptr && threadIdx.x % 32 == 0) e.sweeps[b] = count;
   }
 }
@@ -53,7 +52,7 @@ template <class T, int kChunks, bool kTwoSided>
 __global__ void __launch_bounds__(block_threads<T>(32 * kChunks), 1)
     eigh_block_kernel(EighProblem<T> e) {
   FASTWHITEN_SHARED_MEMORY(arena);
-  const EigenShared<T> shared(arena, 0, e.D, e.both);
+  const EigenShared<T> shared(arena, 0, static_cast<int>(e.D), e.both);
   const int64_t square = int64_t{e.D} * e.D;
   for (int64_t b = blockIdx.x; b < e.B; b += gridDim.x) {
     const T* const a = e.a + b * square;
@@ -69,30 +68,29 @@ __global__ void __launch_bounds__(block_threads<T>(32 * kChunks), 1)
   }
 }
 
-// Calls launch(kernel, grid, threads, shared bytes, problem) with what serves the problem; false,
-// and nothing, where the library has to. D > 0 and B > 0. `shared_limit` is what a block may have.
+// Calls launch(kernel, blocks, threads, shared bytes, problem) with what serves the problem; false,
+// and nothing, where the library has to. B > 0 and D > 0. A block may have `shared_limit` bytes.
 template <class T, class Launch>
 bool launch_eigh(EighProblem<T> e, int64_t shared_limit, const Launch& launch) {
-  const int64_t most = 2147483647;
-  if (e.D <= kWarpUpTo) {
+  constexpr int64_t kMostBlocks = 2147483647;
+  if (e.D > kOneSidedUpTo) return false;
+  const int D = static_cast<int>(e.D);
+  if (D <= kWarpUpTo) {
     const int64_t blocks = (e.B + kWarpsOfBlock - 1) / kWarpsOfBlock;
-    const auto grid = static_cast<unsigned>(blocks < most ? blocks : most);
-    auto* kernel = e.D <= 4   ? eigh_warp_kernel<T, 4>
-                   : e.D <= 8 ? eigh_warp_kernel<T, 8>
-                              : eigh_warp_kernel<T, 16>;
-    launch(kernel, grid, 32u * kWarpsOfBlock, int64_t{0}, e);
+    auto* kernel = D <= 4   ? eigh_warp_kernel<T, 4>
+                   : D <= 8 ? eigh_warp_kernel<T, 8>
+                            : eigh_warp_kernel<T, 16>;
+    launch(kernel, blocks < kMostBlocks ? blocks : kMostBlocks, 32 * kWarpsOfBlock, int64_t{0}, e);
     return true;
   }
-  const bool two_sided = e.D <= kTwoSidedUpTo;
-  e.both = two_sided || eigen_shared_bytes<T>(e.D, true) <= shared_limit;
-  const int64_t bytes = eigen_shared_bytes<T>(e.D, e.both);
-  if (e.D > kOneSidedUpTo || bytes > shared_limit) return false;
-  const auto grid = static_cast<unsigned>(e.B < most ? e.B : most);
-  const auto threads = static_cast<unsigned>(block_threads<T>(e.D));
-  auto* kernel = e.D <= 32   ? eigh_block_kernel<T, 1, true>
+  const bool two_sided = D <= kTwoSidedUpTo;
+  e.both = two_sided || eigen_shared_bytes<T>(D, true) <= shared_limit;
+  const int64_t bytes = eigen_shared_bytes<T>(D, e.both);
+  if (bytes > shared_limit) return false;
+  auto* kernel = D <= 32     ? eigh_block_kernel<T, 1, true>
                  : two_sided ? eigh_block_kernel<T, 2, true>
                              : eigh_block_kernel<T, 4, false>;
-  launch(kernel, grid, threads, bytes, e);
+  launch(kernel, e.B < kMostBlocks ? e.B : kMostBlocks, block_threads<T>(D), bytes, e);
   return true;
 }
 

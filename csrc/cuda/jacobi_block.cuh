@@ -131,10 +131,12 @@ struct Tile {
   T sum[kTileRows<kChunks>][kChunks];  // rows of the tile, columns lane + 32 chunk
 };
 
-// sum_k left(row, k) right(k, column) for the rows of a tile from `first` on and all columns, by
-// one warp. Indices stop at D - 1: what lies beyond is computed for nothing and must not be stored.
+// sum_k left(row, k) right(k, column), k < depth, for the rows of a tile from `first` on and all of
+// at most 32 kChunks columns, by one warp. Indices stop at the last row and column: what lies
+// beyond is computed for nothing and must not be stored.
 template <class T, int kChunks, class Left, class Right>
-__device__ __forceinline__ Tile<T, kChunks> warp_product(int D, int first, const Left& left,
+__device__ __forceinline__ Tile<T, kChunks> warp_product(int rows, int columns, int depth,
+                                                         int first, const Left& left,
                                                          const Right& right) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   Tile<T, kChunks> tile;
@@ -144,14 +146,15 @@ __device__ __forceinline__ Tile<T, kChunks> warp_product(int D, int first, const
     for (int c = 0; c < kChunks; ++c) tile.sum[r][c] = 0;
   }
 #pragma unroll(kChunks == 4 ? 1 : 2)
-  for (int k = 0; k < D; ++k) {
+  for (int k = 0; k < depth; ++k) {
     T row[kTileRows<kChunks>];
 #pragma unroll
-    for (int r = 0; r < kTileRows<kChunks>; ++r)
-      row[r] = left(first + r < D ? first + r : D - 1, k);
+    for (int r = 0; r < kTileRows<kChunks>; ++r) {
+      row[r] = left(first + r < rows ? first + r : rows - 1, k);
+    }
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      const int column = lane + 32 * c < D ? lane + 32 * c : D - 1;
+      const int column = lane + 32 * c < columns ? lane + 32 * c : columns - 1;
       const T entry = right(k, column);
 #pragma unroll
       for (int r = 0; r < kTileRows<kChunks>; ++r) tile.sum[r][c] += row[r] * entry;
@@ -160,16 +163,18 @@ __device__ __forceinline__ Tile<T, kChunks> warp_product(int D, int first, const
   return tile;
 }
 
-// store(row, column, sum) for what the tile holds inside of [D, D].
+// store(row, column, sum) for what the tile holds inside of [rows, columns].
 template <class T, int kChunks, class Store>
-__device__ __forceinline__ void store_tile(int D, int first, const Tile<T, kChunks>& tile,
-                                           const Store& store) {
+__device__ __forceinline__ void store_tile(int rows, int columns, int first,
+                                           const Tile<T, kChunks>& tile, const Store& store) {
   const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
   for (int r = 0; r < kTileRows<kChunks>; ++r) {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      if (first + r < D && lane + 32 * c < D) store(first + r, lane + 32 * c, tile.sum[r][c]);
+      if (first + r < rows && lane + 32 * c < columns) {
+        store(first + r, lane + 32 * c, tile.sum[r][c]);
+      }
     }
   }
 }
@@ -183,21 +188,22 @@ __device__ void change_basis(int D, const T* q, const SharedArray<T>& s, int str
   for (int first = kTileRows<kChunks> * me.warp; first < D;
        first += kTileRows<kChunks> * me.warps) {
     const auto tile = warp_product<T, kChunks>(
-        D, first, [&](int r, int k) { return static_cast<T>(s[r * stride + k]); },
+        D, D, D, first, [&](int r, int k) { return static_cast<T>(s[r * stride + k]); },
         [&](int k, int c) { return q[k * D + c]; });
-    store_tile(D, first, tile, [&](int r, int c, T sum) { product[r * D + c] = sum; });
+    store_tile(D, D, first, tile, [&](int r, int c, T sum) { product[r * D + c] = sum; });
   }
   __syncthreads();
   for (int first = kTileRows<kChunks> * me.warp; first < D;
        first += kTileRows<kChunks> * me.warps) {
     const auto tile = warp_product<T, kChunks>(
-        D, first, [&](int r, int k) { return q[k * D + r]; },
+        D, D, D, first, [&](int r, int k) { return q[k * D + r]; },
         [&](int k, int c) { return product[k * D + c]; });
-    store_tile(D, first, tile, [&](int r, int c, T sum) {  // one triangle, so that it is symmetric
-      if (c > r) return;
-      s[r * stride + c] = sum;
-      s[c * stride + r] = sum;
-    });
+    store_tile(D, D, first, tile,
+               [&](int r, int c, T sum) {  // one triangle, so that it is symmetric
+                 if (c > r) return;
+                 s[r * stride + c] = sum;
+                 s[c * stride + r] = sum;
+               });
   }
   __syncthreads();
 }
@@ -212,18 +218,18 @@ __device__ void orthogonalize(const EigenShared<T>& s, const Scratch& gram, int 
   for (int first = kTileRows<kChunks> * me.warp; first < D;
        first += kTileRows<kChunks> * me.warps) {
     const auto tile = warp_product<T, kChunks>(
-        D, first, [&](int r, int k) { return static_cast<T>(s.basis[k * stride + r]); },
+        D, D, D, first, [&](int r, int k) { return static_cast<T>(s.basis[k * stride + r]); },
         [&](int k, int c) { return static_cast<T>(s.basis[k * stride + c]); });
-    store_tile(D, first, tile, [&](int r, int c, T sum) { gram[r * gram_stride + c] = sum; });
+    store_tile(D, D, first, tile, [&](int r, int c, T sum) { gram[r * gram_stride + c] = sum; });
   }
   __syncthreads();
   for (int first = kTileRows<kChunks> * me.warp; first < D;
        first += kTileRows<kChunks> * me.warps) {
     const auto tile = warp_product<T, kChunks>(
-        D, first, [&](int r, int k) { return static_cast<T>(s.basis[r * stride + k]); },
+        D, D, D, first, [&](int r, int k) { return static_cast<T>(s.basis[r * stride + k]); },
         [&](int k, int c) { return static_cast<T>(gram[k * gram_stride + c]); });
     __syncwarp();  // this warp alone reads and writes these rows
-    store_tile(D, first, tile, [&](int r, int c, T sum) {
+    store_tile(D, D, first, tile, [&](int r, int c, T sum) {
       const T old = s.basis[r * stride + c];
       s.basis[r * stride + c] = T(1.5) * old - T(0.5) * sum;
     });
@@ -242,10 +248,10 @@ __device__ void rayleigh_quotients(const EigenShared<T>& s, const T* a, const Sc
   for (int first = kTileRows<kChunks> * me.warp; first < D;
        first += kTileRows<kChunks> * me.warps) {
     const auto tile = warp_product<T, kChunks>(
-        D, first, [&](int r, int k) { return static_cast<T>(s.basis[r * stride + k]); },
+        D, D, D, first, [&](int r, int k) { return static_cast<T>(s.basis[r * stride + k]); },
         [&](int k, int c) { return static_cast<T>(scratch[k * scratch_stride + c]); });
     T quotient[kTileRows<kChunks>] = {};
-    store_tile(D, first, tile, [&](int r, int c, T sum) {
+    store_tile(D, D, first, tile, [&](int r, int c, T sum) {
       quotient[r - first] += sum * static_cast<T>(s.basis[r * stride + c]);
     });
 #pragma unroll

@@ -159,10 +159,10 @@ __device__ void normalize_rows(const EigenShared<T>& s, const T* start) {
   for (int first = kTileRows<kChunks> * me.warp; first < D;
        first += kTileRows<kChunks> * me.warps) {
     const auto tile = warp_product<T, kChunks>(
-        D, first, [&](int r, int k) { return static_cast<T>(s.basis[r * stride + k]); },
+        D, D, D, first, [&](int r, int k) { return static_cast<T>(s.basis[r * stride + k]); },
         [&](int k, int c) { return start[c * D + k]; });
     __syncwarp();  // this warp alone reads and writes these rows
-    store_tile(D, first, tile, [&](int r, int c, T sum) { s.basis[r * stride + c] = sum; });
+    store_tile(D, D, first, tile, [&](int r, int c, T sum) { s.basis[r * stride + c] = sum; });
   }
 }
 

@@ -58,7 +58,7 @@ void Device::cholesky(int64_t G, int64_t D, const T* blended, const T* rho, doub
          data<int32_t>(info), matrix);
 }
 
-#define FASTWHITEN_INSTANTIATE(T)                                       \
+#define FASTWHITEN_INSTANTIATE(T)                                               \
   template void Device::library_eigh(int64_t, int64_t, const T*, T*, T*) const; \
   template void Device::cholesky(int64_t, int64_t, const T*, const T*, double, T*) const;
 FASTWHITEN_INSTANTIATE(float)

@@ -20,6 +20,8 @@ using fastwhiten::Layout;
 using namespace fastwhiten::cuda;
 using emulation::Arguments;
 
+int64_t launches = 0;  // so far, for tests that count them
+
 // The Device of stages.h.
 struct Emulator {
   emulation::Order order;
@@ -34,6 +36,7 @@ struct Emulator {
   void launch(void (*kernel)(Parameters...), int64_t blocks, int64_t threads, int64_t shared,
               const Values&... values) {
     if (blocks == 0) return;
+    ++launches;
     emulation::launch(kernel, dim3(static_cast<unsigned>(blocks)),
                       dim3(static_cast<unsigned>(threads)), static_cast<std::size_t>(shared), order,
                       values...);
@@ -41,13 +44,9 @@ struct Emulator {
   int64_t shared_limit() const { return 227 << 10; }
   template <class T>
   void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) {
-    const auto start = [&](auto* kernel, unsigned grid, unsigned threads, int64_t bytes,
-                           const auto& problem) {
-      emulation::launch(kernel, grid, threads, static_cast<std::size_t>(bytes), order, problem);
-    };
-    const EighProblem<T> problem{B,    static_cast<int>(D), a, values, vectors, nullptr, nullptr,
-                                 false};
-    if (!launch_eigh(problem, shared_limit(), start)) {
+    const auto start = [&](const auto&... of_launch) { launch(of_launch...); };
+    if (!launch_eigh(EighProblem<T>{B, D, a, values, vectors, nullptr, nullptr}, shared_limit(),
+                     start)) {
       throw emulation::Error("the library's eigensolver is not emulated");
     }
   }
@@ -183,28 +182,28 @@ void run(Arguments& a, int64_t stage) {
 }
 
 template <class In>
-[[maybe_unused]] void run(Arguments& a, int64_t stage) {
+void run(Arguments& a, int64_t stage) {
   a.integer("double", 0) != 0 ? run<In, double>(a, stage) : run<In, float>(a, stage);
+}
+
+void run(Arguments& a) {
+  const int64_t stage = a.integer("stage");
+  if (stage == 10 || stage == 11) {
+    const std::string of = stage == 10 ? "cross" : "covariance";
+    return a.type(of) == "f64" ? of_matrices<double>(a, stage) : of_matrices<float>(a, stage);
+  }
+  const std::string type = a.has("x") ? a.type("x") : a.type(a.has("grad") ? "grad" : "out");
+  if (type == "f16") return run<Half>(a, stage);
+  if (type == "bf16") return run<BFloat16>(a, stage);
+  if (type == "f32") return run<float>(a, stage);
+  run<double, double>(a, stage);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   return emulation::drive(argc, argv, [](Arguments& a) {
-    const int64_t stage = a.integer("stage");
-    const bool matrices = stage == 10 || stage == 11;
-#ifdef STAGES_FLOAT_ONLY
-    matrices ? of_matrices<float>(a, stage) : run<float, float>(a, stage);
-#else
-    if (matrices) {
-      const std::string of = stage == 10 ? "cross" : "covariance";
-      return a.type(of) == "f64" ? of_matrices<double>(a, stage) : of_matrices<float>(a, stage);
-    }
-    const std::string type = a.has("x") ? a.type("x") : a.type(a.has("grad") ? "grad" : "out");
-    if (type == "f16") return run<Half>(a, stage);
-    if (type == "bf16") return run<BFloat16>(a, stage);
-    if (type == "f32") return run<float>(a, stage);
-    run<double, double>(a, stage);
-#endif
+    run(a);
+    *a.output<int64_t>("out_launches", 1) = launches;
   });
 }
