@@ -1,11 +1,15 @@
-"""Builds `fastwhiten._C`, the C++ extension, with the torch of the environment it installs into.
+"""Builds `fastwhiten._C` and `_C_cuda` with the torch of the environment it installs into.
 
 torch is not in pyproject.toml's build requirements: pip's build isolation would then download one
 of its own, often of several GB. The target environment's torch is looked up instead, and only where
 there is none does `setup_requires` ask for one. The metadata stand in pyproject.toml.
 
 Environment variables:
-    FASTWHITEN_CUDA: auto (default), 0 or 1; this version has CPU sources only, so 1 is an error.
+    FASTWHITEN_CUDA: auto (default: the CUDA module where torch has CUDA and an nvcc of the same
+        major version is found), 0 (never) or 1 (what is missing is an error).
+    CUDA_HOME: the CUDA toolkit; by default nvcc is looked for on PATH.
+    TORCH_CUDA_ARCH_LIST: what nvcc compiles for, by default "8.0;9.0+PTX".
+    FASTWHITEN_NVCC_STRICT: 1 for warnings and spills as errors (see tools/kernel_resources.py).
     FASTWHITEN_SANITIZE: a list for -fsanitize, for example address,undefined (see CONTRIBUTING.md).
     MAX_JOBS: how many compilers run at once; by default as many as processors and memory allow.
 """
@@ -24,6 +28,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))  # the PEP 517 hooks run this file without its folder
 
+import build_cuda  # noqa: E402
 import build_helpers as helpers  # noqa: E402
 
 SANITIZE = os.environ.get("FASTWHITEN_SANITIZE", "")
@@ -42,11 +47,20 @@ def locate_torch() -> str | None:
 
 
 helpers.refuse_free_threaded(bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
-CUDA_MESSAGE = helpers.cuda_message(os.environ.get("FASTWHITEN_CUDA", "auto"))
 TORCH = locate_torch()
+EXTENSIONS: list[Extension] = []
+
+
+def sources(*patterns: str) -> list[str]:
+    """Return the sources that match: module.cpp, schemas (ops), kernels (cpu, cuda)."""
+    found = [path for pattern in patterns for path in (ROOT / "csrc").glob(pattern)]
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+NATIVE = sources("module.cpp", "ops/*.cpp", "cpu/*.cpp")
 
 if TORCH is None:
-    TORCH_BUILD = {}
+    EXTENSIONS.append(Extension("fastwhiten._C", NATIVE, py_limited_api=True, language="c++"))
 
     class BuildNative(build_ext):
         """Says what is missing where the build was started without its requirements."""
@@ -60,20 +74,56 @@ if TORCH is None:
 
 else:
     import torch
+
+    TOOLKIT = build_cuda.find_toolkit(os.environ)
+    CUDA = build_cuda.decide(os.environ.get("FASTWHITEN_CUDA", "auto"), torch.version.cuda, TOOLKIT)
+    if CUDA.build and TOOLKIT is not None:
+        # torch takes the folder above nvcc on PATH, which can be a script; read at the import below
+        os.environ["CUDA_HOME"] = TOOLKIT.home
     from torch.utils import cpp_extension
 
     HEADERS = cpp_extension.include_paths()
     FLAGS = helpers.compile_flags([str(ROOT), *HEADERS], SANITIZE)
+    ARCHS = build_cuda.parse_archs(os.environ.get("TORCH_CUDA_ARCH_LIST")) if CUDA.build else []
     TORCH_BUILD = {
+        "py_limited_api": True,
+        "language": "c++",
         "include_dirs": [str(ROOT / "csrc")],
-        "library_dirs": cpp_extension.library_paths(),
-        # Linked by name: Python loads torch's libraries with RTLD_LOCAL, so their symbols are not
-        # visible to a module that does not ask for them.
-        "libraries": ["c10", "torch", "torch_cpu"],
-        # As system headers: warnings are wanted about this project's code only.
-        "extra_compile_args": [*FLAGS, *[f"-isystem{folder}" for folder in HEADERS]],
         "extra_link_args": helpers.sanitize_flags(SANITIZE),
     }
+    EXTENSIONS.append(
+        Extension(
+            "fastwhiten._C",
+            NATIVE,
+            library_dirs=cpp_extension.library_paths(),
+            # Linked by name: Python loads torch's libraries with RTLD_LOCAL, so their symbols are
+            # not visible to a module that does not ask for them.
+            libraries=["c10", "torch", "torch_cpu"],
+            # As system headers: warnings are wanted about this project's code only.
+            extra_compile_args=[*FLAGS, *[f"-isystem{folder}" for folder in HEADERS]],
+            **TORCH_BUILD,
+        )
+    )
+    if CUDA.build:
+        ALL_HEADERS = cpp_extension.include_paths("cuda")
+        EXTENSIONS.append(
+            Extension(
+                "fastwhiten._C_cuda",
+                sources("cuda/*.cu", "cuda/*.cpp"),
+                library_dirs=cpp_extension.library_paths("cuda"),
+                libraries=["c10", "torch", "torch_cpu", "torch_cuda", "cudart"],
+                extra_compile_args={
+                    "cxx": [*FLAGS, *[f"-isystem{folder}" for folder in ALL_HEADERS]],
+                    "nvcc": build_cuda.nvcc_flags(
+                        ARCHS,
+                        [str(ROOT)],
+                        ALL_HEADERS,
+                        os.environ.get("FASTWHITEN_NVCC_STRICT") == "1",
+                    ),
+                },
+                **TORCH_BUILD,
+            )
+        )
 
     class BuildNative(cpp_extension.BuildExtension):
         """Compiles with ninja and records how in `fastwhiten/_build_info.py`."""
@@ -86,27 +136,22 @@ else:
 
         def run(self) -> None:
             """Build, then write `_build_info.py` beside the module."""
-            print(CUDA_MESSAGE)
+            print(CUDA.message)
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            os.environ.setdefault("MAX_JOBS", str(helpers.max_jobs(os.cpu_count() or 1, memory)))
+            jobs = helpers.max_jobs(os.cpu_count() or 1, memory, CUDA.build)
+            os.environ.setdefault("MAX_JOBS", str(jobs))
             super().run()
             command = [cpp_extension.get_cxx_compiler(), "--version"]
             shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            info = helpers.build_info(torch.__version__, shown.splitlines()[0], FLAGS)
+            nvcc = ".".join(map(str, TOOLKIT.version)) if TOOLKIT and CUDA.build else CUDA.message
+            compiler = shown.splitlines()[0]
+            info = helpers.build_info(torch.__version__, compiler, FLAGS, nvcc, ARCHS)
             target = Path(self.get_ext_fullpath("fastwhiten._C")).with_name("_build_info.py")
             target.write_text(info, encoding="utf-8")
 
 
-def sources() -> list[str]:
-    """Return the C++ sources: module.cpp, then the schemas (ops) and the CPU kernels (cpu)."""
-    found = [*(ROOT / "csrc").glob("ops/*.cpp"), *(ROOT / "csrc").glob("cpu/*.cpp")]
-    return ["csrc/module.cpp", *sorted(path.relative_to(ROOT).as_posix() for path in found)]
-
-
 setup(
-    ext_modules=[
-        Extension("fastwhiten._C", sources(), py_limited_api=True, language="c++", **TORCH_BUILD)
-    ],
+    ext_modules=EXTENSIONS,
     cmdclass={"build_ext": BuildNative},
     setup_requires=[] if TORCH else ["torch>=2.10"],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -52,31 +52,20 @@ class Whiten(Function):
 
         ``rho`` is ``[0]`` without shrinkage.
         """
-        stages = backends.get(backend)
-        if shrink is None:  # nothing has to be looked at between the stages
-            outputs = stages.whiten_forward(
-                x,
-                gamma,
-                beta,
-                row_weight,
-                running_covariance,
-                groups,
-                batch_weight,
-                eps,
-                kind,
-                double_precision,
-            )
-            return (*outputs, outputs[1].new_empty(0))
-        mean, covariance = stages.statistics(x, row_weight, groups, double_precision)
-        rho = shrinkage.feature_intensity(
-            shrink, covariance, running_covariance, batch_weight, x, mean, row_weight
+        outputs: tuple[Tensor, ...] = backends.get(backend).whiten_forward(
+            x,
+            gamma,
+            beta,
+            row_weight,
+            running_covariance,
+            groups,
+            batch_weight,
+            eps,
+            kind,
+            double_precision,
+            *shrinkage.encode(shrink),
         )
-        eigenvalues, basis, matrix = stages.factor(
-            covariance, running_covariance, rho, batch_weight, eps, kind
-        )
-        y = stages.apply(x, mean, matrix, gamma, beta)
-        rho = mean.new_empty(0) if rho is None else rho
-        return y, mean, covariance, eigenvalues, basis, matrix, rho
+        return outputs
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -45,7 +45,7 @@ class EigenbasisWhiten(Function):
         stages = backends.get(backend)
         mean, covariance = stages.statistics(x, row_weight, groups, double_precision)
         rho = shrinkage.feature_intensity(
-            shrink, covariance, running_covariance, batch_weight, x, mean, row_weight
+            shrink, covariance, running_covariance, batch_weight, x, mean, row_weight, stages
         )
         # PCA's matrix is U diag(1/s): what is wanted here, and a product less than ZCA's.
         eigenvalues, basis, scaled = stages.factor(

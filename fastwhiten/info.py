@@ -78,6 +78,8 @@ def build() -> dict[str, str]:
         "stable ABI target": how.torch_target,
         "compiler": how.compiler,
         "flags": how.flags,
+        "cuda": how.cuda.removeprefix("fastwhiten: "),
+        "cuda architectures": ", ".join(how.cuda_archs) or ABSENT,
         "linear algebra": torch.ops.fastwhiten.linear_algebra_provider(),
     }
 

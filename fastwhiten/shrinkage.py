@@ -7,59 +7,25 @@ as a constant.
 
 from __future__ import annotations
 
-import torch
+from types import ModuleType
+
 from torch import Tensor
 
 from .backends import reference
+from .backends.intensity import effective_rows, ledoit_wolf, oas
 
 METHODS = ("oas", "ledoit-wolf")
 
 
-def effective_rows(row_weight: Tensor | None, rows: int) -> Tensor | float:
-    """Return ``1 / sum p^2`` (Kish).
-
-    The number of equally weighted rows with the same variance of a mean.
-    """
-    return float(rows) if row_weight is None else row_weight.square().sum().reciprocal()
+# The codes that the raw ops take: which method, with its fixed intensity or 0.
+_CODES = {"oas": reference.OAS, "ledoit-wolf": reference.LEDOIT_WOLF}
 
 
-def oas(trace: Tensor, square: Tensor, rows: Tensor | float, size: int) -> Tensor:
-    """Oracle Approximating Shrinkage intensity (Chen, Wiesel, Eldar, Hero 2010, eq. 23).
-
-    Args:
-        trace: ``[G]`` tr(S).
-        square: ``[G]`` tr(S S).
-        rows: number of rows behind S.
-        size: D.
-    """
-    numerator = (1.0 - 2.0 / size) * square + trace.square()
-    denominator = (rows + 1.0 - 2.0 / size) * (square - trace.square() / size)
-    return _ratio(numerator, denominator)
-
-
-def ledoit_wolf(
-    trace: Tensor, square: Tensor, fluctuation: Tensor, rows: Tensor | float, size: int
-) -> Tensor:
-    """Ledoit-Wolf intensity (Ledoit and Wolf 2004, section 3.2).
-
-    Args:
-        trace: ``[G]`` tr(S).
-        square: ``[G]`` tr(S S).
-        fluctuation: ``[G]`` mean of ``|xc_n xc_n^T - S_batch|^2``, which is the mean of
-            ``|xc_n|^4`` less tr(S_batch S_batch).
-        rows: number of rows behind S.
-        size: D.
-    """
-    distance = square - trace.square() / size
-    return _ratio(torch.minimum(fluctuation / rows, distance), distance)
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Return the quotient clamped to [0, 1]; 1 where S is a multiple of the identity already."""
-    positive = denominator > 0
-    return torch.where(positive, numerator / torch.where(positive, denominator, 1.0), 1.0).clamp(
-        0.0, 1.0
-    )
+def encode(method: str | float | None) -> tuple[int, float]:
+    """Return ``(method, value)`` as the raw ops take them."""
+    if method is None:
+        return reference.NO_SHRINKAGE, 0.0
+    return (_CODES[method], 0.0) if isinstance(method, str) else (reference.FIXED, float(method))
 
 
 def feature_intensity(
@@ -70,29 +36,18 @@ def feature_intensity(
     x: Tensor,
     mean: Tensor,
     row_weight: Tensor | None,
+    stages: ModuleType = reference,
 ) -> Tensor | None:
     """Return ``rho`` ``[G]`` for the blended covariances ``[G, D, D]`` of rows or planes ``x``.
 
-    None for no shrinkage. The running covariance counts as known: only the batch's share
-    fluctuates, with ``batch_weight^2`` times the variance, as if there were that many more rows.
+    None for no shrinkage. ``stages`` is the backend that computes it.
     """
     if method is None:
         return None
-    groups, size = covariance.shape[:2]
-    if not isinstance(method, str):
-        return covariance.new_full((groups,), float(method))
-    rows = x.numel() // x.shape[1]
-    share = 1.0 if running_covariance is None else batch_weight
-    count = effective_rows(row_weight, rows) / share**2
-    blended = reference.blend(covariance, running_covariance, batch_weight)
-    trace, square = _trace(blended), blended.square().sum((-2, -1))
-    if method == "oas":
-        return oas(trace, square, count, size)
-    centered = reference.to_groups(x, groups, mean.dtype) - mean.reshape(groups, 1, size)
-    norms = centered.square().sum(-1).square()  # [G, M]
-    fourth = norms.mean(-1) if row_weight is None else norms @ row_weight.to(norms.dtype)
-    fluctuation = fourth - covariance.square().sum((-2, -1))
-    return ledoit_wolf(trace, square, fluctuation, count, size)
+    rho: Tensor = stages.intensity(
+        x, mean, covariance, running_covariance, row_weight, batch_weight, *encode(method)
+    )
+    return rho
 
 
 def _trace(a: Tensor) -> Tensor:

@@ -36,30 +36,6 @@ def distribution(folder: Path, version: str) -> Path:
 # --- setup.py's decisions ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("setting", ["auto", "0"])
-def test_cuda_is_left_out_and_one_line_says_why(setting):
-    message = helpers.cuda_message(setting)
-    assert message.startswith("fastwhiten: building the CPU module only (")
-    assert "\n" not in message
-
-
-def test_cuda_asked_for_is_an_error():
-    with pytest.raises(ValueError, match="FASTWHITEN_CUDA to be auto or 0, got 1: this version"):
-        helpers.cuda_message("1")
-
-
-def test_unknown_cuda_setting_is_an_error():
-    with pytest.raises(ValueError, match="FASTWHITEN_CUDA to be auto, 0 or 1, got 'yes'"):
-        helpers.cuda_message("yes")
-
-
-def test_setup_stops_with_that_error():
-    environment = {**os.environ, "FASTWHITEN_CUDA": "1"}
-    result = run(sys.executable, "setup.py", "--version", cwd=ROOT, env=environment)
-    assert result.returncode != 0
-    assert "this version has no CUDA sources; leave the variable unset" in result.stderr
-
-
 def test_free_threaded_python_is_an_error():
     helpers.refuse_free_threaded(False)
     with pytest.raises(RuntimeError, match="expected a Python with the global interpreter lock"):
@@ -128,6 +104,11 @@ def test_max_jobs_follows_processors_and_memory(cpus, gigabytes, jobs):
     assert helpers.max_jobs(cpus, gigabytes * 2**30) == jobs
 
 
+def test_nvcc_gets_more_memory_each():
+    assert helpers.max_jobs(64, 16 * 2**30, cuda=True) == 4
+    assert helpers.max_jobs(8, 2**30, cuda=True) == 1
+
+
 def test_flags_suit_every_processor_and_the_oldest_torch():
     flags = helpers.compile_flags(["/somewhere"], "")
     assert "-std=c++17" in flags
@@ -143,7 +124,9 @@ def test_sanitizers_reach_compiler_and_linker():
 
 def test_build_info_does_not_depend_on_the_folder():
     texts = {
-        helpers.build_info("2.13.0", "g++ 12", helpers.compile_flags([folder], ""))
+        helpers.build_info(
+            "2.13.0", "g++ 12", helpers.compile_flags([folder], ""), "13.0", ["8.0", "9.0+PTX"]
+        )
         for folder in ("/home/a", "/home/b")
     }
     assert len(texts) == 1
@@ -152,6 +135,7 @@ def test_build_info_does_not_depend_on_the_folder():
     assert values["torch"] == "2.13.0"
     assert values["compiler"] == "g++ 12"
     assert values["flags"].startswith("-O3 -std=c++17")
+    assert values["cuda"] == "13.0" and values["cuda_archs"] == ["8.0", "9.0+PTX"]
 
 
 # --- make's environment -----------------------------------------------------------------------
@@ -204,6 +188,7 @@ def test_sdist_has_what_a_build_needs(sdist):
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.[hc]*")}
     python = {p.relative_to(ROOT).as_posix() for p in (ROOT / "fastwhiten").rglob("*.py")}
     files = {"setup.py", "pyproject.toml", "tools/build_helpers.py", "fastwhiten/py.typed"}
+    files |= {"tools/build_cuda.py", "csrc/cuda/statistics.cu", "csrc/cuda/statistics.cuh"}
     files |= {"LICENSE", "README.md", "CHANGELOG.md"}
     assert not (sources | python | files) - {"fastwhiten/_build_info.py"} - names
 

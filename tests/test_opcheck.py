@@ -16,6 +16,7 @@ from tests.helpers import spectra
 
 OPS = (
     "statistics",
+    "intensity",
     "eigh",
     "factor",
     "apply",
@@ -63,6 +64,9 @@ def feature_side(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
         for scale, shift in ((None, None), (gamma, beta)):
             yield "apply", (x, mean, matrix, scale, shift)
         yield "backward_reduce", (x, grad, mean, G)
+        for method in (reference.FIXED, reference.OAS, reference.LEDOIT_WOLF):
+            for weight, old in ((None, None), (p, covariance.flip(0).contiguous())):
+                yield "intensity", (x, mean, covariance, old, weight, 0.3, method, 0.2)
         for scale, weight in ((None, None), (gamma, p)):
             yield "backward_apply", (x, grad, mean, beta, matrix, covariance, scale, weight)
 
@@ -87,9 +91,11 @@ def whole_passes(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
         running = reference.statistics(x, None, G, False)[1]
         for kind in (reference.ZCA, reference.CHOLESKY):
             for scale, weight, old in ((None, None, None), (gamma, p, running)):
-                arguments = (x, scale, scale, weight, old, G, 0.3, 1e-3, kind, False)
+                method = reference.NO_SHRINKAGE if scale is None else reference.OAS
+                common = (x, scale, scale, weight, old, G, 0.3, 1e-3, kind, False)
+                arguments = (*common, method, 0.0)
                 yield "whiten_forward", arguments
-                _, mean, _, *factors = reference.whiten_forward(*arguments)
+                _, mean, _, *factors, _ = reference.whiten_forward(*arguments)
                 shrink = None if scale is None else rho
                 rest = (scale, shrink, weight, 0.3, kind)
                 yield "whiten_backward", (x, x, mean, *factors, *rest)

@@ -15,6 +15,7 @@ MIN_TORCH = (2, 10)
 TORCH_TARGET = "0x020a000000000000"
 # What one translation unit of torch's headers plus templates may take at -O3, with room to spare.
 BYTES_PER_JOB = 2 * 2**30
+BYTES_PER_NVCC = 4 * 2**30  # the same by nvcc, for several architectures
 
 
 def refuse_free_threaded(gil_disabled: bool) -> None:
@@ -25,24 +26,6 @@ def refuse_free_threaded(gil_disabled: bool) -> None:
             f"the limited API), got the free-threaded {sys.version.split()[0]}; use the default "
             "build of Python 3.10 or later"
         )
-
-
-def cuda_message(setting: str) -> str:
-    """Return the line to print about the CUDA module for `FASTWHITEN_CUDA=setting`.
-
-    Raises:
-        ValueError: the setting is unknown, or asks for a CUDA module.
-    """
-    if setting == "1":
-        raise ValueError(
-            "fastwhiten: expected FASTWHITEN_CUDA to be auto or 0, got 1: this version has no CUDA "
-            "sources; leave the variable unset to build the CPU module"
-        )
-    if setting == "0":
-        return "fastwhiten: building the CPU module only (FASTWHITEN_CUDA=0)"
-    if setting == "auto":
-        return "fastwhiten: building the CPU module only (this version has no CUDA sources)"
-    raise ValueError(f"fastwhiten: expected FASTWHITEN_CUDA to be auto, 0 or 1, got {setting!r}")
 
 
 def environment_path(executable: str) -> list[str]:
@@ -75,9 +58,9 @@ def find_torch(path: list[str]) -> str | None:
     return None
 
 
-def max_jobs(cpus: int, memory: int) -> int:
+def max_jobs(cpus: int, memory: int, cuda: bool = False) -> int:
     """Return how many compilers may run at once on `cpus` processors and `memory` bytes."""
-    return max(1, min(cpus, memory // BYTES_PER_JOB))
+    return max(1, min(cpus, memory // (BYTES_PER_NVCC if cuda else BYTES_PER_JOB)))
 
 
 def compile_flags(folders: list[str], sanitize: str) -> list[str]:
@@ -110,13 +93,23 @@ def sanitize_flags(sanitize: str) -> list[str]:
     return [f"-fsanitize={sanitize}", *options]
 
 
-def build_info(torch: str, compiler: str, flags: list[str]) -> str:
-    """Return the text of fastwhiten/_build_info.py: no date and no folder, so reproducible."""
+def build_info(torch: str, compiler: str, flags: list[str], cuda: str, archs: list[str]) -> str:
+    """Return the text of fastwhiten/_build_info.py: no date and no folder, so reproducible.
+
+    Args:
+        torch: version of the torch that was built with.
+        compiler: first line of the C++ compiler's --version.
+        flags: of the C++ compiler.
+        cuda: nvcc's version, or why there are no CUDA kernels.
+        archs: what nvcc compiled for, such as ["8.0", "9.0+PTX"]; empty without CUDA kernels.
+    """
     shown = [flag for flag in flags if not flag.startswith("-ffile-prefix-map=")]
     return (
-        '"""How fastwhiten._C was built; written by setup.py."""\n\n'
+        '"""How fastwhiten._C and _C_cuda were built; written by setup.py."""\n\n'
         f"torch = {torch!r}\n"
         f"compiler = {compiler!r}\n"
         f"flags = {' '.join(shown)!r}\n"
         f"torch_target = {TORCH_TARGET!r}\n"
+        f"cuda = {cuda!r}\n"
+        f"cuda_archs: list[str] = {archs!r}\n"
     )

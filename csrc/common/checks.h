@@ -2,21 +2,10 @@
 // what fails here is a caller of the raw ops, or a bug.
 #pragma once
 
+#include "layout.h"
 #include "stable.h"
 
 namespace fastwhiten {
-
-// How an input lies in memory: rows [M, C], or planes [N, C, L] with M = N * L.
-struct Layout {
-  int64_t samples;                            // N (M for rows)
-  int64_t channels;                           // C
-  int64_t length;                             // L (1 for rows)
-  int64_t groups;                             // G
-  int64_t width;                              // D = C / G
-  bool planes() const { return length > 1; }  // planes of one position each lie exactly as rows do
-  int64_t rows() const { return samples * length; }
-  int64_t numel() const { return samples * length * channels; }
-};
 
 inline void check_floating(const char* op, const char* name, ScalarType t) {
   STD_TORCH_CHECK(t == ScalarType::Half || t == ScalarType::BFloat16 || t == ScalarType::Float ||
@@ -26,8 +15,8 @@ inline void check_floating(const char* op, const char* name, ScalarType t) {
 }
 
 inline void check_contiguous(const char* op, const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous(), op, ": expected ", name,
-                  " contiguous on the CPU; call .contiguous() first");
+  STD_TORCH_CHECK(t.is_contiguous(), op, ": expected ", name,
+                  " contiguous; call .contiguous() first");
 }
 
 inline Layout check_layout(const char* op, const Tensor& x, int64_t groups) {
@@ -79,6 +68,12 @@ inline ScalarType check_accumulation(const char* op, const Tensor& t) {
 inline void check_kind(const char* op, int64_t kind) {
   STD_TORCH_CHECK(kind == kZca || kind == kPca || kind == kCholesky, op,
                   ": expected kind 0 (zca), 1 (pca) or 2 (cholesky), got ", kind);
+}
+
+// least: kNoShrinkage or kFixed.
+inline void check_method(const char* op, int64_t method, int64_t least) {
+  STD_TORCH_CHECK(method >= least && method <= kLedoitWolf, op, ": expected a method from ", least,
+                  " to 3 (1 fixed, 2 oas, 3 ledoit-wolf), got ", method);
 }
 
 }  // namespace fastwhiten

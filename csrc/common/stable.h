@@ -29,6 +29,7 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 enum Kind : int64_t { kZca = 0, kPca = 1, kCholesky = 2 };
+enum Method : int64_t { kNoShrinkage = 0, kFixed = 1, kOas = 2, kLedoitWolf = 3 };
 
 template <class T>
 struct Type {
@@ -70,9 +71,10 @@ void dispatch_accumulation(ScalarType accumulation, const F& f) {
   accumulation == ScalarType::Double ? f(Type<double>{}) : f(Type<float>{});
 }
 
-// A new uninitialised contiguous CPU tensor. Straight through the C shim: torch::stable::empty
-// boxes its arguments for the dispatcher, which costs more than a whole (128, 64) product.
-inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+// A new uninitialised contiguous tensor. Straight through the C shim: torch::stable::empty boxes
+// its arguments for the dispatcher, which costs more than a whole (128, 64) product.
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, int32_t device_type,
+                    int32_t device_index) {
   int64_t strides[4] = {1, 1, 1, 1};
   const auto rank = static_cast<int64_t>(sizes.size());
   STD_TORCH_CHECK(rank <= 4, "empty: expected at most 4 dimensions");
@@ -80,12 +82,16 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   const auto code =
       torch::stable::detail::to<int32_t>(torch::stable::detail::from<ScalarType>(dtype));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes.begin(), strides, code,
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes.begin(), strides, code, device_type,
+                                                  device_index, &handle));
   return Tensor(handle);
 }
 
-inline Tensor uninitialized_like(const Tensor& x) {
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {  // on the CPU
+  return empty(sizes, dtype, aoti_torch_device_type_cpu(), 0);
+}
+
+inline Tensor uninitialized_like(const Tensor& x) {  // on the CPU
   return x.dim() == 3 ? empty({x.size(0), x.size(1), x.size(2)}, x.scalar_type())
                       : empty({x.size(0), x.size(1)}, x.scalar_type());
 }

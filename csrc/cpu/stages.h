@@ -11,6 +11,12 @@ namespace fastwhiten::cpu {
 template <class In, class T>
 void run_statistics(const Layout& s, const In* x, const T* row_weight, T* mean, T* covariance);
 
+// rho [G] of the blended covariances; method as in ops/intensity.h.
+template <class In, class T>
+void run_intensity(const Layout& s, const In* x, const T* mean, const T* covariance,
+                   const T* running, const T* p, double batch_weight, int64_t method, double value,
+                   T* rho);
+
 // values and basis are not written for kind = cholesky.
 template <class T>
 void run_factor(int64_t G, int64_t D, const T* covariance, const T* running, const T* rho,

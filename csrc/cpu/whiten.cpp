@@ -38,12 +38,13 @@ const T* at(const T* p, int64_t offset) {
   return p == nullptr ? nullptr : p + offset;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> whiten_forward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> whiten_forward(
     const Tensor& x, const OptionalTensor& gamma, const OptionalTensor& beta,
     const OptionalTensor& row_weight, const OptionalTensor& running_covariance, int64_t groups,
-    double batch_weight, double eps, int64_t kind, bool double_precision) {
+    double batch_weight, double eps, int64_t kind, bool double_precision, int64_t method,
+    double value) {
   const Layout s = check_whiten_forward(x, gamma, beta, row_weight, running_covariance, groups,
-                                        kind, double_precision);
+                                        kind, double_precision, method);
   STD_TORCH_CHECK(s.numel() > 0, "whiten_forward: expected at least one row");
   const ScalarType dtype = accumulation_type(x.scalar_type(), double_precision);
   const int64_t G = s.groups, D = s.width;
@@ -52,6 +53,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> whiten_forward(
   Tensor covariance = empty({G, D, D}, dtype), matrix = empty({G, D, D}, dtype);
   Tensor values = spectral ? empty({G, D}, dtype) : empty({0}, dtype);
   Tensor basis = spectral ? empty({G, D, D}, dtype) : empty({0}, dtype);
+  Tensor rho = empty({method == kNoShrinkage ? 0 : G}, dtype);
   dispatch(x.scalar_type(), dtype, [&](auto in, auto accumulation) {
     using In = typename decltype(in)::type;
     using T = typename decltype(accumulation)::type;
@@ -60,19 +62,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> whiten_forward(
     T* const w = mutable_data<T>(matrix);
     T* const l = mutable_data<T>(values);
     T* const u = mutable_data<T>(basis);
+    T* const shares = method == kNoShrinkage ? nullptr : mutable_data<T>(rho);
     const In* const from = data<In>(x);
     In* const to = mutable_data<In>(y);
     for_each_part<T>(s, [&](const Layout& part, int64_t g) {
       const int64_t first = offset(s, 0, g * D), square = g * D * D;
       run_statistics(part, from + first, data<T>(row_weight), m + g * D, c + square);
-      run_factor<T>(part.groups, D, c + square, at(data<T>(running_covariance), square), nullptr,
-                    batch_weight, eps, kind, spectral ? l + g * D : l, spectral ? u + square : u,
-                    w + square);
+      const T* const old = at(data<T>(running_covariance), square);
+      if (shares != nullptr) {
+        run_intensity(part, from + first, m + g * D, c + square, old, data<T>(row_weight),
+                      batch_weight, method, value, shares + g);
+      }
+      run_factor<T>(part.groups, D, c + square, old, at<T>(shares, g), batch_weight, eps, kind,
+                    spectral ? l + g * D : l, spectral ? u + square : u, w + square);
       run_apply(part, from + first, m + g * D, w + square, at(data<T>(gamma), g * D),
                 at(data<T>(beta), g * D), to + first);
     });
   });
-  return {y, mean, covariance, values, basis, matrix};
+  return {y, mean, covariance, values, basis, matrix, rho};
 }
 
 std::tuple<Tensor, Tensor, Tensor> whiten_backward(const Tensor& grad, const Tensor& x,

@@ -16,6 +16,8 @@ Layout check_apply(const Tensor& x, const Tensor& mean, const Tensor& matrix,
 
 }  // namespace fastwhiten
 
+#ifndef FASTWHITEN_CHECKS_ONLY  // see cuda/checks.cpp
 STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
   m.def("apply(Tensor x, Tensor mean, Tensor matrix, Tensor? gamma, Tensor? beta) -> Tensor");
 }
+#endif

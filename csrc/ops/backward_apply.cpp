@@ -21,8 +21,10 @@ Layout check_backward_apply(const Tensor& x, const Tensor& grad, const Tensor& m
 
 }  // namespace fastwhiten
 
+#ifndef FASTWHITEN_CHECKS_ONLY  // see cuda/checks.cpp
 STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
   m.def(
       "backward_apply(Tensor x, Tensor grad, Tensor mean, Tensor grad_sum, Tensor matrix,"
       " Tensor inner, Tensor? gamma, Tensor? row_weight) -> Tensor");
 }
+#endif

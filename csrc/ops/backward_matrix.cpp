@@ -22,9 +22,11 @@ void check_backward_matrix(const Tensor& cross, const Tensor& eigenvalues, const
 
 }  // namespace fastwhiten
 
+#ifndef FASTWHITEN_CHECKS_ONLY  // see cuda/checks.cpp
 STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
   m.def(
       "backward_matrix(Tensor cross, Tensor eigenvalues, Tensor basis, Tensor matrix, Tensor? "
       "gamma,"
       " Tensor? rho, float batch_weight, int kind) -> (Tensor inner, Tensor grad_gamma)");
 }
+#endif

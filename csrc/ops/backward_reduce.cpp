@@ -13,8 +13,10 @@ Layout check_backward_reduce(const Tensor& x, const Tensor& grad, const Tensor& 
 
 }  // namespace fastwhiten
 
+#ifndef FASTWHITEN_CHECKS_ONLY  // see cuda/checks.cpp
 STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
   m.def(
       "backward_reduce(Tensor x, Tensor grad, Tensor mean, int groups)"
       " -> (Tensor grad_sum, Tensor cross)");
 }
+#endif

@@ -15,8 +15,10 @@ void check_factor(const Tensor& covariance, const OptionalTensor& running_covari
 
 }  // namespace fastwhiten
 
+#ifndef FASTWHITEN_CHECKS_ONLY  // see cuda/checks.cpp
 STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
   m.def(
       "factor(Tensor covariance, Tensor? running_covariance, Tensor? rho, float batch_weight,"
       " float eps, int kind) -> (Tensor eigenvalues, Tensor basis, Tensor matrix)");
 }
+#endif

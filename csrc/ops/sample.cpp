@@ -53,6 +53,7 @@ Layout check_sample_backward(const Tensor& grad, const Tensor& projected, const 
 
 }  // namespace fastwhiten
 
+#ifndef FASTWHITEN_CHECKS_ONLY  // see cuda/checks.cpp
 STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
   m.def(
       "sample_statistics(Tensor x, Tensor? row_weight, int groups, bool double_precision)"
@@ -64,3 +65,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
       "sample_backward(Tensor grad, Tensor projected, Tensor eigenvalues, Tensor eigenvectors,"
       " Tensor? row_weight, Tensor? rho, float eps) -> Tensor");
 }
+#endif

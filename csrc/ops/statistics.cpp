@@ -12,8 +12,10 @@ Layout check_statistics(const Tensor& x, const OptionalTensor& row_weight, int64
 
 }  // namespace fastwhiten
 
+#ifndef FASTWHITEN_CHECKS_ONLY  // see cuda/checks.cpp
 STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
   m.def(
       "statistics(Tensor x, Tensor? row_weight, int groups, bool double_precision)"
       " -> (Tensor mean, Tensor covariance)");
 }
+#endif

@@ -10,7 +10,7 @@ namespace fastwhiten {
 Layout check_whiten_forward(const Tensor& x, const OptionalTensor& gamma,
                             const OptionalTensor& beta, const OptionalTensor& row_weight,
                             const OptionalTensor& running_covariance, int64_t groups, int64_t kind,
-                            bool double_precision);
+                            bool double_precision, int64_t shrink_method);
 
 // grad like x; mean [C], eigenvalues [G, D], basis and matrix [G, D, D], rho [G], all T.
 Layout check_whiten_backward(const Tensor& grad, const Tensor& x, const Tensor& mean,

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-from . import native, reference
+from . import cuda_module, native, reference
 
 BACKENDS: dict[str, ModuleType] = {"native": native, "reference": reference}
 
@@ -28,7 +28,7 @@ def available() -> dict[str, str | None]:
     reasons: dict[str, str | None] = {
         "native": None,
         "reference": None,
-        "cuda": "this version has no CUDA kernels",
+        "cuda": cuda_module.import_error,
         "triton": "this version has no Triton kernels",
     }
     if native.import_error is not None:
@@ -45,7 +45,7 @@ def explain() -> list[tuple[str, str, str]]:
     Example:
         >>> import fastwhiten.backends
         >>> len(fastwhiten.backends.explain())
-        2
+        3
     """
     broken = available()["native"]
     cpu = (
@@ -55,12 +55,17 @@ def explain() -> list[tuple[str, str, str]]:
     )
     return [
         ("CPU tensors, every dtype and shape", *cpu),
-        (
-            "CUDA and other devices",
-            "reference",
-            "this version has no GPU kernels: plain PyTorch operations run there",
-        ),
+        ("CUDA tensors", *_explain_cuda()),
+        ("other devices", "reference", "plain PyTorch operations run there"),
     ]
+
+
+def _explain_cuda() -> tuple[str, str]:
+    reason = cuda_module.import_error
+    if reason is None:
+        archs = ", ".join(cuda_module.architectures())
+        return "native", f"compiled CUDA kernels for compute capability {archs}"
+    return "reference", f"plain PyTorch operations run there: {reason}"
 
 
 @functools.cache
@@ -77,24 +82,25 @@ def choose(name: str, device: torch.device) -> str:
     """
     if name != "auto" and name not in BACKENDS:
         raise ValueError(f"backend: expected one of {['auto', *BACKENDS]}, got {name!r}")
-    if name == "auto":
-        if device.type != "cpu":
-            return "reference"
+    if name == "reference" or (name == "auto" and device.type not in ("cpu", "cuda")):
+        return "reference"
+    if device.type == "cuda":
+        reason = cuda_module.missing(device.index)
+        kernels = "CUDA kernels: "
+    elif device.type == "cpu":
         reason = available()["native"]
-        if reason is not None:
-            _warn_once(f'backend="auto" takes the slower reference backend: {reason}')
-            return "reference"
+        kernels = ""
+    else:
+        raise ValueError(
+            f'backend="native" serves CPU and CUDA tensors, got a tensor on {device}; '
+            'move it with .cpu() or use backend="auto"'
+        )
+    if reason is None:
         return "native"
     if name == "native":
-        if device.type != "cpu":
-            raise ValueError(
-                f'backend="native" serves CPU tensors, got a tensor on {device}; '
-                'move it with .cpu() or use backend="auto"'
-            )
-        reason = available()["native"]
-        if reason is not None:
-            raise RuntimeError(f'backend="native": {reason}')
-    return name
+        raise RuntimeError(f'backend="native": {kernels}{reason}')
+    _warn_once(f'backend="auto" takes the slower reference backend: {kernels}{reason}')
+    return "reference"
 
 
 def get(name: str) -> ModuleType:

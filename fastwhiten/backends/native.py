@@ -1,6 +1,7 @@
-"""The compiled CPU backend: the same stages through ``torch.ops.fastwhiten`` (hop 4 of 5).
+"""The compiled backend: the same stages through ``torch.ops.fastwhiten`` (hop 4 of 5).
 
-The kernels are in csrc.
+The kernels are in csrc, for the CPU and, where :mod:`fastwhiten.backends.cuda_module` could be
+loaded, for CUDA.
 Importing this module loads the extension and registers a fake kernel for every op, so that
 ``torch.compile`` and ``torch.export`` can trace it. :data:`import_error` holds the reason when the
 extension cannot be loaded.
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cuda_module, reference
 
 import_error: str | None = None
 try:
@@ -33,6 +34,19 @@ def _fake_statistics(
 
 def _fake_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     return a.new_empty(a.shape[:-1]), a.new_empty(a.shape)
+
+
+def _fake_intensity(
+    x: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    running_covariance: Tensor | None,
+    row_weight: Tensor | None,
+    batch_weight: float,
+    method: int,
+    value: float,
+) -> Tensor:
+    return covariance.new_empty(covariance.shape[0])
 
 
 def _fake_factor(
@@ -103,10 +117,13 @@ def _fake_whiten_forward(
     eps: float,
     kind: int,
     double_precision: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shrink_method: int,
+    shrink_value: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     mean, covariance = _fake_statistics(x, row_weight, groups, double_precision)
     factors = _fake_factor(covariance, running_covariance, None, batch_weight, eps, kind)
-    return x.new_empty(x.shape), mean, covariance, *factors
+    rho = mean.new_empty(0 if shrink_method == reference.NO_SHRINKAGE else groups)
+    return x.new_empty(x.shape), mean, covariance, *factors, rho
 
 
 def _fake_whiten_backward(
@@ -163,6 +180,7 @@ def _fake_sample_backward(
 FAKES = {
     "statistics": _fake_statistics,
     "eigh": _fake_eigh,
+    "intensity": _fake_intensity,
     "factor": _fake_factor,
     "apply": _fake_apply,
     "backward_reduce": _fake_backward_reduce,
@@ -185,10 +203,12 @@ if import_error is None and missing_ops(FAKES):
     import_error = f"it was built from other sources and lacks {missing_ops(FAKES)}"
 
 if import_error is None:
+    cuda_module.load()
     for _name, _fake in FAKES.items():
         torch.library.register_fake(f"fastwhiten::{_name}")(_fake)
     statistics = torch.ops.fastwhiten.statistics
     eigh = torch.ops.fastwhiten.eigh
+    intensity = torch.ops.fastwhiten.intensity
     factor = torch.ops.fastwhiten.factor
     apply = torch.ops.fastwhiten.apply
     backward_reduce = torch.ops.fastwhiten.backward_reduce

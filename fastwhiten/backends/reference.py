@@ -15,7 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .intensity import effective_rows, ledoit_wolf, oas
+
 ZCA, PCA, CHOLESKY = 0, 1, 2
+NO_SHRINKAGE, FIXED, OAS, LEDOIT_WOLF = 0, 1, 2, 3
 
 # Two eigenvalues closer than this many rounding errors of their own size are tied: a symmetric
 # eigensolver's error is a modest multiple of D * machine epsilon * |l|.
@@ -102,6 +105,36 @@ def blend(covariance: Tensor, running_covariance: Tensor | None, batch_weight: f
     if running_covariance is None:
         return covariance
     return batch_weight * covariance + (1.0 - batch_weight) * running_covariance
+
+
+def intensity(
+    x: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    running_covariance: Tensor | None,
+    row_weight: Tensor | None,
+    batch_weight: float,
+    method: int,
+    value: float,
+) -> Tensor:
+    """Return the shrinkage intensity ``rho`` ``[G]`` of the blended covariances.
+
+    ``value`` for FIXED. The running covariance counts as known: only the batch's share fluctuates,
+    with ``batch_weight^2`` times the variance, as if there were that many more rows.
+    """
+    groups, size = covariance.shape[:2]
+    if method == FIXED:
+        return covariance.new_full((groups,), value)
+    share = 1.0 if running_covariance is None else batch_weight
+    rows = effective_rows(row_weight, x.numel() // x.shape[1]) / share**2
+    blended = blend(covariance, running_covariance, batch_weight)
+    trace, square = blended.diagonal(dim1=-2, dim2=-1).sum(-1), blended.square().sum((-2, -1))
+    if method == OAS:
+        return oas(trace, square, rows, size)
+    centered = to_groups(x, groups, mean.dtype) - mean.reshape(groups, 1, size)
+    p = _row_weights(row_weight, centered.shape[1], centered)
+    fourth = (centered.square().sum(-1, keepdim=True).square() * p).sum((-2, -1))  # [G]
+    return ledoit_wolf(trace, square, fourth - covariance.square().sum((-2, -1)), rows, size)
 
 
 def factor(
@@ -250,14 +283,21 @@ def whiten_forward(
     eps: float,
     kind: int,
     double_precision: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return ``(y, mean, covariance, eigenvalues, basis, matrix)``: the stages of a forward."""
+    shrink_method: int,
+    shrink_value: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return ``(y, mean, covariance, eigenvalues, basis, matrix, rho)``: a forward's stages.
+
+    ``rho`` is ``[0]`` without shrinkage.
+    """
     mean, covariance = statistics(x, row_weight, groups, double_precision)
-    eigenvalues, basis, matrix = factor(
-        covariance, running_covariance, None, batch_weight, eps, kind
-    )
-    y = apply(x, mean, matrix, gamma, beta)
-    return y, mean, covariance, eigenvalues, basis, matrix
+    blending = (running_covariance, row_weight, batch_weight)
+    rho = None
+    if shrink_method != NO_SHRINKAGE:
+        rho = intensity(x, mean, covariance, *blending, shrink_method, shrink_value)
+    factors = factor(covariance, running_covariance, rho, batch_weight, eps, kind)
+    y = apply(x, mean, factors[2], gamma, beta)
+    return y, mean, covariance, *factors, mean.new_empty(0) if rho is None else rho
 
 
 def whiten_backward(

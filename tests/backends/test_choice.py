@@ -9,11 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastwhiten
 from fastwhiten import backends
-from fastwhiten.backends import native, reference
+from fastwhiten.backends import cuda_module, native, reference
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 STAGES = (
     "statistics",
+    "intensity",
     "eigh",
     "factor",
     "apply",
@@ -80,13 +81,14 @@ def test_available_and_explain_with_the_extension() -> None:
     assert backends.available() == {
         "native": None,
         "reference": None,
-        "cuda": "this version has no CUDA kernels",
+        "cuda": "this torch is a CPU build" if torch.version.cuda is None else None,
         "triton": "this version has no Triton kernels",
     }
     table = backends.explain()
     assert [(case, name) for case, name, _ in table] == [
         ("CPU tensors, every dtype and shape", "native"),
-        ("CUDA and other devices", "reference"),
+        ("CUDA tensors", "reference" if torch.version.cuda is None else "native"),
+        ("other devices", "reference"),
     ]
     assert all(reason for _, _, reason in table)
 
@@ -114,10 +116,79 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_native_takes_no_part_in_other_devices() -> None:
-    with pytest.raises(ValueError, match=r'^backend="native" serves CPU tensors, got a tensor on'):
+    with pytest.raises(ValueError, match=r'^backend="native" serves CPU and CUDA tensors, got a'):
         backends.choose("native", META)
     assert fastwhiten.whiten(torch.empty(8, 3, device="meta")).shape == (8, 3)
 
 
 def test_an_extension_of_other_sources_is_noticed() -> None:
     assert native.missing_ops(["statistics", "no_such_stage"]) == ["no_such_stage"]
+
+
+def test_cuda_tensors_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Native refuses with the reason; auto says once that it takes the slower one."""
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(cuda_module, "import_error", "there was no nvcc")
+    backends._warn_once.cache_clear()
+    with pytest.raises(RuntimeError, match=r'^backend="native": CUDA kernels: there was no nvcc$'):
+        backends.choose("native", cuda)
+    with pytest.warns(RuntimeWarning, match=r"slower reference backend: CUDA kernels: there was"):
+        assert backends.choose("auto", cuda) == "reference"
+    assert backends.explain()[1][1:] == (
+        "reference",
+        "plain PyTorch operations run there: there was no nvcc",
+    )
+    backends._warn_once.cache_clear()
+
+
+def test_cuda_tensors_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_module, "import_error", None)
+    monkeypatch.setattr(cuda_module, "architectures", lambda: ["8.0", "9.0"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    cuda = torch.device("cuda", 1)
+    assert backends.choose("auto", cuda) == backends.choose("native", cuda) == "native"
+    assert backends.choose("reference", cuda) == "reference"
+    assert "8.0, 9.0" in backends.explain()[1][2]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    with pytest.raises(RuntimeError, match=r"compiled for 8\.0, 9\.0, the GPU has compute.* 7\.5"):
+        backends.choose("native", cuda)
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "expected"),
+    [
+        (["8.0"], (8, 9), True),
+        (["8.6"], (8, 0), False),
+        (["8.0", "9.0"], (10, 0), False),
+        (["8.0", "9.0+PTX"], (12, 0), True),
+        (["9.0a"], (9, 0), True),
+        (["10.0a"], (10, 3), False),
+        (["8.0+PTX"], (7, 5), False),
+    ],
+)
+def test_which_gpus_the_kernels_serve(archs, capability, expected) -> None:
+    assert cuda_module.serves(archs, capability) is expected
+
+
+def test_a_module_for_another_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the loader says is passed on, with what to do."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(cuda_module.importlib.util, "find_spec", lambda name: object())
+
+    def fail(name):
+        raise ImportError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(cuda_module.importlib, "import_module", fail)
+    assert cuda_module._load() == (
+        "fastwhiten._C_cuda cannot be loaded (libcudart.so.12: cannot open shared object file); "
+        "run `pip install .` in the source folder"
+    )
+
+
+def test_a_cuda_torch_over_a_cpu_build_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(cuda_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cuda_module, "built_with", lambda: "no nvcc was found")
+    assert cuda_module._load().startswith(
+        "fastwhiten was built without CUDA kernels (no nvcc was found); run"
+    )

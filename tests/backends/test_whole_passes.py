@@ -27,15 +27,19 @@ def _problem(layout, groups, weighted):
 @pytest.mark.parametrize("layout", ["rows", "planes"])
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("options", [False, True])
-def test_whole_passes_equal_their_stages(kind, layout, groups, options):
+@pytest.mark.parametrize("shrink", [(0, 0.0), (1, 0.2), (2, 0.0), (3, 0.0)])
+def test_whole_passes_equal_their_stages(kind, layout, groups, options, shrink):
     x, grad, p, running = _problem(layout, groups, options)
     gamma = torch.rand(x.shape[1], dtype=x.dtype) if options else None
     running, beta, weight = (running, gamma, 0.3) if options else (None, None, 1.0)
-    rho = torch.full((groups,), 0.2, dtype=x.dtype) if options else None
     mean, covariance = native.statistics(x, p, groups, False)
-    factors = native.factor(covariance, running, None, weight, 1e-3, kind)
+    blending = (running, p, weight)
+    rho = native.intensity(x, mean, covariance, *blending, *shrink) if shrink[0] else None
+    factors = native.factor(covariance, running, rho, weight, 1e-3, kind)
     expected = (native.apply(x, mean, factors[2], gamma, beta), mean, covariance, *factors)
-    forward = native.whiten_forward(x, gamma, beta, p, running, groups, weight, 1e-3, kind, False)
+    expected += (x.new_empty(0) if rho is None else rho,)
+    passed = (x, gamma, beta, p, running, groups, weight, 1e-3, kind, False, *shrink)
+    forward = native.whiten_forward(*passed)
     torch.testing.assert_close(forward, expected, **TOLERANCE)
 
     grad_sum, cross = native.backward_reduce(x, grad, mean, groups)
@@ -49,6 +53,6 @@ def test_whole_passes_equal_their_stages(kind, layout, groups, options):
 def test_only_the_group_with_a_nan_is_nan(groups):
     x = torch.randn(32, 8)
     x[3, 0] = float("nan")
-    y = native.whiten_forward(x, None, None, None, None, groups, 1.0, 1e-3, 0, False)[0]
+    y = native.whiten_forward(x, None, None, None, None, groups, 1.0, 1e-3, 0, False, 0, 0.0)[0]
     assert y[:, : 8 // groups].isnan().all()
     assert y[:, 8 // groups :].isfinite().all()

@@ -1,0 +1,136 @@
+// The Device of stages.h: the CUDA stream that PyTorch works on. Launches, scratch memory, checks.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include <initializer_list>
+#include <type_traits>
+
+#include "../common/checks.h"
+#include "platform.cuh"
+#include "stages.h"
+
+namespace fastwhiten {
+namespace cuda {
+
+// The half types of torch's headers and of CUDA's have the same bits.
+template <class In>
+using DeviceType = std::conditional_t<
+    std::is_same_v<In, torch::headeronly::Half>, __half,
+    std::conditional_t<std::is_same_v<In, torch::headeronly::BFloat16>, __nv_bfloat16, In>>;
+
+// Scratch memory of PyTorch's allocator: given back at scope end, to be used again by the same
+// stream, hence after the kernels that use it now.
+template <class P>
+class Scratch {
+ public:
+  Scratch(int64_t count, int32_t index)
+      : tensor_(empty({count * static_cast<int64_t>(sizeof(P))}, ScalarType::Byte,
+                      aoti_torch_device_type_cuda(), index)) {}
+  P* get() const { return static_cast<P*>(tensor_.mutable_data_ptr()); }
+
+ private:
+  Tensor tensor_;
+};
+
+class Device {
+ public:
+  // The device of `x` and its current stream. The device stays current while this lives.
+  explicit Device(const Tensor& x) : index_(x.get_device_index()), guard_(index_) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  cudaStream_t stream() const { return stream_; }
+  int32_t index() const { return index_; }
+
+  template <class P>
+  Scratch<P> allocate(int64_t count) const {
+    return Scratch<P>(count, index_);
+  }
+  Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const {
+    return fastwhiten::empty(sizes, dtype, aoti_torch_device_type_cuda(), index_);
+  }
+  Tensor empty_like(const Tensor& x) const {
+    return x.dim() == 3 ? empty({x.size(0), x.size(1), x.size(2)}, x.scalar_type())
+                        : empty({x.size(0), x.size(1)}, x.scalar_type());
+  }
+
+  // Shared memory that a block may ask for.
+  int64_t shared_limit() const {
+    int bytes = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index_));
+    return bytes;
+  }
+
+  template <class... Parameters, class... Values>
+  void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared,
+              const Values&... values) const {
+    constexpr int64_t kDefaultShared = 48 << 10;  // more is to be asked for, by kernel
+    if (blocks == 0) return;
+    STD_TORCH_CHECK(blocks <= 2147483647, "fastwhiten: expected at most 2^31 - 1 blocks, got ",
+                    blocks, "; split the batch");
+    if (shared > kDefaultShared) {
+      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          static_cast<int>(shared)));
+    }
+    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
+             static_cast<size_t>(shared), stream_>>>(Parameters(values)...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  // a [B, D, D], its lower triangle -> ascending values [B, D], vectors [B, D, D] in columns. The
+  // sweeps begin from the orthogonal start [B, D, D], if there is one, and are counted in sweeps
+  // [B], if it is not null; the library knows neither (it leaves -1).
+  template <class T>
+  void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors, const T* start = nullptr,
+            int32_t* sweeps = nullptr) const;
+  // The same by the library, for D above our own kernels' limit.
+  template <class T>
+  void library_eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) const;
+  // matrix = L^{-T} by the library, for D above kCholeskyLimit; arguments as run_cholesky's.
+  template <class T>
+  void cholesky(int64_t G, int64_t D, const T* blended, const T* rho, double eps, T* matrix) const;
+
+ private:
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+// Every tensor lies on the device of the first one: the pointers of another would be read on it.
+inline void check_device(const char* op, const Tensor& x, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == x.get_device_index(), op,
+                  ": expected all tensors on one CUDA device");
+}
+inline void check_device(const char* op, const Tensor& x, const OptionalTensor& t) {
+  if (t.has_value()) check_device(op, x, *t);
+}
+template <class... Tensors>
+void check_devices(const char* op, const Tensor& x, const Tensors&... tensors) {
+  check_device(op, x, x);
+  (check_device(op, x, tensors), ...);
+}
+
+// As dispatch() of common/stable.h, with CUDA's half types.
+template <class F>
+void dispatch_device(ScalarType input, ScalarType accumulation, const F& f) {
+  dispatch(input, accumulation,
+           [&](auto in, auto wide) { f(Type<DeviceType<typename decltype(in)::type>>{}, wide); });
+}
+
+}  // namespace cuda
+}  // namespace fastwhiten
+
+// Every pair of input and accumulation type.
+#define FASTWHITEN_FOR_DEVICE_TYPES(F) \
+  F(__half, float)                     \
+  F(__nv_bfloat16, float)              \
+  F(float, float)                      \
+  F(__half, double)                    \
+  F(__nv_bfloat16, double)             \
+  F(float, double)                     \
+  F(double, double)

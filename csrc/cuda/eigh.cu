@@ -1,0 +1,49 @@
+#include "../ops/eigh.h"
+#include "device.h"
+#include "eigh.cuh"
+#include "fill.cuh"
+
+namespace fastwhiten {
+namespace cuda {
+
+template <class T>
+void Device::eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors, const T* start,
+                  int32_t* sweeps) const {
+  const EighProblem<T> problem = {B, D, a, values, vectors, start, sweeps};
+  const bool ours = launch_eigh(problem, shared_limit(), [&](const auto&... values_of_launch) {
+    launch(values_of_launch...);
+  });
+  if (ours) return;
+  if (sweeps != nullptr) fill(*this, sweeps, B, int32_t{-1});
+  library_eigh(B, D, a, values, vectors);
+}
+
+template void Device::eigh(int64_t, int64_t, const float*, float*, float*, const float*,
+                           int32_t*) const;
+template void Device::eigh(int64_t, int64_t, const double*, double*, double*, const double*,
+                           int32_t*) const;
+
+namespace {
+
+std::tuple<Tensor, Tensor> eigh(const Tensor& a) {
+  check_eigh(a);
+  check_devices("eigh", a);
+  Device device(a);
+  const int64_t B = a.size(0), D = a.size(1);
+  Tensor values = device.empty({B, D}, a.scalar_type());
+  Tensor vectors = device.empty({B, D, D}, a.scalar_type());
+  if (a.numel() == 0) return {values, vectors};
+  dispatch_accumulation(a.scalar_type(), [&](auto accumulation) {
+    using T = typename decltype(accumulation)::type;
+    device.eigh(B, D, data<T>(a), mutable_data<T>(values), mutable_data<T>(vectors));
+  });
+  return {values, vectors};
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace fastwhiten
+
+STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CUDA, m) {
+  m.impl("eigh", TORCH_BOX(&fastwhiten::cuda::eigh));
+}

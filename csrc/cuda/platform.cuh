@@ -1,0 +1,109 @@
+// What the kernels need of CUDA: its headers under nvcc, csrc/emulation/ where they run on the CPU.
+// Kernels are free of torch, and reach shared memory through SharedArray only: a pointer on a
+// device, checked for bounds and races when emulated.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#ifdef FASTWHITEN_EMULATE
+#include "../emulation/emulation.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+// The dynamic shared memory of the block, aligned for vectors of 16 bytes.
+#define FASTWHITEN_SHARED_MEMORY(name) extern __shared__ __align__(16) char name[]
+
+namespace fastwhiten {
+namespace cuda {
+
+template <class T>
+class SharedArray {
+ public:
+  __device__ __forceinline__ SharedArray(char* arena, int64_t byte_offset, int64_t)
+      : first_(reinterpret_cast<T*>(arena + byte_offset)) {}
+  __device__ __forceinline__ T& operator[](int i) const { return first_[i]; }
+  __device__ __forceinline__ T load(int i) const { return first_[i]; }
+  __device__ __forceinline__ void store(int i, T value) const { first_[i] = value; }
+
+ private:
+  T* first_;
+};
+
+}  // namespace cuda
+}  // namespace fastwhiten
+#endif
+
+namespace fastwhiten {
+namespace cuda {
+
+template <class T>
+inline constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+
+using Half = __half;
+using BFloat16 = __nv_bfloat16;
+
+// Elements i, ..., i + 3 of shared memory; i is a multiple of four, the array starts at one of 16
+// bytes.
+template <class T>
+struct Four {
+  T v[4];
+};
+template <class T>
+__device__ __forceinline__ Four<T> load4(const SharedArray<T>& a, int i) {
+#ifdef FASTWHITEN_EMULATE
+  return {{a[i], a[i + 1], a[i + 2], a[i + 3]}};
+#else
+  if constexpr (sizeof(T) == 4) {
+    const auto from = *reinterpret_cast<const float4*>(&a[i]);
+    return {{from.x, from.y, from.z, from.w}};
+  } else {
+    const auto low = *reinterpret_cast<const double2*>(&a[i]);
+    const auto high = *reinterpret_cast<const double2*>(&a[i + 2]);
+    return {{low.x, low.y, high.x, high.y}};
+  }
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ T convert(float value) {
+  return static_cast<T>(value);
+}
+template <class T>
+__device__ __forceinline__ T convert(double value) {
+  return static_cast<T>(value);
+}
+template <class T>
+__device__ __forceinline__ T convert(Half value) {
+  return static_cast<T>(__half2float(value));
+}
+template <class T>
+__device__ __forceinline__ T convert(BFloat16 value) {
+  return static_cast<T>(__bfloat162float(value));
+}
+
+// value as an Out, rounded once.
+template <class Out, class T>
+__device__ __forceinline__ Out round_to(T value) {
+  if constexpr (sizeof(Out) > 2) {
+    return static_cast<Out>(value);
+  } else if constexpr (std::is_same_v<Out, Half>) {
+    if constexpr (sizeof(T) == 8) {
+      return __double2half(value);
+    } else {
+      return __float2half_rn(value);
+    }
+  } else {
+    if constexpr (sizeof(T) == 8) {
+      return __double2bfloat16(value);
+    } else {
+      return __float2bfloat16_rn(value);
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace fastwhiten

@@ -1,0 +1,165 @@
+// Tiles of matrix products: how a block of threads multiplies two panels through shared memory.
+//
+// C [64, 64] += A^T B with A, B staged as slabs [32, 64] (depth first), 4 x 4 results per thread.
+// A float32 sum over a slab is kept apart from the total: long sums are made of short ones, whose
+// rounding errors do not grow with the number of rows. Shared memory: two slabs, 17 KiB in float.
+// Registers: 32 sums and 8 factors. Bank conflicts: a is read as vectors that half a warp shares, b
+// as 16 neighbours. Determinism: slabs in order.
+#pragma once
+
+#include "../common/layout.h"
+#include "platform.cuh"
+#include "stages.h"
+
+namespace fastwhiten {
+namespace cuda {
+
+constexpr int kThreads = 256;       // of every kernel built on tiles
+constexpr int kTile = 64;           // rows and columns of a tile
+constexpr int kDepth = 32;          // of a slab
+constexpr int kStride = kTile + 4;  // of a slab's rows: a multiple of 4, for load4
+constexpr int kSlab = kDepth * kStride;
+
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory offset of (row r, channel 0); channel c lies c * s.length further.
+__device__ __forceinline__ int64_t row_offset(const Layout& s, int64_t r) {
+  return s.length == 1 ? r * s.channels : r / s.length * s.channels * s.length + r % s.length;
+}
+
+// Row and column of entry t of a lower triangle: t = row (row + 1) / 2 + column.
+__device__ inline void triangle_position(int64_t t, int64_t* row, int64_t* column) {
+  auto r = static_cast<int64_t>((sqrt(8.0 * static_cast<double>(t) + 1.0) - 1.0) / 2.0);
+  while (r * (r + 1) / 2 > t) --r;  // the root is rounded
+  while ((r + 1) * (r + 2) / 2 <= t) ++r;
+  *row = r;
+  *column = t - r * (r + 1) / 2;
+}
+
+// The channels that one tile of D x D products covers: rows [row, row + rows) by columns [column,
+// column + columns), numbered over all groups. Narrow groups share a tile: the products of
+// channels of different groups are computed and thrown away, which costs less than empty tiles.
+struct ChannelTile {
+  int64_t row, column;
+  int rows, columns;
+};
+
+__host__ __device__ inline bool narrow(const Layout& s) { return s.width <= kTile / 2; }
+__host__ __device__ inline int64_t packed_width(const Layout& s) {  // channels in a shared tile
+  return kTile / s.width * s.width;
+}
+// Tiles of all groups; lower: only those that touch the lower triangle.
+__host__ __device__ inline int64_t channel_tiles(const Layout& s, bool lower) {
+  if (narrow(s)) return ceil_div(s.groups * s.width, packed_width(s));
+  const int64_t n = ceil_div(s.width, kTile);
+  return s.groups * (lower ? n * (n + 1) / 2 : n * n);
+}
+__device__ inline ChannelTile channel_tile(const Layout& s, int64_t t, bool lower) {
+  if (narrow(s)) {
+    const int64_t first = t * packed_width(s), left = s.groups * s.width - first;
+    const int count = static_cast<int>(left < packed_width(s) ? left : packed_width(s));
+    return {first, first, count, count};
+  }
+  const int64_t n = ceil_div(s.width, kTile), per = lower ? n * (n + 1) / 2 : n * n;
+  const int64_t g = t / per;
+  int64_t a = t % per / n, b = t % n;
+  if (lower) triangle_position(t % per, &a, &b);
+  const int64_t rows = s.width - a * kTile, columns = s.width - b * kTile;
+  return {g * s.width + a * kTile, g * s.width + b * kTile,
+          static_cast<int>(rows < kTile ? rows : kTile),
+          static_cast<int>(columns < kTile ? columns : kTile)};
+}
+
+// slab[k, i] = load(k0 + k, i), 0 from depth on; load gives 0 where i is outside. depth_first: who
+// varies fastest over threads, so that neighbours in memory are read together. f(k, i) must have
+// neighbours in k then, in i otherwise.
+template <class T, class F>
+__device__ __forceinline__ void stage(const SharedArray<T>& slab, int64_t k0, int64_t depth,
+                                      bool depth_first, const F& load) {
+  const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll 4
+  for (int e = thread; e < kDepth * kTile; e += kThreads) {
+    const int k = depth_first ? e % kDepth : e / kTile;
+    const int i = depth_first ? e / kDepth : e % kTile;
+    slab[k * kStride + i] = k0 + k < depth ? load(k0 + k, i) : T(0);
+  }
+}
+
+// What a thread owns of a tile: rows 4 (thread / 16) + u, columns thread % 16 + 16 v.
+template <class T>
+struct Sums {
+  T v[4][4];
+  __device__ __forceinline__ Sums() {
+#pragma unroll
+    for (int u = 0; u < 4; ++u) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) v[u][w] = T(0);
+    }
+  }
+  // f(row, column, sum) for every element of this thread.
+  template <class F>
+  __device__ __forceinline__ void each(const F& f) {
+    const int row = static_cast<int>(threadIdx.x) / 16 * 4;
+    const int column = static_cast<int>(threadIdx.x) % 16;
+#pragma unroll
+    for (int u = 0; u < 4; ++u) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) f(row + u, column + 16 * w, v[u][w]);
+    }
+  }
+};
+
+// sums += a^T b over one slab.
+template <class T>
+__device__ __forceinline__ void multiply(const SharedArray<T>& a, const SharedArray<T>& b,
+                                         Sums<T>& sums) {
+  const int row = static_cast<int>(threadIdx.x) / 16 * 4;
+  const int column = static_cast<int>(threadIdx.x) % 16;
+  Sums<T> part;
+#pragma unroll 8
+  for (int k = 0; k < kDepth; ++k) {
+    const Four<T> left = load4(a, k * kStride + row);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const T right = b[k * kStride + column + 16 * w];
+#pragma unroll
+      for (int u = 0; u < 4; ++u) part.v[u][w] += left.v[u] * right;
+    }
+  }
+#pragma unroll
+  for (int u = 0; u < 4; ++u) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) sums.v[u][w] += part.v[u][w];
+  }
+}
+
+// sums += sum over k in [first, last) of a(k, row) b(k, column): a whole product, slab by slab.
+// All threads call it; shared memory may be reused after the next barrier.
+template <class T, class A, class B>
+__device__ __forceinline__ void product(const SharedArray<T>& slab_a, const SharedArray<T>& slab_b,
+                                        int64_t first, int64_t last, bool a_depth_first, const A& a,
+                                        bool b_depth_first, const B& b, Sums<T>& sums) {
+  for (int64_t k = first; k < last; k += kDepth) {
+    __syncthreads();  // the slabs of the round before are read
+    stage(slab_a, k, last, a_depth_first, a);
+    stage(slab_b, k, last, b_depth_first, b);
+    __syncthreads();
+    multiply(slab_a, slab_b, sums);
+  }
+}
+
+// How a long sum is cut among blocks: by shape alone, so that the same input gives the same bits.
+struct Chunks {
+  int64_t count, size;  // size: terms of each but the last, a multiple of kDepth
+};
+inline Chunks cut(int64_t terms, int64_t blocks_per_chunk) {
+  constexpr int64_t kBlocks = 264;  // two for every multiprocessor of the largest devices
+  constexpr int64_t kSlabs = 2;     // below, adding up the chunks costs as much as they save
+  const int64_t slabs = ceil_div(terms, kDepth);
+  const int64_t wanted = kBlocks / blocks_per_chunk > 1 ? kBlocks / blocks_per_chunk : 1;
+  const int64_t own = ceil_div(slabs, wanted) > kSlabs ? ceil_div(slabs, wanted) : kSlabs;
+  return {ceil_div(terms, own * kDepth), own * kDepth};
+}
+
+}  // namespace cuda
+}  // namespace fastwhiten

@@ -1,0 +1,91 @@
+"""The optional extension ``fastwhiten._C_cuda``: whether it is there, and which GPUs it serves.
+
+It adds CUDA kernels to the ops of ``fastwhiten._C``, so :mod:`fastwhiten.backends.native` serves
+both devices. :data:`import_error` holds the reason where there are none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+
+REBUILD = "run `pip install .` in the source folder"
+
+
+def _load() -> str | None:
+    """Import the extension; return None, or why there are no CUDA kernels."""
+    if torch.version.cuda is None:
+        return "this torch is a CPU build"
+    if importlib.util.find_spec("fastwhiten._C_cuda") is None:
+        return f"fastwhiten was built without CUDA kernels ({built_with()}); {REBUILD}"
+    try:
+        importlib.import_module("fastwhiten._C_cuda")  # the import registers the kernels
+    except ImportError as error:  # built for another major version of CUDA
+        return f"fastwhiten._C_cuda cannot be loaded ({error}); {REBUILD}"
+    return None
+
+
+def built_with() -> str:
+    """Return nvcc's version, or what setup.py said about the CUDA module."""
+    try:
+        said = str(importlib.import_module("fastwhiten._build_info").cuda)
+    except (ImportError, AttributeError):
+        return "it was not built here"
+    return said.removeprefix("fastwhiten: ")
+
+
+def architectures() -> list[str]:
+    """Return what the kernels were compiled for, such as ``["8.0", "9.0+PTX"]``."""
+    return list(importlib.import_module("fastwhiten._build_info").cuda_archs)
+
+
+def serves(archs: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Return whether kernels compiled for ``archs`` run on a GPU of that compute capability.
+
+    A binary serves its own major version from its minor version on; PTX everything from its
+    version on.
+
+    Example:
+        >>> from fastwhiten.backends.cuda_module import serves
+        >>> serves(["8.0"], (8, 6)), serves(["8.0"], (9, 0)), serves(["8.0+PTX"], (9, 0))
+        (True, False, True)
+    """
+    for arch in archs:
+        number = arch.removesuffix("+PTX").rstrip("af")
+        major, minor = (int(part) for part in number.split("."))
+        if arch.endswith("+PTX") and (major, minor) <= capability:
+            return True
+        if number == arch.removesuffix("+PTX"):
+            fits = major == capability[0] and minor <= capability[1]
+        else:  # "9.0a" serves exactly that one
+            fits = (major, minor) == capability
+        if fits:
+            return True
+    return False
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def missing(index: int | None) -> str | None:
+    """Return why there are no CUDA kernels for GPU ``index`` (None: the current one), or None."""
+    if import_error is not None:
+        return import_error
+    capability = torch.cuda.get_device_capability(index)
+    if serves(architectures(), capability):
+        return None
+    version = ".".join(map(str, capability))
+    return (
+        f"the CUDA kernels were compiled for {', '.join(architectures())}, the GPU has compute "
+        f"capability {version}; {REBUILD} with TORCH_CUDA_ARCH_LIST={version} (8.0 or later)"
+    )
+
+
+import_error: str | None = "fastwhiten._C is not loaded"
+
+
+def load() -> None:
+    """Load the extension; ``fastwhiten._C``, which has the ops, is loaded already."""
+    global import_error
+    import_error = _load()

@@ -1,0 +1,214 @@
+// Every stage of csrc/cuda but the eigensolver, launched as on a device, in the emulator.
+#include <algorithm>
+#include <memory>
+
+#include "cuda/apply.cuh"
+#include "cuda/backward_apply.cuh"
+#include "cuda/backward_matrix.cuh"
+#include "cuda/backward_reduce.cuh"
+#include "cuda/eigh.cuh"
+#include "cuda/factor_stage.cuh"
+#include "cuda/intensity.cuh"
+#include "cuda/sample_products.cuh"
+#include "cuda/statistics.cuh"
+#include "cuda/whiten.cuh"
+#include "emulation/driver.h"
+
+namespace {
+
+using fastwhiten::Layout;
+using namespace fastwhiten::cuda;
+using emulation::Arguments;
+
+int64_t launches = 0;  // so far, for tests that count them
+
+// The Device of stages.h.
+struct Emulator {
+  emulation::Order order;
+
+  template <class P>
+  std::unique_ptr<P[]> allocate(int64_t count) {
+    auto memory = std::make_unique<P[]>(static_cast<std::size_t>(count));
+    std::memset(memory.get(), 255, static_cast<std::size_t>(count) * sizeof(P));  // NaN
+    return memory;
+  }
+  template <class... Parameters, class... Values>
+  void launch(void (*kernel)(Parameters...), int64_t blocks, int64_t threads, int64_t shared,
+              const Values&... values) {
+    if (blocks == 0) return;
+    ++launches;
+    emulation::launch(kernel, dim3(static_cast<unsigned>(blocks)),
+                      dim3(static_cast<unsigned>(threads)), static_cast<std::size_t>(shared), order,
+                      values...);
+  }
+  int64_t shared_limit() const { return 227 << 10; }
+  template <class T>
+  void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) {
+    const auto start = [&](const auto&... of_launch) { launch(of_launch...); };
+    if (!launch_eigh(EighProblem<T>{B, D, a, values, vectors, nullptr, nullptr}, shared_limit(),
+                     start)) {
+      throw emulation::Error("the library's eigensolver is not emulated");
+    }
+  }
+  template <class T>
+  void cholesky(int64_t, int64_t, const T*, const T*, double, T*) {
+    throw emulation::Error("the library's Cholesky factorisation is not emulated");
+  }
+};
+
+Layout layout(Arguments& a) {
+  const int64_t N = a.integer("samples"), C = a.integer("channels");
+  const int64_t L = a.integer("length", 1), G = a.integer("groups");
+  return {N, C, L, G, C / G};
+}
+
+template <class In, class T>
+void of_rows(Arguments& a, int64_t stage) {
+  Emulator device{a.order()};
+  const Layout s = layout(a);
+  const int64_t G = s.groups, D = s.width, C = s.channels, M = s.rows();
+  const auto count = static_cast<std::size_t>(s.numel());
+  const auto matrices = static_cast<std::size_t>(G * D * D), C_ = static_cast<std::size_t>(C);
+  const In* const x = a.array<In>("x");
+  const In* const grad = a.array<In>("grad");
+  const T* const p = a.array<T>("p");
+  const T* const running = a.array<T>("running");
+  const double weight = a.has("batch_weight") ? a.real("batch_weight") : 1;
+  switch (stage) {
+    case 0:
+      return run_statistics<Emulator, In, T>(
+          device, s, x, p, a.output<T>("out_mean", C_), a.output<T>("out_covariance", matrices),
+          running, weight, running != nullptr ? a.output<T>("out_blended", matrices) : nullptr);
+    case 1:
+      return run_apply<Emulator, In, T>(device, s, x, a.array<T>("mean"), a.array<T>("matrix"),
+                                        a.array<T>("gamma"), a.array<T>("beta"),
+                                        a.output<In>("out_y", count));
+    case 2:
+      return run_backward_reduce<Emulator, In, T>(device, s, x, grad, a.array<T>("mean"),
+                                                  a.output<T>("out_grad_sum", C_),
+                                                  a.output<T>("out_cross", matrices));
+    case 3:
+      return run_backward_apply<Emulator, In, T>(
+          device, s, x, grad, a.array<T>("mean"), a.array<T>("grad_sum"), a.array<T>("matrix"),
+          a.array<T>("inner"), a.array<T>("gamma"), p, a.output<In>("out_dx", count));
+    case 4:
+      return run_intensity<Emulator, In, T>(device, s, x, a.array<T>("mean"),
+                                            a.array<T>("covariance"), running, p, weight,
+                                            a.integer("method"), a.real("value"),
+                                            a.output<T>("out_rho", static_cast<std::size_t>(G)));
+    case 5:
+      return run_sample_statistics<Emulator, In, T>(
+          device, s, x, p, a.output<T>("out_mean", C_), a.output<T>("out_scaled", count),
+          a.output<T>("out_gram", static_cast<std::size_t>(G * M * M)));
+    case 6:
+      return run_sample_apply<Emulator, In, T>(
+          device, s, a.array<T>("scaled"), a.array<T>("eigenvalues"), a.array<T>("eigenvectors"), p,
+          a.array<T>("rho"), a.real("eps"), a.output<In>("out_y", count),
+          a.output<T>("out_projected", count));
+    case 7:
+      return run_sample_backward<Emulator, In, T>(device, s, grad, a.array<T>("projected"),
+                                                  a.array<T>("eigenvalues"),
+                                                  a.array<T>("eigenvectors"), p, a.array<T>("rho"),
+                                                  a.real("eps"), a.output<In>("out_dx", count));
+    default:
+      throw emulation::Error("no such stage");
+  }
+}
+
+template <class In, class T>
+void whole(Arguments& a, bool forward) {
+  Emulator device{a.order()};
+  const Layout s = layout(a);
+  const int64_t G = s.groups, D = s.width, kind = a.integer("kind");
+  const auto count = static_cast<std::size_t>(s.numel()), C = static_cast<std::size_t>(s.channels);
+  const auto matrices = static_cast<std::size_t>(G * D * D);
+  const auto spectral = [&](std::size_t n) { return kind == 2 ? std::size_t{0} : n; };
+  if (forward) {
+    const int64_t method = a.integer("method");
+    const auto groups = static_cast<std::size_t>(method != 0 ? G : 0);
+    run_whiten_forward(
+        device,
+        WhitenForward<In, T>{
+            s, a.array<In>("x"), a.array<T>("gamma"), a.array<T>("beta"), a.array<T>("p"),
+            a.array<T>("running"), a.real("batch_weight"), a.real("eps"), kind, method,
+            a.real("value"), a.output<In>("out_y", count), a.output<T>("out_mean", C),
+            a.output<T>("out_covariance", matrices), a.output<T>("out_eigenvalues", spectral(C)),
+            a.output<T>("out_basis", spectral(matrices)), a.output<T>("out_matrix", matrices),
+            a.output<T>("out_rho", groups)});
+    return;
+  }
+  run_whiten_backward(
+      device,
+      WhitenBackward<In, T>{s, a.array<In>("grad"), a.array<In>("x"), a.array<T>("mean"),
+                            a.array<T>("eigenvalues"), a.array<T>("basis"), a.array<T>("matrix"),
+                            a.array<T>("gamma"), a.array<T>("rho"), a.array<T>("p"),
+                            a.real("batch_weight"), kind, a.output<In>("out_dx", count),
+                            a.output<T>("out_grad_gamma", C), a.output<T>("out_grad_sum", C)});
+}
+
+template <class T>
+void of_matrices(Arguments& a, int64_t stage) {
+  Emulator device{a.order()};
+  const int64_t G = a.integer("groups"), D = a.integer("width"), kind = a.integer("kind");
+  const auto matrices = static_cast<std::size_t>(G * D * D), C = static_cast<std::size_t>(G * D);
+  if (stage == 10) {
+    run_backward_matrix<Emulator, T>(
+        device, G, D, a.array<T>("cross"), a.array<T>("eigenvalues"), a.array<T>("basis"),
+        a.array<T>("matrix"), a.array<T>("gamma"), a.array<T>("rho"), a.real("batch_weight"), kind,
+        a.output<T>("out_inner", matrices), a.output<T>("out_grad_gamma", C));
+    return;
+  }
+  auto blended = device.allocate<T>(G * D * D);
+  run_blend<Emulator, T>(device, G, D, a.array<T>("covariance"), a.array<T>("running"),
+                         a.real("batch_weight"), blended.get());
+  const auto spectral = [&](std::size_t n) { return kind == 2 ? std::size_t{0} : n; };
+  T* const eigenvalues = a.output<T>("out_eigenvalues", spectral(C));
+  T* const basis = a.output<T>("out_basis", spectral(matrices));
+  T* const matrix = a.output<T>("out_matrix", matrices);
+  if (a.has("spectrum")) {  // the eigensystem is given
+    std::copy_n(a.array<T>("basis"), G * D * D, basis);
+    run_matrix<Emulator, T>(device, G, D, a.array<T>("spectrum"), basis, a.array<T>("rho"),
+                            a.real("eps"), kind, eigenvalues, matrix);
+  } else {
+    run_factor<Emulator, T>(device, G, D, blended.get(), a.array<T>("rho"), a.real("eps"), kind,
+                            eigenvalues, basis, matrix);
+  }
+}
+
+template <class In, class T>
+void run(Arguments& a, int64_t stage) {
+  if (stage == 20 || stage == 21) return whole<In, T>(a, stage == 20);
+  of_rows<In, T>(a, stage);
+}
+
+template <class In>
+[[maybe_unused]] void run(Arguments& a, int64_t stage) {
+  a.integer("double", 0) != 0 ? run<In, double>(a, stage) : run<In, float>(a, stage);
+}
+
+void run(Arguments& a) {
+  const int64_t stage = a.integer("stage");
+  const bool matrices = stage == 10 || stage == 11;
+#ifdef FLOAT_ONLY  // compiles in a quarter of the time, for tests that do so often
+  matrices ? of_matrices<float>(a, stage) : run<float, float>(a, stage);
+#else
+  if (matrices) {
+    const std::string of = stage == 10 ? "cross" : "covariance";
+    return a.type(of) == "f64" ? of_matrices<double>(a, stage) : of_matrices<float>(a, stage);
+  }
+  const std::string type = a.has("x") ? a.type("x") : a.type(a.has("grad") ? "grad" : "out");
+  if (type == "f16") return run<Half>(a, stage);
+  if (type == "bf16") return run<BFloat16>(a, stage);
+  if (type == "f32") return run<float>(a, stage);
+  run<double, double>(a, stage);
+#endif
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return emulation::drive(argc, argv, [](Arguments& a) {
+    run(a);
+    *a.output<int64_t>("out_launches", 1) = launches;
+  });
+}

@@ -1,0 +1,146 @@
+"""Compiles programs that run the CUDA kernels on the CPU, and runs them on tensors.
+
+``run("eigh", a=matrix, ...)`` compiles ``tests/csrc/drivers/eigh.cpp`` (once for the same sources
+and flags), hands it the arguments by name and returns the arrays that come back. A program of its
+own, not a library in this process: AddressSanitizer needs no preloading then, and a kernel that
+goes wrong takes no test run with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+DRIVERS = Path(__file__).parent / "drivers"
+ORDERS = {"forward": 0, "reversed": 1, "random": 2}
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+_WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"  # #pragma unroll is nvcc's
+_FLAGS = f"-std=c++17 -O2 -g1 {_WARNINGS} -rdynamic -DFASTWHITEN_EMULATE".split()
+_TYPES = {
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+_DTYPES = {name: dtype for dtype, name in _TYPES.items()}
+
+
+class EmulationError(AssertionError):
+    """The emulator or a sanitizer stopped the kernel; the message says why."""
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Folder of the compiled programs, removed when the test run ends."""
+    return tempfile.TemporaryDirectory(prefix="fastwhiten-emulation-")
+
+
+@functools.cache
+def build(
+    driver: str,
+    *,
+    sanitize: bool = False,
+    csrc: Path = ROOT / "csrc",
+    defines: tuple[str, ...] = (),
+) -> Path:
+    """Compile ``drivers/<driver>.cpp`` against the kernels in ``csrc``; return the program."""
+    source = DRIVERS / f"{driver}.cpp"
+    flags = [
+        *_FLAGS,
+        *(f"-D{name}" for name in defines),
+        "-I",
+        str(csrc),
+        *(SANITIZERS if sanitize else []),
+    ]
+    text = subprocess.run(
+        ["g++", *flags, "-E", "-P", str(source)], check=True, capture_output=True
+    ).stdout
+    key = hashlib.sha256(text + " ".join(flags).encode()).hexdigest()[:24]
+    program = Path(_folder().name) / f"{driver}-{key}"
+    if not program.exists():
+        result = subprocess.run(
+            ["g++", *flags, str(source), "-o", str(program), "-ldl"], capture_output=True, text=True
+        )
+        if result.returncode != 0:  # no EmulationError: a kernel that is no C++ is not caught
+            raise RuntimeError(f"{driver}: g++ failed:\n{result.stderr}")
+    return program
+
+
+def run(
+    driver: str,
+    *,
+    order: str = "forward",
+    sanitize: bool = False,
+    seed: int = 1,
+    csrc: Path = ROOT / "csrc",
+    timeout: float = 300.0,
+    defines: tuple[str, ...] = (),
+    **arguments: Tensor | int | float | None,
+) -> dict[str, Tensor]:
+    """Run a driver on named tensors (any device layout, made contiguous) and numbers.
+
+    Args:
+        driver: name of a file in ``tests/csrc/drivers``.
+        order: order of threads and blocks: ``forward``, ``reversed`` or ``random`` (by ``seed``).
+        sanitize: with AddressSanitizer and UndefinedBehaviorSanitizer.
+        seed: of the random order.
+        csrc: where the kernels lie, for tests that change their sources.
+        defines: macros that the driver knows.
+        timeout: seconds after which the program counts as hanging.
+        **arguments: what the driver asks for by name; None is left out.
+
+    Returns:
+        The flat arrays that the driver wrote, and those that it was given, as it left them.
+
+    Raises:
+        EmulationError: if the program failed; the message is what it printed.
+    """
+    program = build(driver, sanitize=sanitize, csrc=csrc, defines=defines)
+    with tempfile.TemporaryDirectory() as folder:
+        given, results = Path(folder) / "arguments", Path(folder) / "results"
+        with given.open("wb") as file:
+            for name, value in {**arguments, "order": ORDERS[order], "seed": seed}.items():
+                if value is not None:
+                    _write(file, name, value)
+        try:
+            done = subprocess.run(
+                [program, given, results], capture_output=True, text=True, timeout=timeout
+            )
+        except subprocess.TimeoutExpired as expired:
+            raise EmulationError(f"{driver}: did not end in {timeout} s") from expired
+        if done.returncode != 0:
+            raise EmulationError(f"{driver}: exit code {done.returncode}: {done.stderr[:4000]}")
+        return _read(results)
+
+
+def _write(file, name: str, value: Tensor | int | float) -> None:
+    if isinstance(value, int):
+        value = torch.tensor([value], dtype=torch.int64)
+    elif isinstance(value, float):
+        value = torch.tensor([value], dtype=torch.float64)
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    file.write(f"{name} {_TYPES[flat.dtype]} {flat.numel()}\n".encode())
+    file.write(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    content, at, arrays = path.read_bytes(), 0, {}
+    while at < len(content):
+        end = content.index(b"\n", at)
+        name, kind, count = content[at:end].decode().split()
+        dtype = _DTYPES[kind]
+        size = int(count) * dtype.itemsize
+        raw = np.frombuffer(content[end + 1 : end + 1 + size], dtype=np.uint8).copy()
+        arrays[name] = torch.from_numpy(raw).view(dtype) if size else torch.empty(0, dtype=dtype)
+        at = end + 1 + size
+    return arrays

@@ -1,0 +1,46 @@
+"""Every CUDA kernel once, on small inputs: what tools/gpu_check.sh runs under compute-sanitizer."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+import fastwhiten
+from fastwhiten import ChannelWhitening
+
+DEVICE = torch.device(os.environ.get("FASTWHITEN_TEST_DEVICE", "cuda"))
+# (shape, groups): a warp's eigensolver, a block's, one on the Cholesky factor; narrow groups, maps,
+# tiles of channels, the sample side
+SHAPES = [
+    ((70, 12), 3),
+    ((150, 48), 1),
+    ((140, 100), 1),
+    ((3, 24, 5, 7), 2),
+    ((20, 70), 2),
+]
+
+
+def main() -> None:
+    """Forward and backward of every kind and dtype."""
+    torch.manual_seed(0)
+    for shape, groups in SHAPES:
+        for kind in ("zca", "pca", "cholesky"):
+            for dtype in (torch.float32, torch.float64, torch.float16):
+                x = torch.randn(shape, device=DEVICE).to(dtype).requires_grad_()
+                y = fastwhiten.whiten(x, kind=kind, groups=groups, backend="native")
+                y.backward(torch.randn_like(y))
+                assert y.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
+    for shrinkage in (0.2, "oas", "ledoit-wolf"):
+        options = {"batch_weight": 0.5, "shrinkage": shrinkage, "affine": True, "backend": "native"}
+        layer = ChannelWhitening(24, groups=2, **options).to(DEVICE)  # type: ignore[arg-type]
+        x = torch.randn(80, 24, device=DEVICE, requires_grad=True)
+        layer(x).pow(3).sum().backward()
+        assert x.grad is not None and x.grad.isfinite().all()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    print("every case finite")
+
+
+if __name__ == "__main__":
+    main()
