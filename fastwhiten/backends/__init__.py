@@ -12,9 +12,9 @@ from types import ModuleType
 
 import torch
 
-from . import native, reference
+from . import native, reference, triton
 
-BACKENDS: dict[str, ModuleType] = {"native": native, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"native": native, "reference": reference, "triton": triton}
 
 
 def available() -> dict[str, str | None]:
@@ -29,7 +29,7 @@ def available() -> dict[str, str | None]:
         "native": None,
         "reference": None,
         "cuda": "this version has no CUDA kernels",
-        "triton": "this version has no Triton kernels",
+        "triton": triton.import_error(),
     }
     if native.import_error is not None:
         reasons["native"] = (
@@ -45,7 +45,7 @@ def explain() -> list[tuple[str, str, str]]:
     Example:
         >>> import fastwhiten.backends
         >>> len(fastwhiten.backends.explain())
-        2
+        3
     """
     broken = available()["native"]
     cpu = (
@@ -53,12 +53,20 @@ def explain() -> list[tuple[str, str, str]]:
         if broken is None
         else ("reference", broken)
     )
+    absent = available()["triton"]
+    gpu = (
+        ("triton", "Triton kernels, whose eigensolver does not wait for the host up to D = 64")
+        if absent is None
+        else ("reference", absent)
+    )
     return [
         ("CPU tensors, every dtype and shape", *cpu),
+        # Below 8.0 the kernels may run, but nobody has compiled or measured them there.
+        ("CUDA tensors, NVIDIA GPU of compute capability 8.0 or later", *gpu),
         (
-            "CUDA and other devices",
+            "other devices and GPUs",
             "reference",
-            "this version has no GPU kernels: plain PyTorch operations run there",
+            "no kernels were made for them: plain PyTorch operations run there",
         ),
     ]
 
@@ -79,7 +87,8 @@ def choose(name: str, device: torch.device) -> str:
         raise ValueError(f"backend: expected one of {['auto', *BACKENDS]}, got {name!r}")
     if name == "auto":
         if device.type != "cpu":
-            return "reference"
+            served = device.type == "cuda" and triton.unserved(device) is None
+            return "triton" if served else "reference"
         reason = available()["native"]
         if reason is not None:
             _warn_once(f'backend="auto" takes the slower reference backend: {reason}')
@@ -94,7 +103,19 @@ def choose(name: str, device: torch.device) -> str:
         reason = available()["native"]
         if reason is not None:
             raise RuntimeError(f'backend="native": {reason}')
+    if name == "triton":
+        _require_triton(device)
     return name
+
+
+def _require_triton(device: torch.device) -> None:
+    """Raise unless the Triton kernels serve ``device``."""
+    reason = triton.unserved(device)
+    if reason is None:
+        return
+    if reason == triton.import_error():
+        raise RuntimeError(f'backend="triton": {reason}')
+    raise ValueError(f'backend="triton": {reason}; move the tensor or use backend="auto"')
 
 
 def get(name: str) -> ModuleType:
