@@ -14,7 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import block_of, layout_of, load_matrix, load_rows, or_dummy, product, row_start
+from .common import (
+    SLICE,
+    block_of,
+    layout_of,
+    load_matrix,
+    load_rows,
+    or_dummy,
+    product,
+    row_options,
+    row_start,
+)
 
 
 @triton.jit
@@ -34,20 +44,21 @@ def apply_kernel(
     HAS_GAMMA: tl.constexpr,
     HAS_BETA: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,  # blocks of channels in a group
+    SLICE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
     """Whiten one tile of rows into one block of channels."""
     T: tl.constexpr = mean.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
-    local = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-    group = program // BLOCKS % groups
-    m = program // (BLOCKS * groups) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    blocks = tl.cdiv(size, BLOCK)
+    local = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    group = program // blocks % groups
+    m = program // (blocks * groups) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = m < rows
     start = row_start(m, channels, length, PLANES)
     total = tl.zeros((BLOCK_ROWS, BLOCK), T)
-    for block in range(BLOCKS):
-        k = block * BLOCK + tl.arange(0, BLOCK)
+    for first in range(0, size, SLICE):
+        k = first + tl.arange(0, SLICE)
         channel = group * size + k
         center = tl.load(mean + channel, mask=k < size, other=0.0)
         tile = load_rows(x, start, channel, inside, k < size, length, T, PLANES)
@@ -97,8 +108,8 @@ def launch_apply(
         HAS_GAMMA=gamma is not None,
         HAS_BETA=beta is not None,
         BLOCK=block,
-        BLOCKS=blocks,
+        SLICE=SLICE,
         BLOCK_ROWS=block_rows,
-        num_warps=4,
+        **row_options(block, stages=2),
     )
     return y

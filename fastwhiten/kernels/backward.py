@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import (
+    SLICE,
     bits,
     block_of,
     layout_of,
@@ -24,6 +25,7 @@ from .common import (
     or_dummy,
     plan_chunks,
     product,
+    row_options,
     row_start,
     row_weight_of,
 )
@@ -42,10 +44,10 @@ def backward_reduce_kernel(
     length,
     size,  # D
     groups,
+    steps,  # tiles of a chunk
     PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    STEPS: tl.constexpr,
 ):
     """Reduce one chunk of rows for one pair of channel blocks."""
     T: tl.constexpr = mean.dtype.element_ty
@@ -61,8 +63,8 @@ def backward_reduce_kernel(
     center = tl.load(mean + i, mask=mask_i, other=0.0)
     cross = tl.zeros((BLOCK, BLOCK), T)
     total = tl.zeros((BLOCK,), T)
-    for step in range(STEPS):
-        m = (chunk * STEPS + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    for step in range(steps):
+        m = (chunk * steps + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         inside = m < rows
         start = row_start(m, channels, length, PLANES)
         # Rows beyond the last one have a gradient of zero, and so no part in either sum.
@@ -97,22 +99,23 @@ def backward_apply_kernel(
     HAS_GAMMA: tl.constexpr,
     WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,  # blocks of channels in a group
+    SLICE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
     """Compute one tile of rows of the gradient for one block of channels."""
     T: tl.constexpr = mean.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
-    local = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-    group = program // BLOCKS % groups
-    m = program // (BLOCKS * groups) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    blocks = tl.cdiv(size, BLOCK)
+    local = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    group = program // blocks % groups
+    m = program // (blocks * groups) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = m < rows
     start = row_start(m, channels, length, PLANES)
     p = row_weight_of(weight, m, inside, uniform_bits, T, WEIGHTED)
     total = tl.zeros((BLOCK_ROWS, BLOCK), T)
     base = group * size * size
-    for block in range(BLOCKS):
-        k = block * BLOCK + tl.arange(0, BLOCK)
+    for first in range(0, size, SLICE):
+        k = first + tl.arange(0, SLICE)
         channel = group * size + k
         mask = k < size
         g = load_rows(grad, start, channel, inside, mask, length, T, PLANES)
@@ -159,11 +162,11 @@ def launch_backward_reduce(
         length,
         size,
         groups,
+        steps,
         PLANES=planes,
         BLOCK=block,
         BLOCK_ROWS=block_rows,
-        STEPS=steps,
-        num_warps=4,
+        **row_options(block, stages=3),
     )
     if chunks == 1:
         return sums.reshape(channels), cross.reshape(groups, size, size)
@@ -211,8 +214,8 @@ def launch_backward_apply(
         HAS_GAMMA=gamma is not None,
         WEIGHTED=row_weight is not None,
         BLOCK=block,
-        BLOCKS=blocks,
+        SLICE=SLICE,
         BLOCK_ROWS=block_rows,
-        num_warps=4,
+        **row_options(block, stages=2),
     )
     return dx

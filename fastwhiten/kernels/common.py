@@ -6,8 +6,10 @@ Conventions:
   arithmetic in bfloat16 is wrong in Triton's interpreter, and too coarse on a GPU.
 * Products are ``tl.dot(..., input_precision="ieee")``: TF32 keeps ten bits of the mantissa.
 * Programs are numbered along one axis, in int64: a grid's other axes end at 65535 blocks.
-* A loop runs to a constexpr bound; bounds that depend on the data size are rounded up to powers
-  of two, so a new batch size rarely compiles anew, and nothing depends on the device.
+* Sizes are run-time arguments, so that a new batch size compiles nothing new; nothing depends on
+  the device that a program happens to run on.
+* Products run through slices of the inner dimension that are loaded in a loop. ``tl.dot`` in full
+  precision keeps all of its operands in registers: 64 x 64 by 64 x 64 at once would spill.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
+# Inner dimension of one product in registers.
+SLICE = 16
 # The block edges that exist: a group of D channels is cut into blocks of the smallest one that
 # holds it, or of the largest. Sixteen is the least that tl.dot takes in every dtype.
 BLOCKS = (16, 32, 64)
@@ -30,6 +34,11 @@ WHOLE = BLOCKS[-1]
 def block_of(size: int) -> int:
     """Return the block edge for ``size`` channels (or rows, on the sample side)."""
     return next((b for b in BLOCKS if size <= b), BLOCKS[-1])
+
+
+def row_options(block: int, stages: int) -> dict[str, int]:
+    """Return the launch options of a pass over rows: warps, and tiles on their way at a time."""
+    return {"num_warps": 8 if block == 64 else 4, "num_stages": stages}
 
 
 def power_of_two(n: int) -> int:
@@ -116,6 +125,39 @@ def load_matrix(pointer, i, j, size, T: tl.constexpr):
 
 
 @triton.jit
+def product_of(
+    a,  # [N, K] at strides (a_row, a_column)
+    a_row,
+    a_column,
+    b,  # [K, P] at strides (b_row, b_column)
+    b_row,
+    b_column,
+    rows,
+    inner,
+    columns,
+    T: tl.constexpr,
+    N: tl.constexpr,  # rows rounded up to a block
+    P: tl.constexpr,  # columns rounded up to a block
+    SLICE: tl.constexpr,
+):
+    """Return the product ``[N, P]`` of two matrices in memory, slice by slice; strides transpose.
+
+    What another thread of the program has stored before needs a ``tl.debug_barrier()`` in between.
+    """
+    i = tl.arange(0, N)[:, None]
+    j = tl.arange(0, P)[None, :]
+    total = tl.zeros((N, P), T)
+    for start in range(0, inner, SLICE):
+        k = start + tl.arange(0, SLICE)
+        mask = (i < rows) & (k < inner)[None, :]
+        left = tl.load(a + i * a_row + k[None, :] * a_column, mask=mask, other=0.0).to(T)
+        mask = (k < inner)[:, None] & (j < columns)
+        right = tl.load(b + k[:, None] * b_row + j * b_column, mask=mask, other=0.0).to(T)
+        total += product(left, right)
+    return total
+
+
+@triton.jit
 def row_weight_of(weight, rows, mask, uniform_bits, T: tl.constexpr, WEIGHTED: tl.constexpr):
     """Return the weights ``[R]`` of the given rows, 0 where masked; uniform ones are ``1/M``."""
     if WEIGHTED:
@@ -154,9 +196,7 @@ CHUNKS = 128
 
 
 def plan_chunks(rows: int, block_rows: int, programs: int) -> tuple[int, int]:
-    """Return ``(steps, chunks)`` of a reduction over rows.
-
-    Every chunk is ``steps`` tiles of ``block_rows`` rows, ``steps`` a power of two.
+    """Return ``(steps, chunks)`` of a reduction over rows: a chunk is ``steps`` tiles of rows.
 
     Args:
         rows: M.
@@ -165,7 +205,7 @@ def plan_chunks(rows: int, block_rows: int, programs: int) -> tuple[int, int]:
     """
     tiles = max(triton.cdiv(rows, block_rows), 1)
     wanted = min(max(PROGRAMS // programs, 1), CHUNKS)
-    steps = power_of_two(triton.cdiv(tiles, wanted))
+    steps = triton.cdiv(tiles, wanted)
     return steps, triton.cdiv(tiles, steps)
 
 

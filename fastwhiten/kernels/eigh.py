@@ -89,10 +89,12 @@ def eigh_kernel(
     )
 
 
-def warps_of(size: int, dtype: torch.dtype) -> int:
-    """Return the warps of a program that holds ``size x size`` matrices whole."""
-    # Eight values of each matrix a thread; float64 doubles its registers, so its threads.
-    return {16: 1, 32: 4, 64: 16}[block_of(size)]
+def whole_options(size: int, dtype: torch.dtype) -> dict[str, int]:
+    """Return the launch options of a program that holds ``size x size`` matrices whole."""
+    # Eight values of each matrix a thread; 16 in float64, which may use 255 registers then. What is
+    # loaded comes from the cache: slices on their way would only take registers.
+    warps = {16: 1, 32: 4, 64: 8 if dtype == torch.float64 else 16}
+    return {"num_warps": warps[block_of(size)], "num_stages": 1}
 
 
 def launch_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,6 +109,6 @@ def launch_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
             size,
             block_of(size),
             power_of_two(size),
-            num_warps=warps_of(size, a.dtype),
+            **whole_options(size, a.dtype),
         )
     return values, vectors

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import bits, block_of, divide, exact, or_dummy, power_of_two, product, root
-from .eigh import is_finite, load_symmetric, store_system, warps_of
+from .eigh import is_finite, load_symmetric, store_system, whole_options
 from .jacobi import eigensystem, positive_pivot
 
 ZCA, PCA, CHOLESKY = 0, 1, 2
@@ -168,9 +168,9 @@ def launch_factor(
     inputs = (covariance, or_dummy(running, covariance), or_dummy(rho, covariance))
     flags = {"BLEND": running is not None, "SHRINK": rho is not None, "N": block_of(size)}
     scalars = (bits(batch_weight), bits(eps), size)
-    warps = warps_of(size, covariance.dtype)
+    flags |= whole_options(size, covariance.dtype)
     if kind == CHOLESKY:
-        cholesky_kernel[(groups,)](*inputs, matrix, *scalars, **flags, num_warps=warps)
+        cholesky_kernel[(groups,)](*inputs, matrix, *scalars, **flags)
         return covariance.new_empty(0), covariance.new_empty(0), matrix
     eigenvalues, basis = covariance.new_empty(groups, size), covariance.new_empty(covariance.shape)
     factor_kernel[(groups,)](
@@ -182,6 +182,5 @@ def launch_factor(
         KIND=kind,
         **flags,
         ROUNDS=power_of_two(size),
-        num_warps=warps,
     )
     return eigenvalues, basis, matrix

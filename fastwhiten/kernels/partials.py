@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import or_dummy, power_of_two
+from .common import or_dummy
 
 BLOCK = 256
+STEP = 8
 
 
 @triton.jit
@@ -26,17 +27,16 @@ def sum_partials_kernel(
     first_count,
     second_count,
     chunks,
-    CHUNKS: tl.constexpr,  # chunks rounded up to a power of two
     BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     """Add two sets of partial results; the entries of the second one follow those of the first."""
-    STEP: tl.constexpr = min(CHUNKS, 8)
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     other = entry - first_count
     in_first = entry < first_count
     in_second = (other >= 0) & (other < second_count)
     total = tl.zeros((BLOCK,), first.dtype.element_ty)
-    for start in range(0, CHUNKS, STEP):
+    for start in range(0, chunks, STEP):
         chunk = (start + tl.arange(0, STEP)).to(tl.int64)[:, None]
         where = first + chunk * first_count + entry[None, :]
         tile = tl.load(where, mask=(chunk < chunks) & in_first[None, :], other=0.0)
@@ -60,7 +60,7 @@ def sum_partials(
         or_dummy(second_out, first),
         *counts,
         chunks,
-        CHUNKS=power_of_two(chunks),
         BLOCK=BLOCK,
+        STEP=STEP,
         num_warps=4,
     )

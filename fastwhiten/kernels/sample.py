@@ -15,8 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import bits, block_of, divide, exact, load_matrix, or_dummy, product, root
-from .common import row_weight_of
+from .common import (
+    SLICE,
+    bits,
+    block_of,
+    divide,
+    exact,
+    or_dummy,
+    product,
+    product_of,
+    root,
+    row_weight_of,
+)
 from .partials import sum_partials
 
 BLOCK = 64
@@ -103,6 +113,7 @@ def sample_apply_kernel(
     SHRINK: tl.constexpr,
     R: tl.constexpr,  # M rounded up to a block
     BLOCK: tl.constexpr,
+    SLICE: tl.constexpr,
 ):
     """Whiten one block of a group's channels."""
     T: tl.constexpr = scaled.dtype.element_ty
@@ -116,19 +127,24 @@ def sample_apply_kernel(
     where = m[:, None].to(tl.int64) * channels + channel[None, :]
     p = row_weight_of(weight, m, inside, uniform_bits, T, WEIGHTED)
     t, _, _ = sample_roots(eigenvalues, rho, exact(eps_bits, T), group, rows, size, T, R, SHRINK)
-    v = load_matrix(eigenvectors + group * rows * rows, m[:, None], m[None, :], rows, T)
-    tile = tl.load(scaled + where, mask=mask, other=0.0)
-    white = divide(product(tl.trans(v), tile), t[:, None] + tl.zeros((R, BLOCK), T))
-    out = projected + group * rows * size + m[:, None] * size + local[None, :]
-    tl.store(out, white, mask=mask)
+    v = eigenvectors + group * rows * rows
+    first = program // groups * BLOCK
+    rest = tl.minimum(size - first, BLOCK)
+    tile = scaled + group * size + first
+    white = product_of(v, 1, rows, tile, channels, 1, rows, rows, rest, T, R, BLOCK, SLICE)
+    white = divide(white, t[:, None] + tl.zeros((R, BLOCK), T))
+    out = projected + group * rows * size + first
+    tl.store(out + m[:, None] * size + tl.arange(0, BLOCK)[None, :], white, mask=mask)
+    tl.debug_barrier()  # P is read back by other threads of this program
+    result = product_of(v, rows, 1, out, size, 1, rows, rows, rest, T, R, BLOCK, SLICE)
     scale = root(tl.where(inside, p, 1.0))[:, None] + tl.zeros((R, BLOCK), T)
-    result = divide(product(v, white), scale)
+    result = divide(result, scale)
     tl.store(y + where, result.to(y.dtype.element_ty), mask=mask)
 
 
-def warps_of_tile(block: int) -> int:
-    """Return the warps of a program whose tile is ``[block, 64]``."""
-    return {16: 2, 32: 4, 64: 8}[block]
+def tile_options(rows: int) -> dict[str, int]:
+    """Return the launch options of a program whose tile is ``rows`` by 64 channels."""
+    return {"num_warps": {16: 2, 32: 4, 64: 8}[block_of(rows)], "num_stages": 1}
 
 
 def launch_sample_statistics(
@@ -154,7 +170,7 @@ def launch_sample_statistics(
         WEIGHTED=row_weight is not None,
         R=block_of(rows),
         BLOCK=BLOCK,
-        num_warps=warps_of_tile(block_of(rows)),
+        **tile_options(rows),
     )
     if blocks == 1:
         return mean, scaled, partial.reshape(groups, rows, rows)
@@ -196,6 +212,7 @@ def launch_sample_apply(
         SHRINK=rho is not None,
         R=block_of(rows),
         BLOCK=BLOCK,
-        num_warps=warps_of_tile(block_of(rows)),
+        SLICE=SLICE,
+        **tile_options(rows),
     )
     return y, projected

@@ -24,12 +24,13 @@ from .common import (
     load_rows,
     or_dummy,
     plan_chunks,
-    power_of_two,
     product,
+    row_options,
     row_start,
 )
 
-BLOCK_ENTRIES = 256
+BLOCK_ENTRIES = 128
+STEP = 8
 
 
 @triton.jit
@@ -44,12 +45,12 @@ def statistics_kernel(
     length,
     size,  # D
     groups,
+    steps,  # tiles of a chunk
     PLANES: tl.constexpr,
     WEIGHTED: tl.constexpr,
     SINGLE: tl.constexpr,  # one block holds all channels of a group
     BLOCK: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    STEPS: tl.constexpr,
 ):
     """Reduce one chunk of rows for one pair of channel blocks."""
     T: tl.constexpr = partial_mean.dtype.element_ty
@@ -71,8 +72,8 @@ def statistics_kernel(
     mean_i, mean_j = tl.zeros((BLOCK,), T), tl.zeros((BLOCK,), T)
     products = tl.zeros((BLOCK, BLOCK), T)
     total = tl.zeros((), T)
-    for step in range(STEPS):
-        m = (chunk * STEPS + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    for step in range(steps):
+        m = (chunk * steps + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         inside = m < rows
         if WEIGHTED:
             p = tl.load(weight + m, mask=inside, other=0.0).to(T)
@@ -121,15 +122,14 @@ def combine_kernel(
     chunks,
     PLANES: tl.constexpr,
     WEIGHTED: tl.constexpr,
-    CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     """Combine the chunks for some entries of the covariance, and of the mean in column 0.
 
     Entry (i, j) is computed from (max, min): both halves are the same numbers.
     """
     T: tl.constexpr = mean.dtype.element_ty
-    STEP: tl.constexpr = min(CHUNKS, 8)
     per_group = size * size
     blocks = tl.cdiv(per_group, BLOCK)
     program = tl.program_id(0).to(tl.int64)
@@ -140,7 +140,7 @@ def combine_kernel(
     a, b = tl.maximum(i, j), tl.minimum(i, j)
     total = tl.zeros((), T)
     mean_a, mean_b = tl.zeros((BLOCK,), T), tl.zeros((BLOCK,), T)
-    for start in range(0, CHUNKS, STEP):
+    for start in range(0, chunks, STEP):
         chunk = (start + tl.arange(0, STEP)).to(tl.int64)
         mask = (chunk < chunks)[:, None] & inside[None, :]
         w = tl.load(partial_weight + chunk, mask=chunk < chunks, other=0.0)
@@ -153,7 +153,7 @@ def combine_kernel(
         divide(mean_b, total + tl.zeros_like(mean_b)),
     )
     result = tl.zeros((BLOCK,), T)
-    for start in range(0, CHUNKS, STEP):
+    for start in range(0, chunks, STEP):
         chunk = (start + tl.arange(0, STEP)).to(tl.int64)
         mask = (chunk < chunks)[:, None] & inside[None, :]
         w = tl.load(partial_weight + chunk, mask=chunk < chunks, other=0.0)
@@ -201,13 +201,13 @@ def launch_statistics(
         length,
         size,
         groups,
+        steps,
         PLANES=planes,
         WEIGHTED=row_weight is not None,
         SINGLE=blocks == 1,
         BLOCK=block,
         BLOCK_ROWS=block_rows,
-        STEPS=steps,
-        num_warps=4,
+        **row_options(block, stages=3),
     )
     mean = x.new_empty(channels, dtype=dtype)
     covariance = x.new_empty(groups, size, size, dtype=dtype)
@@ -225,8 +225,8 @@ def launch_statistics(
         chunks,
         PLANES=planes,
         WEIGHTED=row_weight is not None,
-        CHUNKS=power_of_two(chunks),
         BLOCK=BLOCK_ENTRIES,
+        STEP=STEP,
         num_warps=4,
     )
     return mean, covariance
