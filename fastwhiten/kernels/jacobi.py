@@ -3,7 +3,8 @@
 In round r every index i is paired with i XOR r. For r = 1 .. n-1 (n a power of two) these are n/2
 disjoint pairs a round and every pair once a sweep. Each pair (p, q) is rotated so that a_pq = 0:
 
-    tau = (a_qq - a_pp) / (2 a_pq),  t = sign(tau) / (|tau| + sqrt(1 + tau^2)),  c = 1/sqrt(1+t^2)
+    delta = (a_qq - a_pp) / 2,  t = sign(delta) a_pq / (|delta| + sqrt(delta^2 + a_pq^2)),
+    c = 1 / sqrt(1 + t^2),  s = t c.
 
 Seen from either member the formula is the same with t of the other sign, so that the rotation of
 all columns is ``c_j A[:, j] - t_j c_j A[:, j XOR r]``: one ``tl.gather`` for columns, one for rows
@@ -54,7 +55,7 @@ def diagonalize(a, N: tl.constexpr, ROUNDS: tl.constexpr):
     padding without couplings. One function without calls: the interpreter takes a millisecond a
     call.
     """
-    EPS: tl.constexpr = 2.0**-52 if a.dtype == tl.float64 else 2.0**-23
+    EPS2: tl.constexpr = 2.0**-104 if a.dtype == tl.float64 else 2.0**-46  # rounding, squared
     TURN: tl.constexpr = 2.0**-26 if a.dtype == tl.float64 else 2.0**-13
     index = tl.broadcast_to(tl.arange(0, N)[:, None], (N, N))
     lane = tl.broadcast_to(tl.arange(0, N)[None, :], (N, N))
@@ -68,28 +69,32 @@ def diagonalize(a, N: tl.constexpr, ROUNDS: tl.constexpr):
         turned = tl.zeros((N,), a.dtype)
         for r in range(1, ROUNDS):
             partner = own ^ r
-            down = index ^ r
-            off = tl.sum(tl.where(lane == down, a, 0.0), 1)  # [N], a[i, i XOR r]
-            # Both members must see one number: rounding has made a[p, q] and a[q, p] two.
             first = own < partner
+            off = tl.reshape(tl.gather(a, partner[:, None], 1), (N,))  # a[i, i XOR r]
+            # Both members must see one number: rounding has made a[p, q] and a[q, p] two.
             off = tl.where(first, off, tl.gather(off, partner, 0))
             other = tl.gather(d, partner, 0)
+            delta = 0.5 * (other - d)
+            square = off * off
+            # The last term keeps 0 / 0 away; where it counts the pair is not active.
+            tangent = off / (tl.abs(delta) + tl.sqrt(delta * delta + square + EPS2 * EPS2))
             # Relative to the diagonal, which keeps small eigenvalues; the second bound ends the
             # work on an indefinite matrix whose diagonal vanishes.
-            active = tl.abs(off) > tl.maximum(EPS * tl.sqrt(tl.abs(d * other)), EPS * EPS)
-            tau = 0.5 * (other - d) / tl.where(active, off, one)
-            tangent = one / (tl.abs(tau) + tl.sqrt(1.0 + tau * tau))
-            tangent = tl.where((tau > 0.0) | ((tau == 0.0) & first), tangent, -tangent)
+            active = square > tl.maximum(EPS2 * tl.abs(d * other), EPS2 * EPS2)
             tangent = tl.where(active, tangent, 0.0)
+            tangent = tl.where((delta > 0.0) | ((delta == 0.0) & first), tangent, -tangent)
             # The tangent may be approximate, a rotation's columns must have length one.
+            length = 1.0 + tangent * tangent
             if a.dtype == tl.float64:
-                cosine = one / tl.sqrt(1.0 + tangent * tangent)
+                cosine = one / tl.sqrt(length)
             else:
-                cosine = tl.div_rn(one, tl.sqrt_rn(1.0 + tangent * tangent))
+                cosine = tl.div_rn(one, tl.sqrt_rn(length))
             sine = -tangent * cosine
+            down = index ^ r
             a = cosine[None, :] * a + sine[None, :] * tl.gather(a, lane ^ r, 1)
-            a = cosine[:, None] * a + sine[:, None] * tl.gather(a, down, 0)
-            v = cosine[:, None] * v + sine[:, None] * tl.gather(v, down, 0)
+            c, s = cosine[:, None], sine[:, None]
+            a = c * a + s * tl.gather(a, down, 0)
+            v = c * v + s * tl.gather(v, down, 0)
             d -= tangent * off
             turned = tl.maximum(turned, tl.abs(tangent))
         largest = tl.max(turned, 0)
