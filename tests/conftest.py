@@ -59,9 +59,7 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(
-    params=["reference", "native", pytest.param("triton", marks=pytest.mark.interpret)]
-)
+@pytest.fixture(params=["reference", "native", pytest.param("triton", marks=pytest.mark.interpret)])
 def backend(request: pytest.FixtureRequest) -> str:
     """Name of the backend under test. A backend that is not built fails: it is never skipped."""
     return str(request.param)

@@ -5,6 +5,9 @@ Every backend that has operators registers these for them; they say nothing abou
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -148,7 +151,7 @@ def _fake_sample_backward(
     return grad.new_empty(grad.shape)
 
 
-FAKES = {
+FAKES: dict[str, Callable[..., Any]] = {
     "statistics": _fake_statistics,
     "eigh": _fake_eigh,
     "factor": _fake_factor,

@@ -10,9 +10,11 @@ Which sizes are ours, and why:
 * Passes over rows: groups of fewer than 256 channels. From there on they are matrix products in the
   first place, and PyTorch's library has better ones than a float32 ``tl.dot``; the formulas of
   :mod:`fastwhiten.backends.reference` run around it.
-* D x D stages (or M x M, on the sample side) up to order 64: one program holds a matrix in registers.
-  Order 128 would spill to local memory. Above it the eigensolver is ``torch.linalg.eigh``, which
-  synchronises with the host on a GPU; non-finite matrices are kept from it, so it raises nothing.
+* D x D stages (or M x M, on the sample side) up to order 64: one program holds a matrix in
+  registers; order 128 would spill to local memory. Above, the stage is the reference's: the
+  eigensolver is ``torch.linalg.eigh``, which synchronises with the host on a GPU (non-finite
+  matrices are kept from it, so it raises nothing), the factor ``torch.linalg.cholesky_ex``, which
+  does not.
 """
 
 from __future__ import annotations
@@ -362,6 +364,7 @@ def _sample_backward(
 def _operator(name: str, function: Callable[..., Any]) -> Any:
     """Register ``function`` as ``fastwhiten_triton::name`` with its fake kernel."""
     op = torch.library.custom_op(f"fastwhiten_triton::{name}", function, mutates_args=())
+
     op.register_fake(fakes.FAKES[name])
     return getattr(torch.ops.fastwhiten_triton, name)
 

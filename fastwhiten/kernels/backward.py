@@ -4,8 +4,8 @@
     apply:   dx_n = (gamma (g_n - p_n sum g)) W^T - p_n xc_n inner
 
 Reduce reads X and G once per pair of channel blocks and writes D^2 + D values a chunk, which
-:mod:`fastwhiten.kernels.partials` adds in a fixed order: no atomics. Apply reads X and G once per block
-of output channels and writes dX. Both need as many operands again as the forward in registers.
+:mod:`fastwhiten.kernels.partials` adds in a fixed order: no atomics. Apply reads X and G once per
+block of output channels and writes dX. Both hold twice the operands of the forward in registers.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def launch_backward_reduce(
         PLANES=planes,
         BLOCK=block,
         BLOCK_ROWS=block_rows,
-        **row_options(block, stages=3),
+        **row_options(block, stages=1),
     )
     if chunks == 1:
         return sums.reshape(channels), cross.reshape(groups, size, size)

@@ -3,11 +3,11 @@
     F = V^T (A gamma) Q,  R = w F + (1 - w) F^T,  core = V R V^T
     inner = beta (1 - rho) core + beta rho trace(core) / D I,  dgamma = diag(W^T A)
 
-ZCA: V = U diag(1/s), Q = U, w = s_i / (s_i + s_j): no gap is divided by. PCA: V = W, Q = I, w = l_i /
-(l_i - l_j), 1/2 on ties. Cholesky: V = W, Q = I, w = 1 above the diagonal, 0 below, 1/2 on it.
-Reads three D x D matrices, writes one; what one product leaves for the next goes through memory (two
-matrices a group, in the cache), which registers could not hold beside the operands. Deterministic;
-inner is exactly symmetric, because one triangle is stored twice.
+ZCA: V = U diag(1/s), Q = U, w = s_i / (s_i + s_j): no gap is divided by. PCA: V = W, Q = I,
+w = l_i / (l_i - l_j), 1/2 on ties. Cholesky: V = W, Q = I, w = 1 above the diagonal, 0 below, 1/2
+on it. Reads three D x D matrices, writes one; what one product leaves for the next goes through
+memory (two matrices a group, in the cache), which registers could not hold beside the operands.
+Deterministic; inner is exactly symmetric, because one triangle is stored twice.
 """
 
 from __future__ import annotations

@@ -37,7 +37,11 @@ def block_of(size: int) -> int:
 
 
 def row_options(block: int, stages: int) -> dict[str, int]:
-    """Return the launch options of a pass over rows: warps, and tiles on their way at a time."""
+    """Return the launch options of a pass over rows: warps, and tiles on their way at a time.
+
+    One stage for reductions: a pipelined tile that still has to be transposed and weighted takes
+    registers that the accumulators need, and spills (ptxas of Triton 3.7.1, float32 planes).
+    """
     return {"num_warps": 8 if block == 64 else 4, "num_stages": stages}
 
 

@@ -2,11 +2,11 @@
 
     A = U diag(l) U^T, l ascending, the largest component of every column of U positive
 
-by :mod:`fastwhiten.kernels.jacobi`. Reads D^2 values of a matrix (its lower triangle, mirrored) and
-writes D^2 + D. No host synchronisation, unlike ``torch.linalg.eigh``. Deterministic: no atomics, and
-one matrix never looks at another. The matrix and its eigenvectors stay in registers; shared memory
-is the exchange of gathers, one matrix large. Registers and shared memory of every configuration:
-``resources.json`` beside this file.
+by :mod:`fastwhiten.kernels.jacobi`. Reads D^2 values of a matrix (its lower triangle, mirrored)
+and writes D^2 + D. No host synchronisation, unlike ``torch.linalg.eigh``. Deterministic: no
+atomics, and one matrix never looks at another. The matrix and its eigenvectors stay in registers;
+shared memory is what gathers and products exchange. Registers and shared memory of every
+configuration: ``tools/triton_resources.json``.
 """
 
 from __future__ import annotations
@@ -91,9 +91,11 @@ def eigh_kernel(
 
 def whole_options(size: int, dtype: torch.dtype) -> dict[str, int]:
     """Return the launch options of a program that holds ``size x size`` matrices whole."""
-    # Eight values of each matrix a thread; 16 in float64, which may use 255 registers then. What is
-    # loaded comes from the cache: slices on their way would only take registers.
-    warps = {16: 1, 32: 4, 64: 8 if dtype == torch.float64 else 16}
+    # Four to eight values of each matrix a thread in float32. At order 64, float64 has 16: twice the
+    # threads could use half the registers only. What is loaded comes from the cache: slices on their
+    # way would take registers for nothing.
+    double = dtype == torch.float64
+    warps = {16: 2, 32: 8 if double else 4, 64: 8 if double else 16}
     return {"num_warps": warps[block_of(size)], "num_stages": 1}
 
 

@@ -3,10 +3,10 @@
     S = (1 - rho) S' + (rho trace(S') / D + eps) I,  S' = beta S_batch + (1 - beta) S_running
     ZCA: W = U diag(l^-1/2) U^T   PCA: W = U diag(l^-1/2)   Cholesky: W = L^-T
 
-S' is decomposed (:mod:`fastwhiten.kernels.jacobi`) or factored here, shifts only enter l. Reads one or
-two D x D matrices, writes two and D eigenvalues. No host synchronisation. Deterministic; groups do not
-look at each other, a non-finite (for Cholesky: or indefinite) one is NaN alone. W of ZCA is exactly
-symmetric: one triangle is stored twice.
+S' is decomposed (:mod:`fastwhiten.kernels.jacobi`) or factored here; shifts only enter l. Reads
+one or two D x D matrices, writes two and D eigenvalues. No host synchronisation. Deterministic;
+groups do not look at each other, a non-finite (for Cholesky: or indefinite) one is NaN alone. W of
+ZCA is exactly symmetric: one triangle is stored twice. Registers: the matrix and its eigenvectors.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ and one for the eigenvectors. ``j XOR r`` permutes the 32 banks of shared memory
 
 A device function for other kernels: :func:`eigensystem` gives eigenvalues and vectors of a matrix
 that a program holds in registers. It makes no assumption beyond symmetry: indefinite, tied, graded
-and zero matrices are fine. Deterministic; bounded (``SWEEPS``); a non-finite matrix must be replaced
-by the caller.
+and zero matrices are fine. Deterministic; bounded (``SWEEPS``); the caller replaces a non-finite
+matrix. Order 64 takes about eight sweeps of 63 rounds; order 128 would spill to local memory.
 """
 
 from __future__ import annotations

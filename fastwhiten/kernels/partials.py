@@ -2,8 +2,8 @@
 
     out[e] = sum_c partial[c, e]
 
-Reads ``chunks * count`` values once, writes ``count``. Deterministic: eight chunks are one tile, added
-by a tree of fixed shape, tiles one after another. No shared memory to speak of, under 32 registers.
+Reads ``chunks * count`` values once, writes ``count``. Deterministic: eight chunks are one tile,
+added by a tree of fixed shape, tiles one after another. Shared memory: one row of a tile.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     scaled = sqrt(p) (x - mean),  K = scaled scaled^T = V diag(d) V^T,  t = sqrt((1 - rho) d + e)
     e = eps + rho sum(d) / D,  P = diag(1/t) V^T scaled,  Y = V P / sqrt(p)
 
-All rows of a block of channels are one tile, so that a column's mean needs no second pass. Statistics
-reads X, writes ``scaled`` and M^2 values a block, which :mod:`fastwhiten.kernels.partials` adds in a
-fixed order; apply reads ``scaled``, writes P and Y. Deterministic: no atomics. Registers: the tile.
+All rows of a block of channels are one tile, so that a column's mean needs no second pass.
+Statistics reads X, writes ``scaled`` and M^2 values a block, which
+:mod:`fastwhiten.kernels.partials` adds in a fixed order; apply reads ``scaled``, writes P and Y.
+Deterministic: no atomics. Registers: one tile of 64 x 64 at most.
 """
 
 from __future__ import annotations
@@ -142,9 +143,9 @@ def sample_apply_kernel(
     tl.store(y + where, result.to(y.dtype.element_ty), mask=mask)
 
 
-def tile_options(rows: int) -> dict[str, int]:
+def tile_options(rows: int, most: int = 8) -> dict[str, int]:
     """Return the launch options of a program whose tile is ``rows`` by 64 channels."""
-    return {"num_warps": {16: 2, 32: 4, 64: 8}[block_of(rows)], "num_stages": 1}
+    return {"num_warps": {16: 4, 32: 4, 64: most}[block_of(rows)], "num_stages": 1}
 
 
 def launch_sample_statistics(
@@ -170,7 +171,7 @@ def launch_sample_statistics(
         WEIGHTED=row_weight is not None,
         R=block_of(rows),
         BLOCK=BLOCK,
-        **tile_options(rows),
+        **tile_options(rows, most=16),
     )
     if blocks == 1:
         return mean, scaled, partial.reshape(groups, rows, rows)

@@ -4,9 +4,10 @@
     I = diag(1/t)(Gv - (1 - rho) R P) - rho sum_i(Fm_ii / t_i^2) / D diag(t) P
     C = sqrt(p) V I,  dX = C - p sum_n C_n
 
-The first pass reads G and P, writes Gv and Fm (M^2 values a block of channels, added in a fixed order:
-no atomics); the second one reads Gv and P, replaces Gv by I and writes dX. What one product leaves for
-the next goes through memory, in the cache: registers could not hold it beside the operands.
+The first pass reads G and P, writes Gv and Fm (M^2 values a block of channels, added in a fixed
+order: no atomics); the second one reads Gv and P, replaces Gv by I and writes dX. What one product
+leaves for the next goes through memory, in the cache: registers could not hold it beside the
+operands.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 With x' = x - x_0 (the first row: |mean| >> std then costs no digit) every tile of rows gives its
 weight w, mean m and centred products C = sum_n p_n (x'_n - m)(x'_n - m)^T, and (Chan et al. 1979)
 
-    w = w_1 + w_2,  m = m_1 + (w_2 / w)(m_2 - m_1),  C = C_1 + C_2 + (w_1 w_2 / w) d d^T,  d = m_2 - m_1.
+    w = w_1 + w_2,  d = m_2 - m_1,  m = m_1 + (w_2 / w) d,  C = C_1 + C_2 + (w_1 w_2 / w) d d^T.
 
-Tiles of a chunk are combined in order inside a program; chunks by the second kernel. Reads X once per
-pair of channel blocks (once for D <= 64), 1 partial result of D^2 a chunk and group. Deterministic: no
-atomics, fixed order; the result is exactly symmetric. Registers: the D-block squared accumulator.
+Tiles of a chunk are combined in order inside a program, chunks by the second kernel. Reads X once
+per pair of channel blocks (once for D <= 64), writes D^2 values a chunk and group. Deterministic:
+no atomics, fixed order; exactly symmetric. Registers: one accumulator of 64 x 64 at most.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def launch_statistics(
         SINGLE=blocks == 1,
         BLOCK=block,
         BLOCK_ROWS=block_rows,
-        **row_options(block, stages=3),
+        **row_options(block, stages=1),
     )
     mean = x.new_empty(channels, dtype=dtype)
     covariance = x.new_empty(groups, size, size, dtype=dtype)

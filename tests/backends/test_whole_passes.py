@@ -51,6 +51,8 @@ def test_whole_passes_equal_their_stages(kind, layout, groups, options, backend)
 def test_only_the_group_with_a_nan_is_nan(groups, backend):
     x = torch.randn(32, 8)
     x[3, 0] = float("nan")
-    y = backends.get(backend).whiten_forward(x, None, None, None, None, groups, 1.0, 1e-3, 0, False)[0]
+    y = backends.get(backend).whiten_forward(
+        x, None, None, None, None, groups, 1.0, 1e-3, 0, False
+    )[0]
     assert y[:, : 8 // groups].isnan().all()
     assert y[:, 8 // groups :].isfinite().all()
