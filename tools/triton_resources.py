@@ -123,9 +123,11 @@ class Recorder:
         """Note one launch."""
         values = {**dict(zip(kernel.arg_names, args, strict=False)), **options}
         declared = {p.name for p in kernel.params if p.is_constexpr}
+        general = {p.name for p in kernel.params if p.do_not_specialize}
         types, constants = [], []
         for name in kernel.arg_names:
             kind = None if name in declared else _type(values[name])
+            kind = "i32" if kind is None and name in general else kind
             if kind is None:
                 constants.append((name, values[name]))
             else:

@@ -32,7 +32,8 @@ from .common import (
 from .partials import sum_partials
 
 
-@triton.jit
+# Without it, one step would be a constant, its loop unrolled, and its loads hoisted into a spill.
+@triton.jit(do_not_specialize=["steps"])
 def backward_reduce_kernel(
     x,  # [M, C] or [N, C, L]
     grad,  # like x
@@ -166,7 +167,7 @@ def launch_backward_reduce(
         PLANES=planes,
         BLOCK=block,
         BLOCK_ROWS=block_rows,
-        **row_options(block, stages=1),
+        **row_options(block, stages=1, most=8 if mean.dtype == torch.float64 else 4),
     )
     if chunks == 1:
         return sums.reshape(channels), cross.reshape(groups, size, size)

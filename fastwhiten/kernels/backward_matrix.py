@@ -151,6 +151,9 @@ def launch_backward_matrix(
 ) -> tuple[Tensor, Tensor]:
     """Return ``inner`` ``[G, D, D]`` and the gradient of gamma ``[C]``; D at most WHOLE."""
     groups, size = cross.shape[:2]
+    options = whole_options(size, cross.dtype)
+    if block_of(size) == 16:
+        options["num_warps"] = 4  # two spill eight bytes on sm_80
     inner, grad_gamma = cross.new_empty(cross.shape), cross.new_empty(groups * size)
     backward_matrix_kernel[(groups,)](
         cross,
@@ -171,6 +174,6 @@ def launch_backward_matrix(
         SHRINK=rho is not None,
         N=block_of(size),
         SLICE=SLICE,
-        **whole_options(size, cross.dtype),
+        **options,
     )
     return inner, grad_gamma

@@ -36,13 +36,14 @@ def block_of(size: int) -> int:
     return next((b for b in BLOCKS if size <= b), BLOCKS[-1])
 
 
-def row_options(block: int, stages: int) -> dict[str, int]:
+def row_options(block: int, stages: int, most: int = 4) -> dict[str, int]:
     """Return the launch options of a pass over rows: warps, and tiles on their way at a time.
 
-    One stage for reductions: a pipelined tile that still has to be transposed and weighted takes
-    registers that the accumulators need, and spills (ptxas of Triton 3.7.1, float32 planes).
+    ``most`` is the number of warps at block 32, where four spill in some dtypes. One stage for
+    reductions: a pipelined tile that still has to be transposed and weighted takes registers that
+    the accumulators need, and spills (ptxas of Triton 3.7.1, float32 planes).
     """
-    return {"num_warps": 8 if block == 64 else 4, "num_stages": stages}
+    return {"num_warps": {16: 4, 32: most, 64: 8}[block], "num_stages": stages}
 
 
 def power_of_two(n: int) -> int:

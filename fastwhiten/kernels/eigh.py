@@ -91,9 +91,9 @@ def eigh_kernel(
 
 def whole_options(size: int, dtype: torch.dtype) -> dict[str, int]:
     """Return the launch options of a program that holds ``size x size`` matrices whole."""
-    # Four to eight values of each matrix a thread in float32. At order 64, float64 has 16: twice the
-    # threads could use half the registers only. What is loaded comes from the cache: slices on their
-    # way would take registers for nothing.
+    # Four to eight values of each matrix a thread in float32. At order 64, float64 has 16: twice
+    # the threads could use half the registers only. What is loaded comes from the cache: slices
+    # on their way would take registers for nothing.
     double = dtype == torch.float64
     warps = {16: 2, 32: 8 if double else 4, 64: 8 if double else 16}
     return {"num_warps": warps[block_of(size)], "num_stages": 1}

@@ -23,7 +23,7 @@ import triton.language as tl
 
 from .common import product
 
-# Quadratic convergence needs 6 to 9 sweeps at order 64; the cap is for what theory does not exclude.
+# Convergence is quadratic: 6 to 9 sweeps at order 64. The cap is for what theory does not exclude.
 SWEEPS = tl.constexpr(20)
 
 

@@ -171,7 +171,7 @@ def launch_sample_statistics(
         WEIGHTED=row_weight is not None,
         R=block_of(rows),
         BLOCK=BLOCK,
-        **tile_options(rows, most=16),
+        **tile_options(rows, most=8 if x.dtype.itemsize == 2 else 16),
     )
     if blocks == 1:
         return mean, scaled, partial.reshape(groups, rows, rows)
