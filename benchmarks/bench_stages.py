@@ -10,7 +10,7 @@ import torch
 
 from fastwhiten import backends
 
-from .providers import EPS
+from .providers import EPS, unavailable
 from .scenes import SCENES, Scene
 
 FEATURE_STAGES = (
@@ -66,10 +66,13 @@ def _sample_calls(stages: Any, scene: Scene, x: torch.Tensor) -> dict[str, tuple
     }
 
 
-@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
 @pytest.mark.parametrize(("scene", "stage"), CASES)
 def bench_stage(benchmark: Callable[..., Any], scene: Scene, stage: str, backend: str) -> None:
     """Time one stage of one backend; results agree before the clock starts."""
+    reason = unavailable(backend)
+    if reason is not None:
+        pytest.skip(reason)
     x = scene.input()
     x = x if x.dim() == 2 else x.reshape(x.shape[0], x.shape[1], -1)
     calls = (_sample_calls if scene.sample_side else _feature_calls)(backends.reference, scene, x)

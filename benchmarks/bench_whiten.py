@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from . import memory
-from .providers import INEXACT, PROVIDERS, exact, relative_error, residual
+from .providers import INEXACT, PROVIDERS, exact, relative_error, residual, unavailable
 from .scenes import SCENES, Scene
 
 # Float32 rounding amplified by the scenes' condition numbers; an error above it is a bug.
@@ -36,6 +36,9 @@ def _verify(
 @pytest.mark.parametrize("scene", SCENES, ids=lambda s: s.id)
 def bench_whiten(benchmark, scene: Scene, provider: str, mode: str) -> None:
     """Time one provider on fresh inputs; `extra_info` holds error, flops, bytes and peak memory."""
+    reason = unavailable(provider)
+    if reason is not None:
+        pytest.skip(reason)
     whiten = PROVIDERS[provider](scene)
     grad = torch.randn(scene.shape, generator=torch.Generator().manual_seed(1))
     x = scene.input().requires_grad_()

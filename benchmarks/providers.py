@@ -24,6 +24,11 @@ def fused(scene: Scene) -> Forward:
     return lambda x: fastwhiten.whiten(x, groups=scene.groups, eps=EPS, backend="native")
 
 
+def triton(scene: Scene) -> Forward:
+    """Return `fastwhiten.whiten` on the Triton kernels."""
+    return lambda x: fastwhiten.whiten(x, groups=scene.groups, eps=EPS, backend="triton")
+
+
 def closed_form(scene: Scene) -> Forward:
     """Return our formulas in plain PyTorch: what the mathematics gains without a kernel."""
     return lambda x: fastwhiten.whiten(x, groups=scene.groups, eps=EPS, backend="reference")
@@ -65,7 +70,18 @@ PROVIDERS: dict[str, Callable[[Scene], Forward]] = {
     "iternorm": iternorm,
     "batchnorm": batchnorm,
     "fused": fused,
+    "triton": triton,
 }
+
+
+def unavailable(name: str) -> str | None:
+    """Return why a provider cannot be measured here, None if it can.
+
+    An interpreted kernel would be measured for nothing: it takes a thousand times as long.
+    """
+    if name == "triton" and not torch.cuda.is_available():
+        return "Triton kernels need an NVIDIA GPU"
+    return None
 
 
 def exact(x: Tensor, grad: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,9 @@ from types import ModuleType
 
 import torch
 
-from . import cuda_module, native, reference
+from . import cuda_module, native, reference, triton
 
-BACKENDS: dict[str, ModuleType] = {"native": native, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"native": native, "reference": reference, "triton": triton}
 
 
 def available() -> dict[str, str | None]:
@@ -29,7 +29,7 @@ def available() -> dict[str, str | None]:
         "native": None,
         "reference": None,
         "cuda": cuda_module.import_error,
-        "triton": "this version has no Triton kernels",
+        "triton": triton.import_error(),
     }
     if native.import_error is not None:
         reasons["native"] = (
@@ -56,7 +56,7 @@ def explain() -> list[tuple[str, str, str]]:
     return [
         ("CPU tensors, every dtype and shape", *cpu),
         ("CUDA tensors", *_explain_cuda()),
-        ("other devices", "reference", "plain PyTorch operations run there"),
+        ("other devices", "reference", "no kernels were made for them: plain PyTorch runs there"),
     ]
 
 
@@ -65,6 +65,10 @@ def _explain_cuda() -> tuple[str, str]:
     if reason is None:
         archs = ", ".join(cuda_module.architectures())
         return "native", f"compiled CUDA kernels for compute capability {archs}"
+    absent = triton.import_error()
+    if torch.version.cuda is not None and absent is None:
+        capability = ".".join(map(str, triton.CAPABILITY))
+        return "triton", f"Triton kernels, for compute capability {capability} or later: {reason}"
     return "reference", f"plain PyTorch operations run there: {reason}"
 
 
@@ -82,25 +86,40 @@ def choose(name: str, device: torch.device) -> str:
     """
     if name != "auto" and name not in BACKENDS:
         raise ValueError(f"backend: expected one of {['auto', *BACKENDS]}, got {name!r}")
+    if name == "triton":
+        _require_triton(device)
+        return name
     if name == "reference" or (name == "auto" and device.type not in ("cpu", "cuda")):
         return "reference"
-    if device.type == "cuda":
-        reason = cuda_module.missing(device.index)
-        kernels = "CUDA kernels: "
-    elif device.type == "cpu":
-        reason = available()["native"]
-        kernels = ""
-    else:
+    if device.type not in ("cpu", "cuda"):
         raise ValueError(
             f'backend="native" serves CPU and CUDA tensors, got a tensor on {device}; '
             'move it with .cpu() or use backend="auto"'
         )
+    cuda = device.type == "cuda"
+    reason = cuda_module.missing(device.index) if cuda else available()["native"]
     if reason is None:
+        # On a GPU too, before Triton: one launch holds a whole small forward, compiled kernels
+        # have no first call that compiles, and their eigensolver reaches D = 128 instead of 64.
         return "native"
+    if cuda:
+        reason = f"CUDA kernels: {reason}"
     if name == "native":
-        raise RuntimeError(f'backend="native": {kernels}{reason}')
-    _warn_once(f'backend="auto" takes the slower reference backend: {kernels}{reason}')
+        raise RuntimeError(f'backend="native": {reason}')
+    if cuda and triton.unserved(device) is None:
+        return "triton"
+    _warn_once(f'backend="auto" takes the slower reference backend: {reason}')
     return "reference"
+
+
+def _require_triton(device: torch.device) -> None:
+    """Raise unless the Triton kernels serve ``device``."""
+    reason = triton.unserved(device)
+    if reason is None:
+        return
+    if reason == triton.import_error():
+        raise RuntimeError(f'backend="triton": {reason}')
+    raise ValueError(f'backend="triton": {reason}; move the tensor or use backend="auto"')
 
 
 def get(name: str) -> ModuleType:

@@ -1,6 +1,8 @@
 """Which backend serves a call, and what is said when it cannot."""
 
 import re
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -9,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastwhiten
 from fastwhiten import backends
-from fastwhiten.backends import cuda_module, native, reference
+from fastwhiten.backends import cuda_module, fakes, native, reference, triton
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 STAGES = (
@@ -65,9 +67,9 @@ def test_reference_runs_none_of_them() -> None:
 
 def test_backends_have_the_same_stages() -> None:
     for stage in STAGES:
-        assert callable(getattr(reference, stage)) and callable(getattr(native, stage))
-        assert stage in native.FAKES
-    assert set(native.FAKES) == set(STAGES)
+        for backend in backends.BACKENDS.values():
+            assert callable(getattr(backend, stage))
+    assert set(fakes.FAKES) == set(STAGES)
 
 
 def test_choose() -> None:
@@ -82,7 +84,7 @@ def test_available_and_explain_with_the_extension() -> None:
         "native": None,
         "reference": None,
         "cuda": "this torch is a CPU build" if torch.version.cuda is None else None,
-        "triton": "this version has no Triton kernels",
+        "triton": None,
     }
     table = backends.explain()
     assert [(case, name) for case, name, _ in table] == [
@@ -192,3 +194,73 @@ def test_a_cuda_torch_over_a_cpu_build_says_why(monkeypatch: pytest.MonkeyPatch)
     assert cuda_module._load().startswith(
         "fastwhiten was built without CUDA kernels (no nvcc was found); run"
     )
+
+
+@pytest.mark.interpret
+def test_triton_runs_its_own_operators() -> None:
+    class TritonRecorder(Recorder):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "fastwhiten_triton":
+                self.ops.add(func._schema.name.removeprefix("fastwhiten_triton::"))
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    x = torch.randn(20, 6, requires_grad=True)
+    with TritonRecorder() as recorder:
+        fastwhiten.whiten(x, backend="triton").sum().backward()
+    assert recorder.ops == {"whiten_forward", "whiten_backward"}
+
+
+def test_triton_wants_cuda_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    message = r'^backend="triton": it serves CUDA tensors, got a tensor on cpu; for tests, TRITON'
+    with pytest.raises(ValueError, match=message):
+        fastwhiten.whiten(torch.randn(8, 3), backend="triton")
+    with pytest.raises(ValueError, match=r'^backend="triton": it serves NVIDIA GPUs, got a tensor'):
+        backends.choose("triton", META)
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is told, the table changes, and only who asks for it gets an exception."""
+    reason = "triton is not installed; run `pip install triton` (Linux on x86-64 or aarch64)"
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
+    triton.import_error.cache_clear()
+    try:
+        assert backends.available()["triton"] == reason
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(cuda_module, "import_error", "there was no nvcc")
+        assert backends.explain()[1][1] == "reference"
+        with pytest.raises(RuntimeError, match=f'^backend="triton": {re.escape(reason)}$'):
+            fastwhiten.whiten(torch.randn(8, 3), backend="triton")
+    finally:
+        triton.import_error.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((9, 0), "triton"), ((8, 0), "triton"), ((7, 5), "reference")]
+)
+def test_auto_on_a_gpu(
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU answers is replaced here: choosing a backend touches no device."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(cuda_module, "import_error", "there was no nvcc")
+    device = torch.device("cuda", 0)
+    if expected == "triton":
+        assert backends.choose("auto", device) == expected
+        assert backends.explain()[1][1] == expected
+    else:
+        backends._warn_once.cache_clear()
+        with pytest.warns(RuntimeWarning, match="slower reference backend"):
+            assert backends.choose("auto", device) == expected
+        backends._warn_once.cache_clear()
+        with pytest.raises(ValueError, match=r"needs compute capability 8\.0 or later, cuda:0 has"):
+            backends.choose("triton", device)
+
+
+def test_importing_fastwhiten_does_not_import_triton() -> None:
+    code = "import sys, fastwhiten; print('triton' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "False"

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fastwhiten.backends import native, reference
+from fastwhiten import backends
+from fastwhiten.backends import reference
 from tests.helpers import spectra
 
 # The same kernels in the same order; groups taken one by one may be cut into other chunks, which
@@ -28,31 +29,34 @@ def _problem(layout, groups, weighted):
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("options", [False, True])
 @pytest.mark.parametrize("shrink", [(0, 0.0), (1, 0.2), (2, 0.0), (3, 0.0)])
-def test_whole_passes_equal_their_stages(kind, layout, groups, options, shrink):
+def test_whole_passes_equal_their_stages(kind, layout, groups, options, shrink, backend):
+    stages = backends.get(backend)
     x, grad, p, running = _problem(layout, groups, options)
     gamma = torch.rand(x.shape[1], dtype=x.dtype) if options else None
     running, beta, weight = (running, gamma, 0.3) if options else (None, None, 1.0)
-    mean, covariance = native.statistics(x, p, groups, False)
+    mean, covariance = stages.statistics(x, p, groups, False)
     blending = (running, p, weight)
-    rho = native.intensity(x, mean, covariance, *blending, *shrink) if shrink[0] else None
-    factors = native.factor(covariance, running, rho, weight, 1e-3, kind)
-    expected = (native.apply(x, mean, factors[2], gamma, beta), mean, covariance, *factors)
+    rho = stages.intensity(x, mean, covariance, *blending, *shrink) if shrink[0] else None
+    factors = stages.factor(covariance, running, rho, weight, 1e-3, kind)
+    expected = (stages.apply(x, mean, factors[2], gamma, beta), mean, covariance, *factors)
     expected += (x.new_empty(0) if rho is None else rho,)
     passed = (x, gamma, beta, p, running, groups, weight, 1e-3, kind, False, *shrink)
-    forward = native.whiten_forward(*passed)
+    forward = stages.whiten_forward(*passed)
     torch.testing.assert_close(forward, expected, **TOLERANCE)
 
-    grad_sum, cross = native.backward_reduce(x, grad, mean, groups)
-    inner, grad_gamma = native.backward_matrix(cross, *factors, gamma, rho, weight, kind)
-    dx = native.backward_apply(x, grad, mean, grad_sum, factors[2], inner, gamma, p)
-    backward = native.whiten_backward(grad, x, mean, *factors, gamma, rho, p, weight, kind)
+    grad_sum, cross = stages.backward_reduce(x, grad, mean, groups)
+    inner, grad_gamma = stages.backward_matrix(cross, *factors, gamma, rho, weight, kind)
+    dx = stages.backward_apply(x, grad, mean, grad_sum, factors[2], inner, gamma, p)
+    backward = stages.whiten_backward(grad, x, mean, *factors, gamma, rho, p, weight, kind)
     torch.testing.assert_close(backward, (dx, grad_gamma, grad_sum), **TOLERANCE)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_only_the_group_with_a_nan_is_nan(groups):
+def test_only_the_group_with_a_nan_is_nan(groups, backend):
     x = torch.randn(32, 8)
     x[3, 0] = float("nan")
-    y = native.whiten_forward(x, None, None, None, None, groups, 1.0, 1e-3, 0, False, 0, 0.0)[0]
+    y = backends.get(backend).whiten_forward(
+        x, None, None, None, None, groups, 1.0, 1e-3, 0, False, 0, 0.0
+    )[0]
     assert y[:, : 8 // groups].isnan().all()
     assert y[:, 8 // groups :].isfinite().all()

@@ -1,0 +1,54 @@
+"""What a kernel takes for granted, checked: a wrong pointer would be read, not reported."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .common import INTERPRETED
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check(
+    op: str, name: str, t: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor
+) -> None:
+    """Raise ValueError unless ``t`` is None or contiguous, of that shape, dtype, and device."""
+    if t is None:
+        return
+    if t.shape != shape or t.dtype != dtype or t.device != like.device or not t.is_contiguous():
+        raise ValueError(
+            f"{op}: expected {name} contiguous {list(shape)} {dtype} on {like.device}, got "
+            f"{list(t.shape)} {t.dtype} on {t.device} with strides {list(t.stride())}"
+        )
+
+
+def check_input(op: str, x: Tensor, groups: int) -> None:
+    """Raise unless ``x`` is rows ``[M, C]`` or planes ``[N, C, L]`` that a kernel can run on."""
+    if x.dim() not in (2, 3) or not x.is_contiguous() or x.dtype not in FLOATING:
+        raise ValueError(
+            f"{op}: expected contiguous rows [M, C] or planes [N, C, L] of a floating dtype, got "
+            f"{list(x.shape)} {x.dtype} with strides {list(x.stride())}"
+        )
+    if groups < 1 or x.shape[1] % groups:
+        raise ValueError(f"{op}: expected groups to divide {x.shape[1]} channels, got {groups}")
+    check_device(op, x)
+
+
+def check_square(op: str, name: str, a: Tensor) -> None:
+    """Raise unless ``a`` is ``[B, D, D]`` float32 or float64 that a kernel can run on."""
+    square = a.dim() == 3 and a.shape[1] == a.shape[2] and a.is_contiguous()
+    if not square or a.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{op}: expected {name} contiguous [B, D, D] float32 or float64, got {list(a.shape)} "
+            f"{a.dtype} with strides {list(a.stride())}"
+        )
+    check_device(op, a)
+
+
+def check_device(op: str, x: Tensor) -> None:
+    """Raise for tensors of a device that the kernels were not made for."""
+    expected = "cpu" if INTERPRETED else "cuda"
+    if x.device.type != expected:
+        how = "are interpreted on the CPU (TRITON_INTERPRET=1)" if INTERPRETED else "run on a GPU"
+        raise ValueError(f"{op}: the Triton kernels {how}, got a tensor on {x.device}")

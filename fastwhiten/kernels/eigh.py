@@ -1,0 +1,116 @@
+"""Eigensystems of a batch of small symmetric matrices, one program each.
+
+    A = U diag(l) U^T, l ascending, the largest component of every column of U positive
+
+by :mod:`fastwhiten.kernels.jacobi`. Reads D^2 values of a matrix (its lower triangle, mirrored)
+and writes D^2 + D. No host synchronisation, unlike ``torch.linalg.eigh``. Deterministic: no
+atomics, and one matrix never looks at another. The matrix and its eigenvectors stay in registers;
+shared memory is what gathers and products exchange. Registers and shared memory of every
+configuration: ``tools/triton_resources.json``.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import block_of, load_matrix, power_of_two
+from .jacobi import eigensystem, positive_pivot, ranks
+
+
+@triton.jit
+def load_symmetric(pointer, size, T: tl.constexpr, N: tl.constexpr):
+    """Return ``[N, N]``: the lower triangle at ``pointer`` mirrored, padded with zeros."""
+    i = tl.arange(0, N)[:, None]
+    j = tl.arange(0, N)[None, :]
+    return load_matrix(pointer, tl.maximum(i, j), tl.minimum(i, j), size, T)
+
+
+@triton.jit
+def is_finite(a):
+    """Return whether every entry is finite, as a scalar."""
+    # x - x is NaN for NaN and for infinities, and nothing is unequal to itself but NaN.
+    bad = (a - a) != (a - a)
+    return tl.max(tl.max(bad.to(tl.int32), 1), 0) == 0
+
+
+@triton.jit
+def store_system(
+    values,  # [N]
+    vectors,  # [N, N], in columns
+    values_out,  # [D] T
+    vectors_out,  # [D, D] T
+    finite,
+    size,
+    N: tl.constexpr,
+):
+    """Store the eigensystem in ascending order, NaN if the matrix was not finite.
+
+    Sorting is where things are stored: no permutation is carried out. Returns the ranks.
+    """
+    i = tl.arange(0, N)
+    order = ranks(values, size, N)
+    nan = float("nan")
+    tl.store(values_out + order, tl.where(finite, values, nan), mask=i < size)
+    mask = (i < size)[:, None] & (i < size)[None, :]
+    where = vectors_out + i[:, None] * size + order[None, :]
+    tl.store(where, tl.where(finite, vectors, nan), mask=mask)
+    return order
+
+
+@triton.jit
+def eigh_kernel(
+    a_ptr,  # [B, D, D] T
+    values_ptr,  # [B, D] T
+    vectors_ptr,  # [B, D, D] T
+    size,  # D
+    N: tl.constexpr,  # D rounded up to a block
+    ROUNDS: tl.constexpr,  # D rounded up to a power of two
+):
+    """Decompose matrix ``program_id(0)``."""
+    T: tl.constexpr = a_ptr.dtype.element_ty
+    matrix = tl.program_id(0).to(tl.int64)
+    a = load_symmetric(a_ptr + matrix * size * size, size, T, N)
+    finite = is_finite(a)
+    a = tl.where(finite, a, 0.0)
+    values, vectors = eigensystem(a, N, ROUNDS)
+    row = tl.broadcast_to(tl.arange(0, N)[:, None], (N, N))
+    vectors = positive_pivot(vectors, row, N)
+    store_system(
+        values,
+        vectors,
+        values_ptr + matrix * size,
+        vectors_ptr + matrix * size * size,
+        finite,
+        size,
+        N,
+    )
+
+
+def whole_options(size: int, dtype: torch.dtype) -> dict[str, int]:
+    """Return the launch options of a program that holds ``size x size`` matrices whole."""
+    # Four to eight values of each matrix a thread in float32. At order 64, float64 has 16: twice
+    # the threads could use half the registers only. What is loaded comes from the cache: slices
+    # on their way would take registers for nothing.
+    double = dtype == torch.float64
+    warps = {16: 2, 32: 8 if double else 4, 64: 8 if double else 16}
+    return {"num_warps": warps[block_of(size)], "num_stages": 1}
+
+
+def launch_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues ``[B, D]`` and eigenvectors ``[B, D, D]`` of ``a``, D at most WHOLE."""
+    batch, size = a.shape[:2]
+    values, vectors = a.new_empty(batch, size), a.new_empty(a.shape)
+    if a.numel():
+        eigh_kernel[(batch,)](
+            a,
+            values,
+            vectors,
+            size,
+            block_of(size),
+            power_of_two(size),
+            **whole_options(size, a.dtype),
+        )
+    return values, vectors

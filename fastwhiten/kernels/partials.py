@@ -1,0 +1,66 @@
+"""The second stage of every reduction: partial results of chunks, added in a fixed order.
+
+    out[e] = sum_c partial[c, e]
+
+Reads ``chunks * count`` values once, writes ``count``. Deterministic: eight chunks are one tile,
+added by a tree of fixed shape, tiles one after another. Shared memory: one row of a tile.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import or_dummy
+
+BLOCK = 256
+STEP = 8
+
+
+@triton.jit
+def sum_partials_kernel(
+    first,  # [chunks, first_count] T
+    second,  # [chunks, second_count] T
+    first_out,  # [first_count] T
+    second_out,  # [second_count] T
+    first_count,
+    second_count,
+    chunks,
+    BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Add two sets of partial results; the entries of the second one follow those of the first."""
+    entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    other = entry - first_count
+    in_first = entry < first_count
+    in_second = (other >= 0) & (other < second_count)
+    total = tl.zeros((BLOCK,), first.dtype.element_ty)
+    for start in range(0, chunks, STEP):
+        chunk = (start + tl.arange(0, STEP)).to(tl.int64)[:, None]
+        where = first + chunk * first_count + entry[None, :]
+        tile = tl.load(where, mask=(chunk < chunks) & in_first[None, :], other=0.0)
+        where = second + chunk * second_count + other[None, :]
+        tile += tl.load(where, mask=(chunk < chunks) & in_second[None, :], other=0.0)
+        total += tl.sum(tile, 0)
+    tl.store(first_out + entry, total, mask=in_first)
+    tl.store(second_out + other, total, mask=in_second)
+
+
+def sum_partials(
+    first: Tensor, second: Tensor | None, first_out: Tensor, second_out: Tensor | None
+) -> None:
+    """Add ``first`` and ``second`` over their leading dimension into the outputs."""
+    counts = first_out.numel(), 0 if second_out is None else second_out.numel()
+    chunks = first.shape[0]
+    sum_partials_kernel[(triton.cdiv(sum(counts), BLOCK),)](
+        first,
+        or_dummy(second, first),
+        first_out,
+        or_dummy(second_out, first),
+        *counts,
+        chunks,
+        BLOCK=BLOCK,
+        STEP=STEP,
+        num_warps=4,
+    )

@@ -1,0 +1,219 @@
+"""The sample side, where a group has no more rows than channels: M x M instead of D x D.
+
+    scaled = sqrt(p) (x - mean),  K = scaled scaled^T = V diag(d) V^T,  t = sqrt((1 - rho) d + e)
+    e = eps + rho sum(d) / D,  P = diag(1/t) V^T scaled,  Y = V P / sqrt(p)
+
+All rows of a block of channels are one tile, so that a column's mean needs no second pass.
+Statistics reads X, writes ``scaled`` and M^2 values a block, which
+:mod:`fastwhiten.kernels.partials` adds in a fixed order; apply reads ``scaled``, writes P and Y.
+Deterministic: no atomics. Registers: one tile of 64 x 64 at most.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import (
+    SLICE,
+    bits,
+    block_of,
+    divide,
+    exact,
+    or_dummy,
+    product,
+    product_of,
+    root,
+    row_weight_of,
+)
+from .partials import sum_partials
+
+BLOCK = 64
+
+
+@triton.jit
+def sample_statistics_kernel(
+    x,  # [M, C]
+    weight,  # [M] T
+    mean,  # [C] T
+    scaled,  # [M, C] T
+    partial,  # [blocks, G, M, M] T
+    uniform_bits,  # 1 / M
+    rows,
+    channels,
+    size,  # D
+    groups,
+    WEIGHTED: tl.constexpr,
+    R: tl.constexpr,  # M rounded up to a block
+    BLOCK: tl.constexpr,
+):
+    """Centre and scale one block of a group's channels, and multiply its rows by each other."""
+    T: tl.constexpr = mean.dtype.element_ty
+    program = tl.program_id(0).to(tl.int64)
+    group = program % groups
+    block = program // groups
+    m = tl.arange(0, R)
+    local = block * BLOCK + tl.arange(0, BLOCK)
+    inside, mask = m < rows, local < size
+    channel = group * size + local
+    p = row_weight_of(weight, m, inside, uniform_bits, T, WEIGHTED)
+    tile_mask = inside[:, None] & mask[None, :]
+    where = m[:, None].to(tl.int64) * channels + channel[None, :]
+    # Relative to the first row: |mean| >> std costs no digit then.
+    shift = tl.load(x + channel, mask=mask, other=0.0).to(T)
+    tile = tl.load(x + where, mask=tile_mask, other=0.0).to(T) - shift[None, :]
+    center = divide(tl.sum(tile * p[:, None], 0), tl.sum(p, 0) + tl.zeros((BLOCK,), T))
+    tl.store(mean + channel, shift + center, mask=mask)
+    tile = tl.where(tile_mask, (tile - center[None, :]) * root(p)[:, None], 0.0)
+    tl.store(scaled + where, tile, mask=tile_mask)
+    gram = product(tile, tl.trans(tile))
+    i, j = m[:, None], m[None, :]
+    lower = (i < rows) & (j <= i)  # stored twice: exactly symmetric
+    out = partial + (block * groups + group) * rows * rows
+    tl.store(out + i * rows + j, gram, mask=lower)
+    tl.store(out + j * rows + i, gram, mask=lower)
+
+
+@triton.jit
+def sample_roots(
+    eigenvalues, rho, eps, group, rows, size, T, R: tl.constexpr, SHRINK: tl.constexpr
+):
+    """Return ``(t, 1 - rho, rho)`` with ``t`` ``[R]``, 1 for padding."""
+    m = tl.arange(0, R)
+    d = tl.load(eigenvalues + group * rows + m, mask=m < rows, other=0.0)
+    d = tl.where(d < 0.0, 0.0, d)  # a NaN stays
+    if SHRINK:
+        intensity = tl.load(rho + group)
+        total = tl.sum(d, 0)
+        e = eps + divide(intensity * total, tl.zeros((), T) + size)
+    else:
+        intensity = tl.zeros((), T)
+        e = eps
+    t = root((1.0 - intensity) * d + e)
+    return tl.where(m < rows, t, 1.0), 1.0 - intensity, intensity
+
+
+@triton.jit
+def sample_apply_kernel(
+    scaled,  # [M, C] T
+    eigenvalues,  # [G, M] T
+    eigenvectors,  # [G, M, M] T
+    weight,  # [M] T
+    rho,  # [G] T
+    y,  # [M, C]
+    projected,  # [G, M, D] T
+    uniform_bits,  # 1 / M
+    eps_bits,
+    rows,
+    channels,
+    size,  # D
+    groups,
+    WEIGHTED: tl.constexpr,
+    SHRINK: tl.constexpr,
+    R: tl.constexpr,  # M rounded up to a block
+    BLOCK: tl.constexpr,
+    SLICE: tl.constexpr,
+):
+    """Whiten one block of a group's channels."""
+    T: tl.constexpr = scaled.dtype.element_ty
+    program = tl.program_id(0).to(tl.int64)
+    group = program % groups
+    local = program // groups * BLOCK + tl.arange(0, BLOCK)
+    m = tl.arange(0, R)
+    inside = m < rows
+    mask = inside[:, None] & (local < size)[None, :]
+    channel = group * size + local
+    where = m[:, None].to(tl.int64) * channels + channel[None, :]
+    p = row_weight_of(weight, m, inside, uniform_bits, T, WEIGHTED)
+    t, _, _ = sample_roots(eigenvalues, rho, exact(eps_bits, T), group, rows, size, T, R, SHRINK)
+    v = eigenvectors + group * rows * rows
+    first = program // groups * BLOCK
+    rest = tl.minimum(size - first, BLOCK)
+    tile = scaled + group * size + first
+    white = product_of(v, 1, rows, tile, channels, 1, rows, rows, rest, T, R, BLOCK, SLICE)
+    white = divide(white, t[:, None] + tl.zeros((R, BLOCK), T))
+    out = projected + group * rows * size + first
+    tl.store(out + m[:, None] * size + tl.arange(0, BLOCK)[None, :], white, mask=mask)
+    tl.debug_barrier()  # P is read back by other threads of this program
+    result = product_of(v, rows, 1, out, size, 1, rows, rows, rest, T, R, BLOCK, SLICE)
+    scale = root(tl.where(inside, p, 1.0))[:, None] + tl.zeros((R, BLOCK), T)
+    result = divide(result, scale)
+    tl.store(y + where, result.to(y.dtype.element_ty), mask=mask)
+
+
+def tile_options(rows: int, most: int = 8) -> dict[str, int]:
+    """Return the launch options of a program whose tile is ``rows`` by 64 channels."""
+    return {"num_warps": {16: 4, 32: 4, 64: most}[block_of(rows)], "num_stages": 1}
+
+
+def launch_sample_statistics(
+    x: Tensor, row_weight: Tensor | None, groups: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean ``[C]``, scaled rows ``[M, C]`` and Gram matrices ``[G, M, M]``; M <= WHOLE."""
+    rows, channels = x.shape
+    size = channels // groups
+    blocks = triton.cdiv(size, BLOCK)
+    mean, scaled = x.new_empty(channels, dtype=dtype), x.new_empty(x.shape, dtype=dtype)
+    partial = x.new_empty(blocks, groups, rows, rows, dtype=dtype)
+    sample_statistics_kernel[(blocks * groups,)](
+        x,
+        or_dummy(row_weight, x),
+        mean,
+        scaled,
+        partial,
+        bits(1.0 / rows),
+        rows,
+        channels,
+        size,
+        groups,
+        WEIGHTED=row_weight is not None,
+        R=block_of(rows),
+        BLOCK=BLOCK,
+        **tile_options(rows, most=8 if x.dtype.itemsize == 2 else 16),
+    )
+    if blocks == 1:
+        return mean, scaled, partial.reshape(groups, rows, rows)
+    gram = x.new_empty(groups, rows, rows, dtype=dtype)
+    sum_partials(partial, None, gram, None)
+    return mean, scaled, gram
+
+
+def launch_sample_apply(
+    scaled: Tensor,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
+    row_weight: Tensor | None,
+    rho: Tensor | None,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return whitened rows ``[M, C]`` in ``out_dtype`` and ``P`` ``[G, M, D]``; M <= WHOLE."""
+    rows, channels = scaled.shape
+    groups = eigenvalues.shape[0]
+    size = channels // groups
+    y = scaled.new_empty(scaled.shape, dtype=out_dtype)
+    projected = scaled.new_empty(groups, rows, size)
+    sample_apply_kernel[(triton.cdiv(size, BLOCK) * groups,)](
+        scaled,
+        eigenvalues,
+        eigenvectors,
+        or_dummy(row_weight, scaled),
+        or_dummy(rho, scaled),
+        y,
+        projected,
+        bits(1.0 / rows),
+        bits(eps),
+        rows,
+        channels,
+        size,
+        groups,
+        WEIGHTED=row_weight is not None,
+        SHRINK=rho is not None,
+        R=block_of(rows),
+        BLOCK=BLOCK,
+        SLICE=SLICE,
+        **tile_options(rows),
+    )
+    return y, projected

@@ -1,0 +1,71 @@
+"""The eigensolver on spectra that are hard for it, against float64, and bit by bit."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.backends.test_stages import check_eigensystem
+from tests.helpers import spectra
+
+pytestmark = pytest.mark.interpret
+launch_eigh = pytest.importorskip("fastwhiten.kernels.eigh").launch_eigh
+
+
+def rotated(eigenvalues: Tensor, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """``[1, D, D]`` with these eigenvalues in a random basis, exactly symmetric."""
+    size = eigenvalues.numel()
+    basis = torch.linalg.qr(torch.randn(size, size, generator=spectra.generator(seed)).double())[0]
+    a = basis * eigenvalues.double() @ basis.T
+    return ((a + a.T) / 2).to(dtype).unsqueeze(0)
+
+
+SPECTRA = {
+    "condition 1e8": torch.logspace(0, -8, 16),
+    "one large": torch.cat([torch.tensor([1e6]), torch.linspace(0.5, 1.0, 12)]),
+    "two clusters": torch.cat([torch.full((8,), 1.0), torch.full((8,), 4.0)]),
+    "nearly tied": 1.0 + 1e-6 * torch.arange(16.0),
+    "rank three": torch.cat([torch.zeros(10), torch.tensor([1.0, 2.0, 3.0])]),
+    "plus and minus": torch.cat([torch.linspace(-1, -0.1, 7), torch.linspace(0.1, 1, 7)]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_hard_spectra(name: str, dtype: torch.dtype) -> None:
+    a = rotated(SPECTRA[name], dtype)
+    eigenvalues, vectors = launch_eigh(a)
+    check_eigensystem(a, eigenvalues, vectors)
+    truth = torch.linalg.eigvalsh(a.double())
+    # Weyl: an eigenvalue is off by the backward error at most, a few roundings of the largest.
+    bound = 8 * torch.finfo(dtype).eps * truth.abs().max()
+    assert ((eigenvalues.double() - truth).abs() <= bound).all()
+
+
+def test_hadamard_and_vanishing_diagonals() -> None:
+    """No diagonal entry tells the eigenvalues apart; half of them are tied."""
+    h = spectra.hadamard(16, 15)
+    zero_diagonal = torch.ones(16, 16) - torch.eye(16)
+    cross = torch.zeros(16, 16)
+    cross[:8, 8:] = h[:8, :8].float()
+    cross = cross + cross.T
+    for a in (zero_diagonal, cross):
+        check_eigensystem(a.unsqueeze(0), *launch_eigh(a.unsqueeze(0)))
+
+
+def test_scale_is_exact() -> None:
+    """Powers of two come out of the matrix and back exactly, so all scales give the same bits."""
+    a = rotated(torch.linspace(1, 2, 5), torch.float32)
+    values, vectors = launch_eigh(a)
+    for exponent in (-100, -20, 60, 120):
+        scaled_values, scaled_vectors = launch_eigh(a * 2.0**exponent)
+        assert torch.equal(scaled_values, values * 2.0**exponent)
+        assert torch.equal(scaled_vectors, vectors)
+
+
+def test_same_bits_in_any_company() -> None:
+    a = torch.cat([rotated(torch.linspace(1, 2, 9), torch.float32, seed) for seed in range(4)])
+    together = launch_eigh(a)
+    for i in (0, 3):
+        alone = launch_eigh(a[i : i + 1].contiguous())
+        assert torch.equal(alone[0][0], together[0][i])
+        assert torch.equal(alone[1][0], together[1][i])

@@ -1,0 +1,53 @@
+"""The raw Triton operators: opcheck, dtypes and strides, and what they refuse."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastwhiten.backends import reference, triton
+from tests.test_opcheck import UTILS, WRONG, calls
+
+pytestmark = pytest.mark.interpret
+
+
+def one_of_each() -> list[Any]:
+    """The first and the last call of every operator and dtype: options off, and on."""
+    found: dict[str, list[Any]] = {}
+    for param in calls():
+        found.setdefault(str(param.id), []).append(param)
+    return [p for params in found.values() for p in ([params[0], params[-1]][: len(params)])]
+
+
+@pytest.mark.parametrize(("op", "arguments"), one_of_each())
+def test_results_have_the_shapes_and_dtypes_of_the_reference(
+    op: str, arguments: tuple[Any, ...]
+) -> None:
+    ours, expected = getattr(triton, op)(*arguments), getattr(reference, op)(*arguments)
+    ours = (ours,) if isinstance(ours, Tensor) else ours
+    expected = (expected,) if isinstance(expected, Tensor) else expected
+    for value, ref in zip(ours, expected, strict=True):
+        assert value.shape == ref.shape and value.dtype == ref.dtype
+        assert value.is_contiguous()
+
+
+def slow_once() -> list[Any]:
+    """Tracing takes seconds an operator: one float32 call of each, all options on."""
+    last = {p.values[0]: p for p in calls() if str(p.id).endswith("float32")}
+    return list(last.values())
+
+
+@pytest.mark.parametrize(("op", "arguments"), slow_once())
+def test_opcheck(op: str, arguments: tuple[Any, ...]) -> None:
+    overload = getattr(torch.ops.fastwhiten_triton, op).default
+    result = torch.library.opcheck(overload, arguments, test_utils=UTILS)
+    assert set(result.values()) == {"SUCCESS"}, result
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_raw_operators_check_their_arguments(name: str) -> None:
+    """Whoever calls them directly gets an exception, not memory that is not theirs."""
+    op, arguments = WRONG[name]
+    with pytest.raises(ValueError, match=op):
+        getattr(triton, op)(*arguments)
