@@ -38,10 +38,12 @@ inline T inverse_root(T x) {
 }  // namespace fastwhiten::cpu::avx2
 
 #define FASTWHITEN_ISA avx2
-#include "eigen_impl.h"
+// clang-format off: each needs the ones before it
 #include "kernels_impl.h"
-#include "ql_impl.h"
 #include "tridiagonal_impl.h"
+#include "ql_impl.h"
+#include "eigen_impl.h"
+// clang-format on
 
 #if defined(__clang__)
 #pragma clang attribute pop

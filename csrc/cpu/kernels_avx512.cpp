@@ -46,10 +46,12 @@ inline float inverse_root(float x) {
 }  // namespace fastwhiten::cpu::avx512
 
 #define FASTWHITEN_ISA avx512
-#include "eigen_impl.h"
+// clang-format off: each needs the ones before it
 #include "kernels_impl.h"
-#include "ql_impl.h"
 #include "tridiagonal_impl.h"
+#include "ql_impl.h"
+#include "eigen_impl.h"
+// clang-format on
 
 #if defined(__clang__)
 #pragma clang attribute pop

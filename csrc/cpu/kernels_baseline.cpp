@@ -33,7 +33,9 @@ inline T inverse_root(T x) {
 }  // namespace fastwhiten::cpu::baseline
 
 #define FASTWHITEN_ISA baseline
-#include "eigen_impl.h"
+// clang-format off: each needs the ones before it
 #include "kernels_impl.h"
-#include "ql_impl.h"
 #include "tridiagonal_impl.h"
+#include "ql_impl.h"
+#include "eigen_impl.h"
+// clang-format on
