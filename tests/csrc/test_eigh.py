@@ -29,6 +29,14 @@ def test_every_spectrum(size: int, dtype: torch.dtype) -> None:
             assert torch.equal(before, after), "the order of threads shows"
 
 
+def test_the_first_of_two_largest_components_is_positive() -> None:
+    """They are equal in size, bit for bit, and opposite in sign."""
+    a = torch.tensor([[[-4.0, -2.0, 2.0], [-2.0, 2.0, 2.0], [2.0, 2.0, -4.0]]])
+    values, vectors, _ = solve(a)
+    assert vectors[0, 0, 0] == -vectors[0, 2, 0]
+    assert_solved(a, values, vectors)
+
+
 @DTYPES
 @pytest.mark.parametrize("order", ["forward", "reversed", "random"])
 @pytest.mark.parametrize("size", [3, 13, 29, 40, 70])
