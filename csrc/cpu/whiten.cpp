@@ -73,8 +73,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> whiten_forwar
         run_intensity(part, from + first, m + g * D, c + square, old, data<T>(row_weight),
                       batch_weight, method, value, shares + g);
       }
-      run_factor<T>(part.groups, D, c + square, old, at<T>(shares, g), batch_weight, eps,
-                    kind, spectral ? l + g * D : l, spectral ? u + square : u, w + square);
+      run_factor<T>(part.groups, D, c + square, old, at<T>(shares, g), batch_weight, eps, kind,
+                    spectral ? l + g * D : l, spectral ? u + square : u, w + square);
       run_apply(part, from + first, m + g * D, w + square, at(data<T>(gamma), g * D),
                 at(data<T>(beta), g * D), to + first);
     });
