@@ -58,7 +58,6 @@ __device__ T negative_bound(const EigenShared<T>& s) {
     sum = warp_sum(sum);
     bound = sum > bound ? sum : bound;
   }
-  __syncthreads();  // partial may still be read
   if (me.lane == 0) s.partial[me.warp] = bound;
   __syncthreads();
   for (int w = 0; w < me.warps; ++w) {
@@ -68,11 +67,10 @@ __device__ T negative_bound(const EigenShared<T>& s) {
   return bound;
 }
 
-// S = scaled A, or Q^T A Q. Barrier after.
+// S = scaled A, or Q^T A Q. A barrier before is needed, one is made after.
 template <class T, int kChunks>
 __device__ void load_rotated(const EigenShared<T>& s, const T* a, const Scale<T>& scale,
                              const T* start, T* scratch) {
-  __syncthreads();
   load_symmetric(s.D, a, scale, s.basis, s.stride);
   if (start != nullptr) {
     change_basis<T, kChunks>(s.D, start, s.basis, s.stride, scratch);

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.csrc import mutations
-from tests.csrc.eigensystems import assert_solved, solve, stack
+from tests.csrc.eigensystems import K, assert_solved, solve, stack
 from tests.csrc.emulation import ROOT, EmulationError
 
 pytestmark = [pytest.mark.emulated, pytest.mark.slow]
@@ -34,25 +34,28 @@ def cases() -> list[tuple[Tensor, Tensor | None]]:
     return found
 
 
+def solve_and_check(a: Tensor, csrc: Path, k: float = K, **given: object) -> None:
+    for order in ("forward", "reversed"):
+        # One block for all: a barrier between two matrices of a block matters, too.
+        values, vectors, sweeps = solve(
+            a, order=order, csrc=csrc, most_blocks=1, timeout=60.0, defines=("FLOAT_ONLY",), **given
+        )
+        assert (sweeps <= 14).all()
+        good = a.isfinite().flatten(1).all(1)
+        assert_solved(a[good], values[good], vectors[good], k)
+        assert values[~good].isnan().all()
+        assert vectors[~good].isnan().all()
+
+
 def check(csrc: Path) -> None:
     """Raise what the checks of the eigensolvers find wrong."""
     for a, start in cases():
-        for order in ("forward", "reversed"):
-            # One block for all: a barrier between two matrices of a block matters, too.
-            values, vectors, sweeps = solve(
-                a,
-                start=start,
-                order=order,
-                csrc=csrc,
-                most_blocks=1,
-                timeout=60.0,
-                defines=("FLOAT_ONLY",),
-            )
-            assert (sweeps <= 14).all()
-            good = a.isfinite().flatten(1).all(1)
-            assert_solved(a[good], values[good], vectors[good])
-            assert values[~good].isnan().all()
-            assert vectors[~good].isnan().all()
+        solve_and_check(a, csrc, start=start)
+    # An eigenvector whose largest components are equal in size, bit for bit, and opposite in sign.
+    tie = torch.tensor([[-4.0, -2.0, 2.0], [-2.0, 2.0, 2.0], [2.0, 2.0, -4.0]])
+    solve_and_check(tie.unsqueeze(0), csrc)
+    # No room for a second array: the shift of an indefinite matrix is Gershgorin's bound.
+    solve_and_check(stack(68, torch.float32)[:3], csrc, k=40.0, shared_limit=30 << 10)
 
 
 def test_there_is_something_to_mutate_and_nothing_to_find() -> None:
