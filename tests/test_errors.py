@@ -158,8 +158,8 @@ OPTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "native on another device": (
         lambda: whiten(X.to("meta"), backend="native"),
         ValueError,
-        'backend="native" serves CPU tensors, got a tensor on meta; move it with .cpu() or use '
-        'backend="auto"',
+        'backend="native" serves CPU and CUDA tensors, got a tensor on meta; move it with .cpu() '
+        'or use backend="auto"',
     ),
     "kind of whitening_matrix": (
         lambda: whitening_matrix(torch.eye(2), kind="x"),
