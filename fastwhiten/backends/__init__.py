@@ -53,7 +53,7 @@ def explain() -> list[tuple[str, str, str]]:
         if broken is None
         else ("reference", broken)
     )
-    absent = available()["triton"]
+    absent = triton.import_error()
     gpu = (
         ("triton", "Triton kernels, whose eigensolver does not wait for the host up to D = 64")
         if absent is None
