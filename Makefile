@@ -21,7 +21,7 @@ demo: $(BIN)/python
 
 test: $(BIN)/python
 	@$(INSTALL) test train
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),-n auto --dist loadgroup)
 
 bench: $(BIN)/python
 	@$(INSTALL) test train

@@ -18,6 +18,9 @@ import setuptools
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# They build in the checkout, one after another also where tests run side by side.
+pytestmark = pytest.mark.xdist_group("build")
+
 
 def run(*command: str | Path, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
