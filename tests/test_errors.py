@@ -142,18 +142,19 @@ OPTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "backend": (
         lambda: whiten(X, backend="cuda"),
         ValueError,
-        "whiten: expected backend to be one of ['auto', 'native', 'reference'], got 'cuda'",
+        "whiten: expected backend to be one of ['auto', 'native', 'reference', 'triton'], "
+        "got 'cuda'",
     ),
     "backend of the layer": (
         lambda: ChannelWhitening(4, backend="fast"),
         ValueError,
-        "ChannelWhitening: expected backend to be one of ['auto', 'native', 'reference'], "
-        "got 'fast'",
+        "ChannelWhitening: expected backend to be one of "
+        "['auto', 'native', 'reference', 'triton'], got 'fast'",
     ),
     "backend of statistics": (
         lambda: batch_statistics(X, backend="fast"),
         ValueError,
-        "backend: expected one of ['auto', 'native', 'reference'], got 'fast'",
+        "backend: expected one of ['auto', 'native', 'reference', 'triton'], got 'fast'",
     ),
     "native on another device": (
         lambda: whiten(X.to("meta"), backend="native"),

@@ -77,6 +77,11 @@ def unserved(device: torch.device) -> str | None:
     return import_error()
 
 
+# What torch.compiler.assume_constant_result sets, without importing the compiler with fastwhiten:
+# the answer depends on the machine alone, and finding it out cannot be traced.
+unserved._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @functools.cache
 def _kernels() -> Any:
     """Import the launchers; only here is triton needed."""
