@@ -250,22 +250,6 @@ def _backward_apply(
     return dx
 
 
-def _intensity(
-    x: Tensor,
-    mean: Tensor,
-    covariance: Tensor,
-    running_covariance: Tensor | None,
-    row_weight: Tensor | None,
-    batch_weight: float,
-    method: int,
-    value: float,
-) -> Tensor:
-    # A few sums over D x D matrices and, for Ledoit-Wolf, over rows: PyTorch's reductions.
-    return reference.intensity(
-        x, mean, covariance, running_covariance, row_weight, batch_weight, method, value
-    )
-
-
 def _whiten_forward(
     x: Tensor,
     gamma: Tensor | None,
@@ -284,7 +268,7 @@ def _whiten_forward(
     rho = None
     if shrink_method != reference.NO_SHRINKAGE:
         blending = (running_covariance, row_weight, batch_weight)
-        rho = _intensity(x, mean, covariance, *blending, shrink_method, shrink_value)
+        rho = reference.intensity(x, mean, covariance, *blending, shrink_method, shrink_value)
     factors = _factor(covariance, running_covariance, rho, batch_weight, eps, kind)
     y = _apply(x, mean, factors[2], gamma, beta)
     return y, mean, covariance, *factors, mean.new_empty(0) if rho is None else rho
@@ -396,7 +380,8 @@ def _operator(name: str, function: Callable[..., Any]) -> Any:
 
 statistics = _operator("statistics", _statistics)
 eigh = _operator("eigh", _eigh)
-intensity = _operator("intensity", _intensity)
+# A few sums over D x D matrices and, for Ledoit-Wolf, over rows: PyTorch's reductions.
+intensity = _operator("intensity", reference.intensity)
 factor = _operator("factor", _factor)
 apply = _operator("apply", _apply)
 backward_reduce = _operator("backward_reduce", _backward_reduce)
