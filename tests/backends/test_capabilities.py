@@ -54,5 +54,7 @@ def test_lookup_of_lapack_can_be_switched_off():
 def test_stages_hold_there_too(variables):
     files = [str(ROOT / "tests" / "backends" / name) for name in STAGE_TESTS]
     native = ["-k", "not reference and not triton"]
-    done = _run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *native, *files], **variables)
+    done = _run(
+        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *native, *files], **variables
+    )
     assert done.returncode == 0, done.stdout[-3000:]
