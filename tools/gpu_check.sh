@@ -22,6 +22,7 @@ fi
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(build tests sanitizer benchmarks summary)
 export OUT=${OUT:-$PWD/gpu-results}
+export TRITON_INTERPRET=0 # torch.compile makes Triton kernels, which are to be compiled here
 mkdir -p "$OUT"
 python=${PYTHON:-python}
 cuda_bin=${CUDA_HOME:-/usr/local/cuda}/bin
