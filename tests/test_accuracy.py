@@ -59,6 +59,10 @@ def make_input(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> torch
     return x
 
 
+# Plain PyTorch's error is a draw: where eigenvalues are close, a PCA gradient of the same rows in
+# another order is off by ten times more or less. The yardstick is the worst of this many orders.
+ORDERS = 5
+
 Pair = tuple[torch.Tensor, torch.Tensor]
 _expected: dict[Any, tuple[torch.Tensor, Pair, Pair]] = {}
 
@@ -72,17 +76,25 @@ def expected(
         wide, wide_grad = x.double(), grad.double()
         truth = plain.value_and_grad(plain.whiten, wide, wide_grad, route="iteration", **options)
         weight = options.pop("sample_weight", None)
-        # The yardstick takes the rows in reverse order: in float64 it would otherwise be the truth
-        # itself, bit for bit, with an error of zero.
-        yardstick = plain.value_and_grad(
-            plain.whiten,
-            x.flip(0),
-            grad.flip(0),
-            route=route,
-            sample_weight=None if weight is None else weight.flip(0),
-            **options,
+        # In float64 the rows in their own order would give the truth itself, bit for bit.
+        orders = [torch.arange(x.shape[0]).flip(0).roll(i) for i in range(ORDERS)]
+        pairs = []
+        for order in orders:
+            value, gradient = plain.value_and_grad(
+                plain.whiten,
+                x[order],
+                grad[order],
+                route=route,
+                sample_weight=None if weight is None else weight[order],
+                **options,
+            )
+            back = order.argsort()
+            pairs.append((value[back], gradient[back]))
+        yardstick = tuple(
+            max((pair[i] for pair in pairs), key=lambda t: relative_error(t, truth[i]))
+            for i in (0, 1)
         )
-        _expected[key] = (grad, truth, (yardstick[0].flip(0), yardstick[1].flip(0)))
+        _expected[key] = (grad, truth, yardstick)
     return _expected[key]
 
 
@@ -277,7 +289,9 @@ def test_degenerate_spectra(name: str, kind: str, dtype: torch.dtype, backend: s
         ("degenerate", name, kind, dtype),
         lambda t: fastwhiten.whiten(t, kind=kind, backend=backend),
         x,
-        route="iteration",
+        # A constant column makes no tie, and the iteration would keep it apart to the last bit,
+        # which no eigensolver promises.
+        route="eigh" if name == "constant" else "iteration",
         scale=scale,
         kind=kind,
     )
