@@ -25,18 +25,22 @@ def available() -> dict[str, str | None]:
         >>> fastwhiten.backends.available()["reference"] is None
         True
     """
-    reasons: dict[str, str | None] = {
-        "native": None,
+    return {
+        "native": _native_missing(),
         "reference": None,
         "cuda": cuda_module.import_error,
         "triton": triton.import_error(),
     }
-    if native.import_error is not None:
-        reasons["native"] = (
-            f"the compiled extension fastwhiten._C cannot be loaded ({native.import_error}); "
-            "run `pip install .` in the source folder, or `pip install -e .` to import from it"
-        )
-    return reasons
+
+
+def _native_missing() -> str | None:
+    """Return why the compiled CPU kernels cannot be used, or None."""
+    if native.import_error is None:
+        return None
+    return (
+        f"the compiled extension fastwhiten._C cannot be loaded ({native.import_error}); "
+        "run `pip install .` in the source folder, or `pip install -e .` to import from it"
+    )
 
 
 def explain() -> list[tuple[str, str, str]]:
@@ -47,7 +51,7 @@ def explain() -> list[tuple[str, str, str]]:
         >>> len(fastwhiten.backends.explain())
         3
     """
-    broken = available()["native"]
+    broken = _native_missing()
     cpu = (
         ("native", "compiled C++ kernels; wide groups by the BLAS and LAPACK that PyTorch ships")
         if broken is None
@@ -97,7 +101,7 @@ def choose(name: str, device: torch.device) -> str:
             'move it with .cpu() or use backend="auto"'
         )
     cuda = device.type == "cuda"
-    reason = cuda_module.missing(device.index) if cuda else available()["native"]
+    reason = cuda_module.missing(device.index) if cuda else _native_missing()
     if reason is None:
         # On a GPU too, before Triton: one launch holds a whole small forward, compiled kernels
         # have no first call that compiles, and their eigensolver reaches D = 128 instead of 64.
