@@ -67,7 +67,6 @@ def serves(archs: Sequence[str], capability: tuple[int, int]) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def missing(index: int | None) -> str | None:
     """Return why there are no CUDA kernels for GPU ``index`` (None: the current one), or None."""
     if import_error is not None:
@@ -81,6 +80,9 @@ def missing(index: int | None) -> str | None:
         f"capability {version}; {REBUILD} with TORCH_CUDA_ARCH_LIST={version} (8.0 or later)"
     )
 
+
+# What torch.compiler.assume_constant_result sets; calling it would import the compiler, and triton.
+missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 import_error: str | None = "fastwhiten._C is not loaded"
 
