@@ -36,8 +36,9 @@ def _loss_curve(
 
 
 def _difference(config: TrainConfig, seed: int, learning_rate: float, dtype: torch.dtype) -> float:
+    """Largest difference of the fused curve in ``dtype`` from the eager one in float64."""
     fused = _loss_curve(config, "fused", seed, learning_rate, dtype)
-    eager = _loss_curve(config, "eager", seed, learning_rate, dtype)
+    eager = _loss_curve(config, "eager", seed, learning_rate, torch.float64)
     assert eager[-1] < 0.8 * eager[0]  # the curves do go somewhere
     return (fused - eager).abs().max().item()
 
@@ -48,10 +49,11 @@ def test_float64_at_the_default_learning_rate(config: TrainConfig):
 
 
 def test_float32(config: TrainConfig):
-    # 1e-5 is 100 roundings (6e-8) of a loss between 1 and 2; 4e-7 to 8e-7 was measured. Training is
-    # no continuous map: in about one run of ten a pre-activation lies within rounding of zero, a
-    # ReLU falls on the other side, and two correct runs part by 1e-4 to 1e-2 (eager in float32 and
-    # eager in float64 do so too). Hence the median over seeds, and a bound on each.
-    differences = [_difference(config, seed, 0.02, torch.float32) for seed in (0, 1, 2)]
+    # 1e-5 is 100 roundings (6e-8) of a loss between 1 and 2; 2e-7 to 6e-7 was measured. Training is
+    # no continuous map: in some runs a pre-activation lies within rounding of zero, a ReLU falls on
+    # the other side, and two correct runs part by 1e-4 to 1e-2. Eager whitening in float32 leaves
+    # its own float64 curve so in three of these five runs, fused in two: hence that curve is the
+    # one to compare with, the median over seeds counts, and each has a bound.
+    differences = [_difference(config, seed, 0.02, torch.float32) for seed in range(5)]
     assert median(differences) < 1e-5
     assert max(differences) < 3e-2
