@@ -59,10 +59,6 @@ def make_input(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> torch
     return x
 
 
-# Plain PyTorch's error is a draw: where eigenvalues are close, a PCA gradient of the same rows in
-# another order is off by ten times more or less. The yardstick is the worst of this many orders.
-ORDERS = 5
-
 Pair = tuple[torch.Tensor, torch.Tensor]
 _expected: dict[Any, tuple[torch.Tensor, Pair, Pair]] = {}
 
@@ -76,25 +72,17 @@ def expected(
         wide, wide_grad = x.double(), grad.double()
         truth = plain.value_and_grad(plain.whiten, wide, wide_grad, route="iteration", **options)
         weight = options.pop("sample_weight", None)
-        # In float64 the rows in their own order would give the truth itself, bit for bit.
-        orders = [torch.arange(x.shape[0]).flip(0).roll(i) for i in range(ORDERS)]
-        pairs = []
-        for order in orders:
-            value, gradient = plain.value_and_grad(
-                plain.whiten,
-                x[order],
-                grad[order],
-                route=route,
-                sample_weight=None if weight is None else weight[order],
-                **options,
-            )
-            back = order.argsort()
-            pairs.append((value[back], gradient[back]))
-        yardstick = tuple(
-            max((pair[i] for pair in pairs), key=lambda t: relative_error(t, truth[i]))
-            for i in (0, 1)
+        # The yardstick takes the rows in reverse order: in float64 it would otherwise be the truth
+        # itself, bit for bit, with an error of zero.
+        yardstick = plain.value_and_grad(
+            plain.whiten,
+            x.flip(0),
+            grad.flip(0),
+            route=route,
+            sample_weight=None if weight is None else weight.flip(0),
+            **options,
         )
-        _expected[key] = (grad, truth, yardstick)
+        _expected[key] = (grad, truth, (yardstick[0].flip(0), yardstick[1].flip(0)))
     return _expected[key]
 
 
@@ -285,13 +273,14 @@ def test_degenerate_spectra(name: str, kind: str, dtype: torch.dtype, backend: s
     # to eps = 1e-3), and the yardstick, which goes the same way, does not show it.
     singular = name in ("duplicated", "constant")
     scale = 1e3 if singular and dtype == torch.float64 else 1.0
+    # A constant column makes no tie, and the iteration keeps it apart to the last bit. That is asked
+    # of our kernels; the reference is as good as the library's eigensolver on this processor.
+    route = "eigh" if name == "constant" and backend == "reference" else "iteration"
     check(
-        ("degenerate", name, kind, dtype),
+        ("degenerate", name, kind, dtype, route),
         lambda t: fastwhiten.whiten(t, kind=kind, backend=backend),
         x,
-        # A constant column makes no tie, and the iteration would keep it apart to the last bit,
-        # which no eigensolver promises.
-        route="eigh" if name == "constant" else "iteration",
+        route=route,
         scale=scale,
         kind=kind,
     )

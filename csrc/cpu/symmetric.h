@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "gemm.h"
 #include "kernels.h"
@@ -94,12 +95,30 @@ T largest_magnitude(const T* p, int64_t count) {
   return reduce(p, count, [&](T most, T x) { return larger(most, std::abs(x)); }, larger);
 }
 
-// a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending: by our own
-// solver where that is the faster one, else by LAPACK's. False when it did not converge.
+// a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending, in float64: a
+// gradient through close eigenvalues multiplies the vectors' errors by one over their distance.
+inline bool eigensystem_in_double(int64_t n, float* a, float* values) {
+  const EigenKernels<double>& own = eigen_kernels<double>();
+  Buffer<double> wide(n * n), l(n), work(own.work_size(n));
+  std::copy_n(a, n * n, wide.get());
+  if (!own.solve(n, wide.get(), l.get(), work.get())) return false;
+  const auto narrow = [](double x) { return static_cast<float>(x); };
+  std::transform(wide.get(), wide.get() + n * n, a, narrow);
+  std::transform(l.get(), l.get() + n, values, narrow);
+  return true;
+}
+
+// The same: by our own solver where that is the faster one, else by LAPACK's; false when it did not
+// converge. Up to kExact in float64, which takes 1.2 (n = 8) to 1.6 times (n = 32) as long and is
+// still faster than LAPACK in float32.
 template <class T>
 bool eigensystem(int64_t n, T* a, T* values) {
+  constexpr int64_t kExact = 32;
   const EigenKernels<T>& own = eigen_kernels<T>();
   if (n > own.largest) return syevd(n, a, values);
+  if constexpr (std::is_same_v<T, float>) {
+    if (n <= kExact) return eigensystem_in_double(n, a, values);
+  }
   Buffer<T> work(own.work_size(n));
   return own.solve(n, a, values, work.get());
 }
