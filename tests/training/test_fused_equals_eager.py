@@ -5,34 +5,43 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import median
 
+import pytest
 import torch
 
 from training.config import TrainConfig
 from training.data import build_dataset
-from training.loop import build_trainer
+from training.loop import Trainer, build_trainer
 from training.reproducibility import resolve_seeds
 
 STEPS = 20
 
 
-def _loss_curve(
-    config: TrainConfig, whitening: str, seed: int, learning_rate: float, dtype: torch.dtype
-) -> torch.Tensor:
-    """Training losses of the first 20 steps, float64 [20]."""
+def _trainer(config: TrainConfig, whitening: str, seed: int, lr: float, dtype: torch.dtype):
     config.whitening = whitening
     config.seed = seed
     config.model.width = 8
-    config.optim.lr = learning_rate
+    config.optim.lr = lr
     config.optim.epochs, config.optim.warmup_epochs = 100, 5
     seeds = resolve_seeds(seed, config.seeds)
     trainer = build_trainer(config, build_dataset(config, seeds.split), seeds, torch.device("cpu"))
     trainer.model.to(dtype)
     trainer.loss.to(dtype)
     trainer.dataset = replace(trainer.dataset, mean=trainer.dataset.mean.to(dtype))
+    return trainer
+
+
+def _run(trainer: Trainer) -> torch.Tensor:
+    """Training losses of the first 20 steps, float64 [20]."""
     losses: list[float] = []
     for epoch in range(1, 1 + -(-STEPS // len(trainer.sampler))):
         trainer.run_epoch(epoch, losses.append)
     return torch.tensor(losses[:STEPS], dtype=torch.float64)
+
+
+def _loss_curve(
+    config: TrainConfig, whitening: str, seed: int, lr: float, dtype: torch.dtype
+) -> torch.Tensor:
+    return _run(_trainer(config, whitening, seed, lr, dtype))
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -48,20 +57,51 @@ def test_float64_at_the_default_learning_rate(config: TrainConfig):
     assert _apart(fused, eager) < 1e-7
 
 
-def test_float32(config: TrainConfig):
-    # 1e-5 is 100 roundings (6e-8) of a loss between 1 and 2; 2e-7 to 6e-7 was measured. Training is
-    # no continuous map: in some runs a pre-activation lies within rounding of zero, a ReLU falls on
-    # the other side, and two correct runs part by 1e-4 to 1e-2. Eager whitening in float32 leaves
-    # its own float64 curve so in three of these five runs, fused in two: hence that curve is the
-    # one to follow for 20 steps, and eager in float32 for the first ten. The median over seeds
-    # counts, and each has a bound.
-    from_exact, from_eager = [], []
+@pytest.mark.parametrize("seed", range(5))
+def test_float32_from_the_same_weights(config: TrainConfig, seed: int):
+    """Each of 20 steps of an eager run, taken again with fused whitening from its weights."""
+    eager = _trainer(config, "eager", seed, 0.02, torch.float32)
+    weights: list[list[torch.Tensor]] = []
+    take_eager, losses = eager.training_step, []
+
+    def record(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weights.append([p.detach().clone() for p in eager.model.parameters()])
+        result = take_eager(images, labels)
+        losses.append(result[0].item())
+        return result
+
+    eager.training_step = record
+    _run(eager)
+    fused = _trainer(config, "fused", seed, 0.02, torch.float32)
+    take_fused, differences = fused.training_step, []
+
+    def repeat(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        step = len(differences)
+        with torch.no_grad():
+            for p, recorded in zip(fused.model.parameters(), weights[step], strict=True):
+                p.copy_(recorded)
+        result = take_fused(images, labels)
+        differences.append(abs(result[0].item() - losses[step]))
+        return result
+
+    fused.training_step = repeat
+    _run(fused)
+    assert losses[STEPS - 1] < 0.8 * losses[0]  # the run does go somewhere
+    # 1e-5 is 100 roundings (6e-8) of a loss between 1 and 2; 2e-7 to 4e-7 was measured.
+    assert len(differences) >= STEPS and max(differences) < 1e-5
+
+
+def test_float32_on_its_own_way(config: TrainConfig):
+    """Left alone, fused whitening stays as near to the exact curve as eager in float32 does.
+
+    Training is no continuous map: in about half of the runs a pre-activation lies within rounding
+    of zero in one of 20 steps, a ReLU falls on the other side, and two correct runs part by 1e-4 to
+    1e-2. So medians over seeds are compared, and each run has a bound.
+    """
+    fused, eager = [], []
     for seed in range(5):
-        fused = _loss_curve(config, "fused", seed, 0.02, torch.float32)
         exact = _loss_curve(config, "eager", seed, 0.02, torch.float64)
-        eager = _loss_curve(config, "eager", seed, 0.02, torch.float32)
-        from_exact.append(_apart(fused, exact))
-        from_eager.append((fused - eager)[: STEPS // 2].abs().max().item())
-    assert median(from_exact) < 1e-5
-    assert median(from_eager) < 1e-5
-    assert max(from_exact) < 3e-2
+        fused.append(_apart(_loss_curve(config, "fused", seed, 0.02, torch.float32), exact))
+        eager.append(_apart(_loss_curve(config, "eager", seed, 0.02, torch.float32), exact))
+    assert median(fused) < max(1e-5, median(eager))
+    assert max(fused) < 3e-2
