@@ -273,8 +273,8 @@ def test_degenerate_spectra(name: str, kind: str, dtype: torch.dtype, backend: s
     # to eps = 1e-3), and the yardstick, which goes the same way, does not show it.
     singular = name in ("duplicated", "constant")
     scale = 1e3 if singular and dtype == torch.float64 else 1.0
-    # A constant column makes no tie, and the iteration keeps it apart to the last bit. That is asked
-    # of our kernels; the reference is as good as the library's eigensolver on this processor.
+    # A constant column makes no tie, and the iteration keeps it apart to the last bit. Our kernels
+    # have to be as good; the reference can be no better than the library's eigensolver.
     route = "eigh" if name == "constant" and backend == "reference" else "iteration"
     check(
         ("degenerate", name, kind, dtype, route),
