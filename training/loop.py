@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from training.config import TrainConfig
-from training.data.augment import random_shift
 from training.data.base import LongTailedDataset
+from training.data.feed import ResidentFeed, TrainFeed
 from training.errors import TrainingDiverged
 from training.losses import build_loss
 from training.models import WhitenedClassifier, build_model
 from training.optim import build_optimizer
-from training.reproducibility import Seeds, generator
-from training.samplers import BatchSampler, InstanceSampler
+from training.reproducibility import Seeds
+from training.samplers import BatchSampler, build_sampler
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Trainer:
     sampler: BatchSampler
     dataset: LongTailedDataset
     seeds: Seeds
-    shift: int
+    feed: TrainFeed
     step: int = 0
 
     def run_epoch(
@@ -71,16 +71,11 @@ class Trainer:
         """
         started = time.perf_counter()
         self.model.train()
-        device = self.dataset.train.images.device
-        augmentation = generator(device, self.seeds.augmentation, epoch)
         total, correct, count, rate = 0.0, 0, 0, 0.0
-        for positions in self.sampler.batches(epoch):
-            positions = positions.to(device)  # [B]
-            images = self.dataset.train.images[positions]  # [B, C, H, W] uint8
-            images = self.dataset.normalise(random_shift(images, self.shift, augmentation))
-            labels = self.dataset.train.labels[positions]  # [B]
+        for examples in self.feed.examples(self.sampler.batches(epoch), epoch):
+            labels = examples.labels
             rate = self.schedule.get_last_lr()[0]
-            loss, logits = self.training_step(images, labels)
+            loss, logits = self.training_step(examples.images, labels)
             value = loss.item()
             if not math.isfinite(value):
                 raise TrainingDiverged(
@@ -115,20 +110,19 @@ def build_trainer(
     Raises:
         ConfigError: If the batches do not fit the data.
     """
-    sampler = InstanceSampler(
-        len(dataset.train), config.data.batch_size, seeds.sampler, config.data.drop_last
-    )
+    sampler = build_sampler(config, dataset.train.labels, seeds.sampler)
     channels = dataset.train.images.shape[1]
     model = build_model(config, channels, dataset.num_classes, seeds.initialisation).to(device)
     loss = build_loss(config, dataset.class_counts).to(device)
     optimizer, schedule = build_optimizer(model, config.optim, len(sampler))
+    dataset = dataset.to(device)
     return Trainer(
         model=model,
         loss=loss,
         optimizer=optimizer,
         schedule=schedule,
         sampler=sampler,
-        dataset=dataset.to(device),
+        dataset=dataset,
         seeds=seeds,
-        shift=config.data.shift,
+        feed=ResidentFeed(dataset, config.data.shift, seeds.augmentation),
     )

@@ -1,0 +1,30 @@
+"""The typed configuration of a run: a file per section, each option with default, unit and range.
+
+To add an option: a field with its line in the docstring, and its range in the section's ``check_``.
+"""
+
+from training.config.data import DataConfig
+from training.config.loss import LossName, LossOptions
+from training.config.model import ModelConfig
+from training.config.optim import OptimConfig
+from training.config.output import OutputConfig
+from training.config.seeds import SeedConfig
+from training.config.train import DatasetName, TrainConfig, to_dict, validate
+from training.config.whitening import WHITENING_OPTIONS, WhiteningName, WhiteningOptions
+
+__all__ = [
+    "WHITENING_OPTIONS",
+    "DataConfig",
+    "DatasetName",
+    "LossName",
+    "LossOptions",
+    "ModelConfig",
+    "OptimConfig",
+    "OutputConfig",
+    "SeedConfig",
+    "TrainConfig",
+    "WhiteningName",
+    "WhiteningOptions",
+    "to_dict",
+    "validate",
+]
