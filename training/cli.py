@@ -6,11 +6,13 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from dataclasses import MISSING, fields
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from docstring_parser import parse as parse_docstring  # comes with jsonargparse[signatures]
 from jsonargparse import ArgumentParser
 
-from training.config import TrainConfig
+from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Config, TrainConfig
 from training.errors import ConfigError, TrainingDiverged
 
 
@@ -54,8 +56,38 @@ def _run_train(options: Any) -> int:
     return 0
 
 
+def _run_stage2(options: Any) -> int:
+    from training.stage2 import run_stage2
+
+    run_stage2(options)
+    return 0
+
+
+def _run_eval(options: Any) -> int:
+    from training.evaluate_run import run_eval
+
+    return run_eval(options)
+
+
+def _run_compare(options: Any) -> int:
+    from training.compare import run_compare
+
+    run_compare(options)
+    return 0
+
+
+def _run_ablate(options: Any) -> int:
+    from training.ablate import run_ablate
+
+    return run_ablate(options)
+
+
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
+    "stage2": (Stage2Config, _run_stage2, "put another classifier on a run's frozen features"),
+    "eval": (EvalConfig, _run_eval, "evaluate a checkpoint of a run"),
+    "compare": (CompareConfig, _run_compare, "compare runs over their seeds"),
+    "ablate": (AblateConfig, _run_ablate, "train a grid of runs and compare them"),
 }
 
 
@@ -71,11 +103,34 @@ def build_parser() -> ArgumentParser:
     for name, (config, _, text) in _COMMANDS.items():
         command = _Parser(description=text, allow_abbrev=False)
         command.add_argument("--config", action="config", help="YAML file with any of the options")
-        command.add_class_arguments(config)
+        command.add_class_arguments(config, skip=_add_special_arguments(command, config))
         commands.add_subcommand(name, command, help=text)
         parsers[name] = command
     parser.command_parsers = parsers
     return parser
+
+
+def _add_special_arguments(parser: ArgumentParser, config: type) -> set[str]:
+    """Add the fields that are positional or have another name; return the fields' names."""
+    documented = {p.arg_name: p.description for p in parse_docstring(config.__doc__ or "").params}
+    hints = get_type_hints(config)
+    special = set()
+    for item in fields(config):
+        text = " ".join((documented.get(item.name) or "").split())
+        kind = hints[item.name]
+        if "positional" in item.metadata and get_origin(kind) is list:
+            parser.add_argument(item.name, type=get_args(kind)[0], nargs="*", help=text)
+        elif "positional" in item.metadata:
+            parser.add_argument(item.name, type=kind, help=text)
+        elif "option" in item.metadata:
+            required = item.default is MISSING
+            default = {} if required else {"default": item.default}
+            name = f"--{item.metadata['option']}"
+            parser.add_argument(name, type=kind, help=text, required=required, **default)
+        else:
+            continue
+        special.add(item.name)
+    return special
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, Any]:
@@ -89,6 +144,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     command = options.command
     values = vars(options[command])
     values.pop("config", None)
+    for item in fields(_COMMANDS[command][0]):
+        if "option" in item.metadata:
+            values[item.name] = values.pop(item.metadata["option"])
     return command, _COMMANDS[command][0](**values)
 
 
@@ -96,7 +154,8 @@ def run(arguments: Sequence[str]) -> int:
     """Parse and run a command.
 
     Returns:
-        The exit status: 0, 1 if training diverged, 2 for a wrong configuration.
+        The exit status: 0, 1 if training diverged or the command says so (a run of a grid failed),
+        2 for a wrong configuration.
     """
     command, config = parse(arguments)
     try:
