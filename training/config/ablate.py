@@ -33,6 +33,8 @@ class AblateConfig:
             options gets a label: --axes.batches "{plain: {sampler: instance}, b3rs: {sampler: b3rs,
             bet_period: 8}}". The first value of every axis is the baseline.
         datasets: Data sets.
+        dataset_options: Options of single data sets, which override those of train, for instance
+            {digits-lt: {optim.epochs: 30}}.
         seeds: Seeds, at least one, all different.
         train: What all runs share; its dataset and seed are not used.
         root: Folder for the grid's folder.
@@ -43,6 +45,7 @@ class AblateConfig:
     grid: str = "2x2"
     axes: dict[str, Any] | None = None
     datasets: list[str] = field(default_factory=lambda: ["digits-lt"])
+    dataset_options: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     train: TrainConfig = field(default_factory=TrainConfig)
     root: str = "runs"
@@ -60,4 +63,6 @@ def check_ablate(config: AblateConfig) -> None:
     sets = config.datasets
     unique = len(set(sets)) == len(sets)
     check("datasets", sets, bool(sets) and unique, "with at least one data set, each once")
+    unknown = sorted(set(config.dataset_options) - set(sets))
+    check("dataset_options", unknown, not unknown, f"that names data sets of {', '.join(sets)}")
     check("name", config.name, config.name is None or "/" not in config.name, "without a slash")
