@@ -39,6 +39,11 @@ def run_eval(config: EvalConfig, console: Console | None = None) -> int:
         ConfigError: If there is no such run, checkpoint or split.
     """
     console = console or Console()
+    if config.verify and config.split == "train":
+        raise ConfigError(
+            "verify: expected --split validation or test, got train, whose figures in summary.json "
+            "were taken in training mode; leave --verify out."
+        )
     run = read_run(config.run)
     result = evaluate_run(run, config.split, config.checkpoint, config.device)
     _print(console, run, result)
