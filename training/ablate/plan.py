@@ -103,7 +103,7 @@ def resolve_axes(axes: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
     """
     resolved: dict[str, dict[str, dict[str, Any]]] = {}
     owner: dict[str, str] = {}
-    for axis, steps in axes.items():
+    for axis, steps in _with_dots(axes).items():
         resolved[axis] = _steps(axis, steps)
         for option in {option for step in resolved[axis].values() for option in step}:
             if option.split(".")[0] in _RESERVED:
@@ -118,6 +118,21 @@ def resolve_axes(axes: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
                 )
             owner[option] = axis
     return resolved
+
+
+def _with_dots(axes: Mapping[str, Any]) -> dict[str, Any]:
+    """Give axes in a section their full name: {optim: {lr: [...]}} is {optim.lr: [...]}.
+
+    The parser makes the first of several --axes options, and people write it in YAML. It cannot be
+    an axis with labels: a label is never above a list.
+    """
+    found: dict[str, Any] = {}
+    for axis, steps in axes.items():
+        if isinstance(steps, dict) and any(isinstance(step, list) for step in steps.values()):
+            found.update({f"{axis}.{name}": step for name, step in steps.items()})
+        else:
+            found[axis] = steps
+    return found
 
 
 def _steps(axis: str, steps: Any) -> dict[str, dict[str, Any]]:
