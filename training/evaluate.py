@@ -35,7 +35,7 @@ def evaluate(
     total = torch.zeros((), dtype=torch.float64)
     confusion = torch.zeros(dataset.num_classes, dataset.num_classes, dtype=torch.int64)  # [K, K]
     with evaluating(model):
-        for images, labels in _batches(dataset, split):
+        for images, labels in dataset.evaluation_batches(split, BATCH_SIZE):
             logits = model(images)  # [B, K]
             total += evaluation_loss(logits, labels).double().cpu()
             confusion += confusion_matrix(labels, logits.argmax(1), dataset.num_classes).cpu()
@@ -47,13 +47,7 @@ def collect_features(
 ) -> tuple[Tensor, Tensor]:
     """Return the features before and after whitening, evaluation mode: [N, D] each, on the CPU."""
     with evaluating(model):
-        pairs = [model.features(images) for images, _ in _batches(dataset, split)]
+        batches = dataset.evaluation_batches(split, BATCH_SIZE)
+        pairs = [model.features(images) for images, _ in batches]
     before, after = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
     return before, after
-
-
-def _batches(dataset: LongTailedDataset, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield normalised images float32 [B, C, H, W] and labels int64 [B]."""
-    for start in range(0, len(split), BATCH_SIZE):
-        part = slice(start, start + BATCH_SIZE)
-        yield dataset.normalise(split.images[part]), split.labels[part]

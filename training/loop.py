@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from training.config import TrainConfig
 from training.data.base import LongTailedDataset
-from training.data.feed import ResidentFeed, TrainFeed
+from training.data.feed import TrainFeed, build_feed
 from training.errors import TrainingDiverged
 from training.losses import build_loss
 from training.models import WhitenedClassifier, build_model
@@ -111,8 +111,9 @@ def build_trainer(
         ConfigError: If the batches do not fit the data.
     """
     sampler = build_sampler(config, dataset.train.labels, seeds.sampler)
-    channels = dataset.train.images.shape[1]
-    model = build_model(config, channels, dataset.num_classes, seeds.initialisation).to(device)
+    model = build_model(config, dataset.channels, dataset.num_classes, seeds.initialisation).to(
+        device
+    )
     loss = build_loss(config, dataset.class_counts).to(device)
     optimizer, schedule = build_optimizer(model, config.optim, len(sampler))
     dataset = dataset.to(device)
@@ -124,5 +125,5 @@ def build_trainer(
         sampler=sampler,
         dataset=dataset,
         seeds=seeds,
-        feed=ResidentFeed(dataset, config.data.shift, seeds.augmentation),
+        feed=build_feed(config, dataset, seeds.augmentation),
     )

@@ -14,7 +14,9 @@ from training.config.output import OutputConfig
 from training.config.seeds import SeedConfig, check_seeds
 from training.config.whitening import WhiteningName, WhiteningOptions, check_whitening
 
-DatasetName = Literal["digits-lt"]
+DatasetName = Literal[
+    "digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt", "image-folder", "list-files"
+]
 
 
 @dataclass
@@ -22,8 +24,9 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        dataset: Which data.
+        dataset: Which data. digits-lt needs no files; the others have theirs in ``data.root``.
         imbalance_factor: Training images of the most frequent class over those of the rarest; >= 1.
+            Without effect, and to be left out, where ``data.imbalance_type`` is natural.
         whitening: The layer between the pooled features and the classifier.
         loss: The training loss.
         seed: Seed from which the seeds of ``seeds`` are derived; >= 0.
