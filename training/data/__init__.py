@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 from training.config import DataConfig, TrainConfig
@@ -18,14 +19,20 @@ __all__ = ["FileSplit", "LongTailedDataset", "Split", "build_dataset"]
 _PUBLISHED_SEED = 0
 
 
-def build_dataset(config: TrainConfig, split_seed: int) -> LongTailedDataset:
+def build_dataset(
+    config: TrainConfig, split_seed: int, check_files: bool = True
+) -> LongTailedDataset:
     """Load and split the configured data set, on the CPU.
+
+    A file that is used though it is not the published one gives a warning.
 
     Args:
         config: Which data, and its options.
         split_seed: The resolved seed of the splits. For all but digits-lt it counts only if
             ``config.seeds.split`` is set: otherwise the split is the published one, with seed 0, so
             that runs of different ``seed`` share it. The data set knows which one was used.
+        check_files: Look at the files of folders and lists before anything is decoded; the others
+            are read whole in any case.
 
     Raises:
         ConfigError: If an option does not go with the data set, a file is not right, or the splits
@@ -37,7 +44,10 @@ def build_dataset(config: TrainConfig, split_seed: int) -> LongTailedDataset:
     seed = _PUBLISHED_SEED if config.seeds.split is None else split_seed
     if seed >= 2**32:
         raise ConfigError(f"seeds.split: expected a value below 2^32, got {seed}.")
-    return _LOADERS[config.dataset](data, config.imbalance_factor, seed)
+    dataset = _LOADERS[config.dataset](data, config.imbalance_factor, seed, check_files)
+    for note in dataset.notes:
+        warnings.warn(note, stacklevel=2)
+    return dataset
 
 
 def _digits(data: DataConfig, imbalance_factor: float, seed: int) -> LongTailedDataset:
@@ -51,22 +61,26 @@ def _digits(data: DataConfig, imbalance_factor: float, seed: int) -> LongTailedD
     )
 
 
-def _image_folder(data: DataConfig, imbalance_factor: float, seed: int) -> LongTailedDataset:
+def _image_folder(
+    data: DataConfig, imbalance_factor: float, seed: int, check: bool
+) -> LongTailedDataset:
     from training.data.image_folder import load_image_folder  # pillow: only where there are files
 
-    return load_image_folder(data, imbalance_factor, seed)
+    return load_image_folder(data, imbalance_factor, seed, check)
 
 
-def _list_files(data: DataConfig, imbalance_factor: float, seed: int) -> LongTailedDataset:
+def _list_files(
+    data: DataConfig, imbalance_factor: float, seed: int, check: bool
+) -> LongTailedDataset:
     from training.data.list_files import load_list_files
 
-    return load_list_files(data, imbalance_factor, seed)
+    return load_list_files(data, imbalance_factor, seed, check)
 
 
-_LOADERS: dict[str, Callable[[DataConfig, float, int], LongTailedDataset]] = {
-    "fashion-mnist-lt": load_fashion_mnist_lt,
-    "cifar10-lt": load_cifar10_lt,
-    "cifar100-lt": load_cifar100_lt,
+_LOADERS: dict[str, Callable[[DataConfig, float, int, bool], LongTailedDataset]] = {
+    "fashion-mnist-lt": lambda data, factor, seed, _: load_fashion_mnist_lt(data, factor, seed),
+    "cifar10-lt": lambda data, factor, seed, _: load_cifar10_lt(data, factor, seed),
+    "cifar100-lt": lambda data, factor, seed, _: load_cifar100_lt(data, factor, seed),
     "image-folder": _image_folder,
     "list-files": _list_files,
 }

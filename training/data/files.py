@@ -37,6 +37,7 @@ def file_dataset(
     data: DataConfig,
     seed: int,
     notes: tuple[str, ...] = (),
+    check: bool = True,
 ) -> LongTailedDataset:
     """Check the files quickly, and return the data set.
 
@@ -49,6 +50,7 @@ def file_dataset(
         data: Resolved options.
         seed: Seed that the splits were drawn with.
         notes: See `LongTailedDataset`.
+        check: Look at the files first (`check_files`).
 
     Raises:
         ConfigError: Naming a file that is missing, empty or no image.
@@ -60,7 +62,8 @@ def file_dataset(
         mean, std = channel_statistics(splits[0].images)
         loading = None
     else:
-        check_files([path for split in (train, validation, test) for path in split.paths])
+        if check:
+            check_files([path for split in (train, validation, test) for path in split.paths])
         mean, std = 255 * torch.tensor(_MEAN), 255 * torch.tensor(_STD)
         workers = data.workers
         if workers is None:
@@ -71,36 +74,46 @@ def file_dataset(
     )
 
 
-def check_files(paths: Sequence[str], every: bool = False) -> None:
-    """Check that all files are there and not empty, and that images among them decode.
-
-    Args:
-        paths: The files.
-        every: Decode all of them; otherwise 64, evenly spread.
+def check_files(paths: Sequence[str]) -> None:
+    """Check that all files are there and not empty, and that 64 of them, evenly spread, decode.
 
     Raises:
         ConfigError: Naming the first file that fails.
     """
     for path in paths:
+        _check_size(path)
+    broken = broken_files(paths[:: max(1, len(paths) // _SAMPLE)])
+    if broken:
+        raise ConfigError(broken[0])
+
+
+def broken_files(paths: Sequence[str]) -> list[str]:
+    """Decode all files; return a message about each that fails."""
+
+    def problem(path: str) -> str | None:
         try:
-            size = os.stat(path).st_size
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: expected an image file, got: {error.strerror}; check --data.root and the "
-                "list, or fetch the file again."
-            ) from error
-        if size == 0:
-            raise ConfigError(
-                f"{path}: expected an image file, got an empty one; fetch it again or remove it."
-            )
-    step = 1 if every else max(1, len(paths) // _SAMPLE)
+            _check_size(path)
+            open_image(path)
+        except ConfigError as error:
+            return str(error)
+        return None
+
     with ThreadPoolExecutor() as pool:  # pillow decodes without the interpreter's lock
-        for _ in pool.map(_decodes, paths[::step]):
-            pass
+        return [message for message in pool.map(problem, paths) if message is not None]
 
 
-def _decodes(path: str) -> None:
-    open_image(path)
+def _check_size(path: str) -> None:
+    try:
+        size = os.stat(path).st_size
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: expected an image file, got: {error.strerror}; check --data.root and the "
+            "list, or fetch the file again."
+        ) from error
+    if size == 0:
+        raise ConfigError(
+            f"{path}: expected an image file, got an empty one; fetch it again or remove it."
+        )
 
 
 def _decode_split(split: FileSplit, size: tuple[int, int]) -> Split:

@@ -24,13 +24,16 @@ _VALIDATION_PER_CLASS = 10
 _TEST_PER_CLASS = 50
 
 
-def load_image_folder(data: DataConfig, imbalance_factor: float, seed: int) -> LongTailedDataset:
+def load_image_folder(
+    data: DataConfig, imbalance_factor: float, seed: int, check: bool = True
+) -> LongTailedDataset:
     """Load a folder of images; see the module.
 
     Args:
         data: Resolved options.
         imbalance_factor: See `Cut`.
         seed: Seed of the splits; with 0 and a test folder, the cut is drawn as Cao et al. do.
+        check: See `file_dataset`.
 
     Raises:
         ConfigError: If classes or images are missing, or a file is no image.
@@ -52,7 +55,9 @@ def load_image_folder(data: DataConfig, imbalance_factor: float, seed: int) -> L
         test = source.take(torch.from_numpy(indices.test))
     train = source.take(torch.from_numpy(indices.train))
     validation = own_validation or source.take(torch.from_numpy(indices.validation))
-    return file_dataset("image-folder", class_names, train, validation, test, data, seed)
+    return file_dataset(
+        "image-folder", class_names, train, validation, test, data, seed, check=check
+    )
 
 
 def scan(folder: Path, class_names: tuple[str, ...]) -> FileSplit:

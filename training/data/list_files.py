@@ -55,13 +55,16 @@ class Listing:
     labels: torch.Tensor
 
 
-def load_list_files(data: DataConfig, imbalance_factor: float, seed: int) -> LongTailedDataset:
+def load_list_files(
+    data: DataConfig, imbalance_factor: float, seed: int, check: bool = True
+) -> LongTailedDataset:
     """Load the images that two or three lists name.
 
     Args:
         data: Resolved options.
         imbalance_factor: See `Cut`; used if ``data.imbalance_type`` cuts the training list.
         seed: Seed of the split.
+        check: See `file_dataset`.
 
     Raises:
         ConfigError: Naming a list, its line, or an image, that is not right.
@@ -105,6 +108,7 @@ def load_list_files(data: DataConfig, imbalance_factor: float, seed: int) -> Lon
         data,
         seed,
         tuple(verifier.notes),
+        check,
     )
 
 
