@@ -81,6 +81,25 @@ def set_random_states(state: dict[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
+def seeded_globals(device: torch.device, *entropy: int) -> Iterator[None]:
+    """Seed the global generators inside (dropout draws from them); restore their states after.
+
+    Args:
+        device: That trains; the generator of a GPU is seeded as well.
+        entropy: Integers >= 0, for instance (seed, rank).
+    """
+    before = random_states(device)
+    seed = derive_seed(*entropy)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_random_states(before, device)
+
+
+@contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
     """Let torch use this many CPU threads inside; null leaves its choice."""
     before = torch.get_num_threads()

@@ -28,9 +28,11 @@ from training.metrics import ShotGroups
 from training.progress import Reporter, build_reporter
 from training.records import epoch_record, evaluate_epoch
 from training.reproducibility import (
+    Seeds,
     cpu_threads,
     deterministic_algorithms,
     resolve_seeds,
+    seeded_globals,
 )
 from training.resume import (
     find_run,
@@ -72,14 +74,16 @@ def run_training(config: TrainConfig, console: Console | None = None) -> dict[st
         return to_dict(config)
     device = local_device(select_device(config.device))
     check_device(config, device)
+    seeds = resolve_seeds(config.seed, config.seeds)
     with (
         open_processes(device) as processes,
         cpu_threads(config.threads),
         deterministic_algorithms(config.deterministic),
+        seeded_globals(device, seeds.augmentation, processes.rank),
         StopSignals() as signals,
     ):
         console = console if processes.first else Console(quiet=True)
-        run = _open_run(config, device, processes, console)
+        run = _open_run(config, seeds, device, processes, console)
         reporter = build_reporter(console, config.optim.epochs, len(run.trainer.sampler))
         try:
             reporter.start(run.trainer.step)
@@ -141,10 +145,13 @@ class Run:
 
 
 def _open_run(
-    config: TrainConfig, device: torch.device, processes: Processes, console: Console
+    config: TrainConfig,
+    seeds: Seeds,
+    device: torch.device,
+    processes: Processes,
+    console: Console,
 ) -> Run:
     """Load the data, build the trainer, make the run folder or continue what is in it."""
-    seeds = resolve_seeds(config.seed, config.seeds)
     found = processes.on_first(lambda: find_run(config))  # before the data is loaded
     dataset: LongTailedDataset = build_dataset(config, seeds.split)
     trainer = build_trainer(config, dataset, seeds, device, processes)
