@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from training.config import TrainConfig
 from training.config.data_command import DataCommandConfig
-from training.errors import ConfigError, TrainingDiverged
+from training.errors import ConfigError, TrainingDiverged, TrainingStopped
 
 
 class _Parser(ArgumentParser):
@@ -119,7 +119,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     value the message is printed to standard error and the process exits with status 2.
     """
     parser = build_parser()
-    options = parser.instantiate(parser.parse_args([_with_underscores(a) for a in arguments]))
+    names = [_with_underscores(argument) for argument in arguments]
+    options = parser.instantiate(parser.parse_args(_with_values(names)))
     command = options.command
     values = vars(options[command])
     values.pop("config", None)
@@ -133,7 +134,8 @@ def run(arguments: Sequence[str]) -> int:
     """Parse and run a command.
 
     Returns:
-        The exit status: 0, 1 if training diverged, 2 for a wrong configuration.
+        The exit status: 0, 1 if training diverged, 2 for a wrong configuration, 143 or 130 if
+        SIGTERM or SIGINT stopped training (128 + its number), after everything was saved.
     """
     command, config = parse(arguments)
     try:
@@ -141,6 +143,24 @@ def run(arguments: Sequence[str]) -> int:
     except (ConfigError, TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except TrainingStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
+
+
+def _with_values(arguments: list[str]) -> list[str]:
+    """Let a flag stand alone: ``--compile`` is ``--compile=true``."""
+    flags = {f"--{name}" for config, _, _ in _COMMANDS.values() for name in _flags(config)}
+    following = [*arguments, "--"][1:]
+    return [
+        f"{argument}=true" if argument in flags and after.startswith("--") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
+
+
+def _flags(config: type) -> list[str]:
+    """Return the names of a configuration's options that are true or false, at its top level."""
+    return [field.name for field in fields(config) if isinstance(field.default, bool)]
 
 
 def _with_underscores(argument: str) -> str:

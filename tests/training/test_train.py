@@ -16,11 +16,13 @@ from training.checkpoint import load_checkpoint
 from training.cli import parse
 from training.config import TrainConfig
 from training.data import build_dataset
+from training.data.feed import Examples
 from training.errors import ConfigError, TrainingDiverged
 from training.loop import build_trainer
 from training.models import build_model
 from training.reproducibility import resolve_seeds
 from training.run_folder import create_run_folder
+from training.samplers import Batch
 from training.train import History, run_training, select_device
 
 
@@ -96,13 +98,17 @@ def test_metrics_lines_have_the_documented_schema(config: TrainConfig):
     _, folder, _ = _run(config)
     records = _records(folder)
     assert [record["epoch"] for record in records] == [1, 2]
-    split_keys = {"loss", "accuracy", "balanced_accuracy", "many", "medium", "few", "per_class"}
+    split_keys = {
+        *("loss", "accuracy", "balanced_accuracy", "many", "medium", "few", "per_class"),
+        *("worst_class", "worst_class_accuracy", "macro_precision", "macro_f1", "ece"),
+    }
     for record in records:
         assert set(record) == {
             "epoch",
             "step",
             "learning_rate",
             "train",
+            "evaluated",
             "validation",
             "test",
             "train_seconds",
@@ -204,7 +210,8 @@ def test_overfits_one_batch(config: TrainConfig):
     positions = next(trainer.sampler.batches(1)).positions
     images = trainer.dataset.normalise(trainer.dataset.train.images[positions])
     labels = trainer.dataset.train.labels[positions]
-    losses = [trainer.training_step(images, labels)[0].item() for _ in range(60)]
+    examples = Examples(images, labels, Batch(positions, 0))
+    losses = [trainer.training_step(examples)[0].item() for _ in range(60)]
     assert losses[0] > 1.5
     assert losses[-1] < 0.03
 

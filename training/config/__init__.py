@@ -8,6 +8,7 @@ from training.config.loss import LossName, LossOptions
 from training.config.model import ModelConfig
 from training.config.optim import OptimConfig
 from training.config.output import OutputConfig
+from training.config.runtime import RuntimeConfig
 from training.config.seeds import SeedConfig
 from training.config.train import DatasetName, TrainConfig, to_dict, validate
 from training.config.whitening import WHITENING_OPTIONS, WhiteningName, WhiteningOptions
@@ -21,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "OutputConfig",
+    "RuntimeConfig",
     "SeedConfig",
     "TrainConfig",
     "WhiteningName",

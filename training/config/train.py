@@ -11,6 +11,7 @@ from training.config.loss import LossName, LossOptions, check_loss
 from training.config.model import ModelConfig, check_model
 from training.config.optim import OptimConfig, check_optim
 from training.config.output import OutputConfig
+from training.config.runtime import RuntimeConfig, check_runtime
 from training.config.seeds import SeedConfig, check_seeds
 from training.config.whitening import WhiteningName, WhiteningOptions, check_whitening
 
@@ -20,8 +21,8 @@ DatasetName = Literal[
 
 
 @dataclass
-class TrainConfig:
-    """One training run.
+class TrainConfig(RuntimeConfig):
+    """One training run; the options of `RuntimeConfig` are at the top level too.
 
     Attributes:
         dataset: Which data. digits-lt needs no files; the others have theirs in ``data.root``.
@@ -81,6 +82,7 @@ def validate(config: TrainConfig) -> None:
     check_model(config.model)
     check_loss(config.loss_options)
     check_optim(config.optim)
+    check_runtime(config, config.whitening)
     check_whitening(config.whitening, config.whitening_options, 4 * config.model.width)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from training.precision import at_least_float32
 
 
 class WhitenedClassifier(nn.Module):
@@ -26,8 +29,9 @@ class WhitenedClassifier(nn.Module):
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] -> features before and after whitening, [B, D] each."""
-        before = self.backbone(images)
-        return before, self.whitening(before)
+        before = at_least_float32(self.backbone(images))
+        with torch.autocast(before.device.type, enabled=False):  # eigensystems need float32
+            return before, self.whitening(before)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, K]."""
