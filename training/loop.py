@@ -8,15 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from training.batch_rules import BatchRules
 from training.config import TrainConfig
 from training.data.base import LongTailedDataset
-from training.data.feed import ResidentFeed, TrainFeed
+from training.data.feed import Examples, ResidentFeed, TrainFeed
 from training.errors import TrainingDiverged
-from training.losses import build_loss
+from training.losses import ClassificationLoss, build_loss
 from training.models import WhitenedClassifier, build_model
 from training.optim import build_optimizer
 from training.reproducibility import Seeds
@@ -48,13 +49,14 @@ class Trainer:
     """Everything that changes during training, and what it is trained on."""
 
     model: WhitenedClassifier
-    loss: nn.Module
+    loss: ClassificationLoss
     optimizer: Optimizer
     schedule: LambdaLR
     sampler: BatchSampler
     dataset: LongTailedDataset
     seeds: Seeds
     feed: TrainFeed
+    rules: BatchRules
     step: int = 0
 
     def run_epoch(
@@ -71,11 +73,12 @@ class Trainer:
         """
         started = time.perf_counter()
         self.model.train()
+        self.loss.set_epoch(epoch)
         total, correct, count, rate = 0.0, 0, 0, 0.0
         for examples in self.feed.examples(self.sampler.batches(epoch), epoch):
             labels = examples.labels
             rate = self.schedule.get_last_lr()[0]
-            loss, logits = self.training_step(examples.images, labels)
+            loss, logits = self.training_step(examples)
             value = loss.item()
             if not math.isfinite(value):
                 raise TrainingDiverged(
@@ -90,10 +93,11 @@ class Trainer:
         seconds = time.perf_counter() - started
         return EpochStatistics(total / count, correct / count, rate, count, seconds)
 
-    def training_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of SGD: images [B, C, H, W], labels [B] -> loss [], logits [B, K], detached."""
-        logits = self.model(images)
-        loss = self.loss(logits, labels)
+    def training_step(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """One step of SGD on a batch -> loss [], logits [B, K], detached."""
+        labels, kind = examples.labels, examples.batch.kind
+        logits = self.model(examples.images, **self.rules.arguments(labels, kind))
+        loss = self.loss(logits, labels, kind)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -110,10 +114,11 @@ def build_trainer(
     Raises:
         ConfigError: If the batches do not fit the data.
     """
-    sampler = build_sampler(config, dataset.train.labels, seeds.sampler)
+    labels = dataset.train.labels
+    sampler = build_sampler(config, labels, seeds.sampler, dataset.num_classes)
     channels = dataset.train.images.shape[1]
     model = build_model(config, channels, dataset.num_classes, seeds.initialisation).to(device)
-    loss = build_loss(config, dataset.class_counts).to(device)
+    loss = build_loss(config, dataset.class_counts, sampler).to(device)
     optimizer, schedule = build_optimizer(model, config.optim, len(sampler))
     dataset = dataset.to(device)
     return Trainer(
@@ -125,4 +130,5 @@ def build_trainer(
         dataset=dataset,
         seeds=seeds,
         feed=ResidentFeed(dataset, config.data.shift, seeds.augmentation),
+        rules=BatchRules.from_config(config, dataset.class_counts.to(device)),
     )
