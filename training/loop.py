@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from training.batch_rules import BatchRules
 from training.config import TrainConfig
 from training.data.base import LongTailedDataset
 from training.data.feed import Examples, TrainFeed, build_feed
 from training.distributed import Processes, synchronise_layers, wrap_model
 from training.ema import WeightAverage
-from training.losses import build_loss
+from training.losses import ClassificationLoss, build_loss
 from training.models import WhitenedClassifier, build_model
 from training.optim import build_optimizer
 from training.precision import Precision
@@ -60,14 +61,15 @@ class Trainer:
     """
 
     model: WhitenedClassifier
-    loss: nn.Module
+    loss: ClassificationLoss
     optimizer: Optimizer
     schedule: LambdaLR
     sampler: BatchSampler
     dataset: LongTailedDataset
     seeds: Seeds
     feed: TrainFeed
-    forward: Callable[[Tensor], Tensor]
+    rules: BatchRules
+    forward: Callable[..., Tensor]
     precision: Precision
     meter: Meter
     device: torch.device
@@ -95,6 +97,7 @@ class Trainer:
             TrainingDiverged: If a loss is not finite.
         """
         self.model.train()
+        self.loss.set_epoch(epoch)
         started = time.perf_counter()
         plan = self.sampler.batches(epoch, self.next_batch)
         for examples in self.feed.examples(plan, epoch):
@@ -138,7 +141,8 @@ def build_trainer(
         ConfigError: If the batches do not fit the data or the processes.
     """
     processes = processes or Processes()
-    sampler = build_sampler(config, dataset.train.labels, seeds.sampler)
+    labels = dataset.train.labels
+    sampler = build_sampler(config, labels, seeds.sampler, dataset.num_classes)
     smallest = min(len(batch.positions) for batch in sampler.batches(1))
     check_shares(smallest, processes, MIN_ROWS)
     model = build_model(config, dataset.channels, dataset.num_classes, seeds.initialisation)
@@ -152,12 +156,13 @@ def build_trainer(
     dataset = dataset.to(device)
     return Trainer(
         model=model,
-        loss=build_loss(config, dataset.class_counts).to(device),
+        loss=build_loss(config, dataset.class_counts, sampler).to(device),
         optimizer=optimizer,
         schedule=schedule,
         sampler=sampler,
         dataset=dataset,
         seeds=seeds,
+        rules=BatchRules.from_config(config, dataset.class_counts.to(device)),
         feed=build_feed(config, dataset, seeds.augmentation, processes.rank, processes.world_size),
         forward=torch.compile(forward) if config.compile else forward,
         precision=Precision(config.precision, device),

@@ -98,10 +98,13 @@ def take_step(trainer: Trainer, examples: Examples) -> tuple[Tensor, Tensor]:
     if trainer.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     trainer.optimizer.zero_grad(set_to_none=True)
-    # What depends on the batch's kind (examples.batch.kind) goes into these two calls.
+    kind, processes = examples.batch.kind, trainer.processes
+    arguments = trainer.rules.arguments(
+        labels, kind, processes.sum_ if processes.world_size > 1 else None
+    )
     with trainer.precision.autocast():
-        logits = at_least_float32(trainer.forward(images))  # [B, K]
-    loss = trainer.loss(logits, labels)  # []
+        logits = at_least_float32(trainer.forward(images, **arguments))  # [B, K]
+    loss = trainer.loss(logits, labels, kind)  # []
     scaler = trainer.precision.scaler
     scaler.scale(loss * loss_weight(examples, trainer.processes)).backward()
     if trainer.clip_norm is not None:

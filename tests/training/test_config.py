@@ -54,10 +54,12 @@ def test_a_value_out_of_range_names_the_range(path: str, value: float, allowed: 
 @pytest.mark.parametrize(
     ("whitening", "name", "value", "instead"),
     [
-        ("none", "eps", 0.1, "batchnorm or eager or fused"),
-        ("batchnorm", "groups", 2, "eager or fused"),
+        ("none", "eps", 0.1, "batchnorm or eager or cholesky or iternorm or fused"),
+        ("batchnorm", "groups", 2, "eager or cholesky or iternorm or fused"),
         ("eager", "kind", "pca", "fused"),
         ("eager", "shrinkage", "oas", "fused"),
+        ("fused", "iterations", 7, "iternorm"),
+        ("cholesky", "iterations", 7, "iternorm"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_an_error(whitening, name, value, instead):

@@ -16,13 +16,11 @@ from training.checkpoint import load_checkpoint
 from training.cli import parse
 from training.config import TrainConfig
 from training.data import build_dataset
-from training.data.feed import Examples
 from training.errors import ConfigError, TrainingDiverged
 from training.loop import build_trainer
 from training.models import build_model
 from training.reproducibility import resolve_seeds
 from training.run_folder import create_run_folder
-from training.samplers import Batch
 from training.train import History, run_training, select_device
 
 
@@ -207,10 +205,7 @@ def test_overfits_one_batch(config: TrainConfig):
     seeds = resolve_seeds(0, config.seeds)
     trainer = build_trainer(config, build_dataset(config, seeds.split), seeds, torch.device("cpu"))
     trainer.schedule.lr_lambdas = [lambda step: 0.5]
-    positions = next(trainer.sampler.batches(1)).positions
-    images = trainer.dataset.normalise(trainer.dataset.train.images[positions])
-    labels = trainer.dataset.train.labels[positions]
-    examples = Examples(images, labels, Batch(positions, 0))
+    examples = next(trainer.feed.examples(trainer.sampler.batches(1), 1))
     losses = [trainer.training_step(examples)[0].item() for _ in range(60)]
     assert losses[0] > 1.5
     assert losses[-1] < 0.03

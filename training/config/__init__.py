@@ -9,9 +9,15 @@ from training.config.model import ModelConfig
 from training.config.optim import OptimConfig
 from training.config.output import OutputConfig
 from training.config.runtime import RuntimeConfig
+from training.config.sampler import SamplerName, SamplerOptions, StatisticsBatches
 from training.config.seeds import SeedConfig
 from training.config.train import DatasetName, TrainConfig, to_dict, validate
-from training.config.whitening import WHITENING_OPTIONS, WhiteningName, WhiteningOptions
+from training.config.whitening import (
+    WHITENING_OPTIONS,
+    WhiteningName,
+    WhiteningOptions,
+    WhiteningWeights,
+)
 
 __all__ = [
     "WHITENING_OPTIONS",
@@ -23,10 +29,14 @@ __all__ = [
     "OptimConfig",
     "OutputConfig",
     "RuntimeConfig",
+    "SamplerName",
+    "SamplerOptions",
     "SeedConfig",
+    "StatisticsBatches",
     "TrainConfig",
     "WhiteningName",
     "WhiteningOptions",
+    "WhiteningWeights",
     "to_dict",
     "validate",
 ]
