@@ -13,7 +13,8 @@ from docstring_parser import parse as parse_docstring  # comes with jsonargparse
 from jsonargparse import ArgumentParser
 
 from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Config, TrainConfig
-from training.errors import ConfigError, TrainingDiverged
+from training.config.data_command import DataCommandConfig
+from training.errors import ConfigError, TrainingDiverged, TrainingStopped
 
 
 class _Parser(ArgumentParser):
@@ -82,12 +83,20 @@ def _run_ablate(options: Any) -> int:
     return run_ablate(options)
 
 
+def _run_data(options: Any) -> int:
+    from training.data.command import run_data
+
+    run_data(options)
+    return 0
+
+
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
     "stage2": (Stage2Config, _run_stage2, "put another classifier on a run's frozen features"),
     "eval": (EvalConfig, _run_eval, "evaluate a checkpoint of a run"),
     "compare": (CompareConfig, _run_compare, "compare runs over their seeds"),
     "ablate": (AblateConfig, _run_ablate, "train a grid of runs and compare them"),
+    "data": (DataCommandConfig, _run_data, "show or verify a data set"),
 }
 
 
@@ -140,7 +149,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     value the message is printed to standard error and the process exits with status 2.
     """
     parser = build_parser()
-    options = parser.instantiate(parser.parse_args([_with_underscores(a) for a in arguments]))
+    names = [_with_underscores(argument) for argument in arguments]
+    options = parser.instantiate(parser.parse_args(_with_values(names)))
     command = options.command
     values = vars(options[command])
     values.pop("config", None)
@@ -155,7 +165,8 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status: 0, 1 if training diverged or the command says so (a run of a grid failed),
-        2 for a wrong configuration.
+        2 for a wrong configuration, 143 or 130 if SIGTERM or SIGINT stopped training (128 + its
+        number), after everything was saved.
     """
     command, config = parse(arguments)
     try:
@@ -163,6 +174,24 @@ def run(arguments: Sequence[str]) -> int:
     except (ConfigError, TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except TrainingStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
+
+
+def _with_values(arguments: list[str]) -> list[str]:
+    """Let a flag stand alone: ``--compile`` is ``--compile=true``."""
+    flags = {f"--{name}" for config, _, _ in _COMMANDS.values() for name in _flags(config)}
+    following = [*arguments, "--"][1:]
+    return [
+        f"{argument}=true" if argument in flags and after.startswith("--") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
+
+
+def _flags(config: type) -> list[str]:
+    """Return the names of a configuration's options that are true or false, at its top level."""
+    return [field.name for field in fields(config) if isinstance(field.default, bool)]
 
 
 def _with_underscores(argument: str) -> str:

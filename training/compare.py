@@ -113,7 +113,11 @@ def compare(
 def _figures(group: Group, kind: str, split: str) -> dict[str, dict[int, float | None]]:
     """From the metric to the seed to its value."""
     return {
-        metric: {seed: run.summary[kind][split][metric] for seed, run in group.runs.items()}
+        metric: {
+            # A data set without a validation split has null instead of the results.
+            seed: (run.summary[kind][split] or {}).get(metric)
+            for seed, run in group.runs.items()
+        }
         for metric in METRICS
     }
 

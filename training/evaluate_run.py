@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from training.config import EvalConfig
-from training.data.base import Split
 from training.errors import ConfigError
 from training.evaluate import evaluate
 from training.files import without_nan, write_json
-from training.metrics import ShotGroups
+from training.metrics import Evaluation, ShotGroups
 from training.progress import percent
 from training.reproducibility import cpu_threads, deterministic_algorithms
 from training.runs import Run, read_run, restore_dataset, restore_model
@@ -69,13 +68,13 @@ def evaluate_run(
         model = restore_model(run, dataset, checkpoint, device)
         groups = ShotGroups.from_counts(dataset.class_counts.tolist())
         dataset = dataset.to(device)
-        images: Split = getattr(dataset, split)
-        if images is None or len(images) == 0:
+        images = dataset.split(split)
+        if len(images) == 0:
             raise ConfigError(
                 f"split: expected a split with images, {run.config.dataset} of {run.folder.path} "
                 f"has no {split} split; use --split test or train."
             )
-        result = without_nan(evaluate(model, dataset, images, groups).as_dict())
+        result = without_nan(with_confusion(evaluate(model, dataset, images, groups)))
     known = run.summary[checkpoint].get(split)
     return {
         "run": str(run.folder.path),
@@ -86,6 +85,12 @@ def evaluate_run(
         "result": result,
         "equals_summary": None if split == "train" else result == known,
     }
+
+
+def with_confusion(evaluation: Evaluation) -> dict[str, Any]:
+    """Return a result as summary.json has it."""
+    matrix = evaluation.confusion
+    return {**evaluation.as_dict(), "confusion": None if matrix is None else matrix.tolist()}
 
 
 def _print(console: Console, run: Run, result: dict[str, Any]) -> None:

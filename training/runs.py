@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,15 +88,17 @@ def restore_model(
         ConfigError: If the checkpoint is missing, corrupt or of another model.
     """
     path = run.folder.checkpoint(checkpoint)
-    channels = dataset.train.images.shape[1]
-    model = build_model(run.config, channels, dataset.num_classes, run.seeds.initialisation)
+    seed = run.seeds.initialisation
+    model = build_model(run.config, dataset.channels, dataset.num_classes, seed)
     try:
         model.load_state_dict(load_checkpoint(path)["model"])
     except ConfigError:
         raise
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.PickleError) as error:
+    except (OSError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{path}: expected the {checkpoint} checkpoint of this run, got: {reason}"
         ) from error
+    if run.config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     return model.to(device)

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from training.ablate import execute, run_ablate
 from training.ablate.plan import plan, resolve_axes
-from training.ablate.state import is_finished, locked
+from training.ablate.state import is_finished, locked, prepare
 from training.checkpoint import load_checkpoint
 from training.cli import parse
 from training.cli import run as run_command
@@ -120,7 +120,7 @@ def test_axes_on_the_command_line():
         ({"seeds": [1, 1]}, "seeds: expected a value with at least one seed, each once"),
         ({"jobs": 0}, "jobs: expected a value >= 1"),
         ({"grid": "3x3"}, "grid: expected a value out of 2x2"),
-        ({"datasets": ["mnist"]}, "dataset=mnist.*'digits-lt'"),
+        ({"datasets": ["mnist"]}, "dataset=mnist.*digits-lt"),
         ({"datasets": []}, "at least one data set"),
         ({"dataset_options": {"mnist": {}}}, "dataset_options: expected a value that names"),
         ({"name": "a/b"}, "name: expected a value without a slash"),
@@ -208,13 +208,13 @@ def _kill_when(
 
 
 @pytest.mark.slow
-def test_a_killed_run_stops_no_other_and_starts_anew(
+def test_a_killed_run_stops_no_other_and_continues(
     ablation: AblateConfig, monkeypatch: pytest.MonkeyPatch
 ):
     ablation.train.optim.epochs = 12  # long enough to be killed in the middle
     killed, other = "digits-lt-none-4", "digits-lt-batchnorm-4"
     with monkeypatch.context() as patch:
-        _kill_when(patch, killed, lambda folder: (folder / "metrics.jsonl").exists())
+        _kill_when(patch, killed, lambda folder: (folder / "checkpoints/last.pt").exists())
         code, text = _ablate(ablation)
     assert code == 1
     assert _statuses(ablation) == {killed: "failed", other: "finished"}
@@ -231,8 +231,25 @@ def test_a_killed_run_stops_no_other_and_starts_anew(
     assert sorted(path.name for path in root.iterdir()) == sorted([killed, other])
     assert (root / other / "summary.json").stat().st_mtime_ns == kept
     assert len((root / killed / "metrics.jsonl").read_text().splitlines()) == 12
+    log = (plan(ablation).folder / "logs" / f"{killed}.log").read_text()
+    assert f"continuing {root / killed}" in log
     planned = next(run.config for run in plan(ablation).runs if run.name == killed)
     assert load_config(root / killed / "config.yaml") == planned
+
+
+def test_what_another_configuration_has_left_is_removed(ablation: AblateConfig):
+    grid = plan(ablation)
+    run = grid.runs[0]
+    folder = grid.run_root / run.name
+    folder.mkdir(parents=True)
+    for change, stays in (({}, True), ({"seed": 9}, False)):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump({**to_dict(run.config), **change}))
+        prepare(grid, run)
+        assert folder.exists() is stays
+    folder.mkdir()  # without a configuration: nothing of ours can be continued
+    prepare(grid, run)
+    assert not folder.exists()
 
 
 @pytest.mark.slow

@@ -73,7 +73,10 @@ def test_other_data_than_the_run_s_is_an_error(folder: Path, capsys: pytest.Capt
     ("change", "text"),
     [
         (lambda f: (f / "checkpoints/last.pt").unlink(), "last.pt: expected the last checkpoint"),
-        (lambda f: (f / "checkpoints/last.pt").write_bytes(b"x"), "expected the last checkpoint"),
+        (
+            lambda f: (f / "checkpoints/last.pt").write_bytes(b"x"),
+            "last.pt: no readable checkpoint",
+        ),
         (lambda f: (f / "summary.json").write_text("{"), "summary.json: expected JSON"),
         (lambda f: (f / "config.yaml").write_text("a: ["), "expected a configuration in YAML"),
         (lambda f: (f / "config.yaml").write_text("lr: 1"), "expected options of `train`"),

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from training.ablate.plan import Plan, PlannedRun
-from training.ablate.state import RunState, remove_broken
+from training.ablate.state import RunState, prepare
 from training.config import to_dict
 from training.files import write_text
 
@@ -72,7 +72,7 @@ def execute(
 
 
 def _start(plan: Plan, run: PlannedRun, lock: int) -> _Process:
-    remove_broken(plan, run)
+    prepare(plan, run)
     config, log = config_path(plan, run), log_path(plan, run)
     for path in (config, log, plan.run_root):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from training.config.load import change_config, flatten
 from training.errors import ConfigError
 
 # Decided by the grid, not by an axis.
-_RESERVED = ("dataset", "seed", "output")
+_RESERVED = ("dataset", "seed", "output", "resume", "dry_run")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def plan(config: AblateConfig) -> Plan:
                 labels = [label for label, _ in steps]
                 run_name = _slug("-".join([dataset, *labels, str(seed)]))
                 output = {"root": str(folder / "runs"), "name": run_name, "overwrite": False}
-                changes = {**options, "seed": seed, **flatten(output, "output.")}
+                changes = {**options, "seed": seed, "resume": "auto", "dry_run": False}
+                changes.update(flatten(output, "output."))
                 run = PlannedRun(run_name, change_config(base, changes), options)
                 _validate(run)
                 runs.append(run)

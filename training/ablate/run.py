@@ -67,7 +67,7 @@ def run_ablate(config: AblateConfig, console: Console | None = None) -> int:
     """Run what is not finished yet, and print and write the table of what is.
 
     Runs that are finished with the planned configuration are kept, so the same command continues a
-    grid that was interrupted; runs that did not end are started anew.
+    grid that was interrupted; a run that did not end continues where it was saved last.
 
     Returns:
         The exit status: 0, or 1 if a run failed.

@@ -44,10 +44,9 @@ def is_finished(plan: Plan, run: PlannedRun) -> bool:
     folder = plan.run_root / run.name
     if not (folder / "summary.json").is_file():
         return False
-    found, planned = _settings(load_config(folder / "config.yaml")), _settings(run.config)
-    different = [name for name in planned if found.get(name) != planned[name]]
+    different = _differences(plan, run)
     if different:
-        texts = [f"{n} was {found.get(n)!r} and is {planned[n]!r} now" for n in different]
+        texts = [f"{name} was {old!r} and is {new!r} now" for name, (old, new) in different.items()]
         raise ConfigError(
             f"name: expected a grid folder whose finished runs have the planned configuration, but "
             f"in {folder} {'; '.join(texts)}. Choose another --name, or remove that run."
@@ -60,9 +59,27 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     return {name: v for name, v in values.items() if name.split(".")[0] not in UNRELATED}
 
 
-def remove_broken(plan: Plan, run: PlannedRun) -> None:
-    """Remove what a run that did not end has left; it starts anew."""
-    shutil.rmtree(plan.run_root / run.name, ignore_errors=True)
+def prepare(plan: Plan, run: PlannedRun) -> None:
+    """Remove what a run of another configuration has left unfinished.
+
+    What the planned run itself has left is continued by ``train``, with ``resume`` auto.
+    """
+    folder = plan.run_root / run.name
+    if folder.exists():
+        readable = (folder / "config.yaml").is_file()
+        if not readable or _differences(plan, run):
+            shutil.rmtree(folder)
+
+
+def _differences(plan: Plan, run: PlannedRun) -> dict[str, tuple[Any, Any]]:
+    """What a run folder's configuration has, and what is planned, where these differ."""
+    found = _settings(load_config(plan.run_root / run.name / "config.yaml"))
+    planned = _settings(run.config)
+    return {
+        name: (found.get(name), planned[name])
+        for name in planned
+        if found.get(name) != planned[name]
+    }
 
 
 @contextmanager

@@ -10,10 +10,17 @@ from training.config.loss import LossName, LossOptions
 from training.config.model import ModelConfig
 from training.config.optim import OptimConfig
 from training.config.output import OutputConfig
+from training.config.runtime import RuntimeConfig
+from training.config.sampler import SamplerName, SamplerOptions, StatisticsBatches
 from training.config.seeds import SeedConfig
 from training.config.stage2 import Stage2Config
 from training.config.train import DatasetName, TrainConfig, to_dict, validate
-from training.config.whitening import WHITENING_OPTIONS, WhiteningName, WhiteningOptions
+from training.config.whitening import (
+    WHITENING_OPTIONS,
+    WhiteningName,
+    WhiteningOptions,
+    WhiteningWeights,
+)
 
 __all__ = [
     "WHITENING_OPTIONS",
@@ -27,11 +34,16 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "OutputConfig",
+    "RuntimeConfig",
+    "SamplerName",
+    "SamplerOptions",
     "SeedConfig",
     "Stage2Config",
+    "StatisticsBatches",
     "TrainConfig",
     "WhiteningName",
     "WhiteningOptions",
+    "WhiteningWeights",
     "to_dict",
     "validate",
 ]

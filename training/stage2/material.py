@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from training.config import Stage2Config
 from training.data import LongTailedDataset
+from training.data.feed import build_feed
 from training.evaluate import collect_features
-from training.loop import build_trainer
 from training.models import WhitenedClassifier, build_model
 from training.reproducibility import derive_seed
 from training.runs import Run
@@ -44,7 +43,7 @@ def build_material(
         model: The run's model, on the device, in evaluation mode.
         seed: Seed of the new weights, the batches and the augmentation.
     """
-    device = dataset.train.images.device
+    device = dataset.device
     positions = data.positions.to(device)  # [N']
     labels = dataset.train.labels[positions]  # [N']
 
@@ -54,7 +53,7 @@ def build_material(
 
     fresh = build_model(
         run.config,
-        dataset.train.images.shape[1],
+        dataset.channels,
         dataset.num_classes,
         derive_seed(seed, INITIALISATION),
     ).classifier.to(device)
@@ -96,8 +95,7 @@ def _augmented(
     seed: int,
 ) -> Pairs:
     """Features of freshly augmented images, by the run's own feed."""
-    seeds = replace(run.seeds, augmentation=seed)
-    feed = build_trainer(run.config, dataset, seeds, dataset.train.images.device).feed
+    feed = build_feed(run.config, dataset, seed)
 
     def pairs(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         plan = (

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from training.checkpoint import save_checkpoint
 from training.config import OutputConfig, Stage2Config, to_dict
 from training.config.stage2 import STAGE2_OPTIONS, check_stage2
 from training.data import LongTailedDataset, Split
 from training.environment import describe_environment, versions
-from training.evaluate import BATCH_SIZE, collect_features, evaluate
+from training.evaluate import collect_features, evaluate
+from training.evaluate_run import with_confusion
 from training.files import append_json_line, write_json, write_text
-from training.losses import evaluation_loss
-from training.metrics import Evaluation, ShotGroups, confusion_matrix, evaluate_confusion
+from training.metrics import Evaluation, ShotGroups
 from training.models import WhitenedClassifier
 from training.progress import print_results
 from training.reproducibility import cpu_threads, derive_seed, deterministic_algorithms
@@ -74,7 +74,7 @@ def run_stage2(config: Stage2Config, console: Console | None = None) -> dict[str
         records = _records(dataset, data, model, choice, groups)  # from here on the test split too
         folder = _write_folder(config, run, device)
         for record in records:
-            append_json_line(folder.metrics, record)
+            append_json_line(folder.metrics, _without_confusion(record))
         _save_models(config, run, folder, dataset, model, choice, records)
     summary = _summarise(config, run, data, choice, records)
     summary["wall_seconds"] = time.perf_counter() - started
@@ -108,29 +108,29 @@ def choose(
     """
     model.eval()
     material = build_material(config, run, dataset, data, model, config.seed or 0)
-    features = collect_features(model, dataset, data.choice)[1].to(data.choice.labels.device)
+    features = feature_split(model, dataset, data.choice)
     candidates, results = [], []
     for candidate in METHODS[config.method](config, material):
         candidates.append(candidate)
-        results.append(_evaluate_features(candidate.classifier, features, data.choice, groups))
+        results.append(evaluate_features(candidate.classifier, dataset, features, groups))
     keys = [(result.balanced_accuracy, -result.loss) for result in results]
     return Choice(candidates, results, keys.index(max(keys)))
 
 
-def _evaluate_features(
-    classifier: nn.Module, features: Tensor, split: Split, groups: ShotGroups
+def feature_split(model: WhitenedClassifier, dataset: LongTailedDataset, split: Any) -> Split:
+    """Whitened features of a split as its images: [N, D, 1, 1], on the data set's device."""
+    features = collect_features(model, dataset, split)[1].to(dataset.device)  # [N, D]
+    return Split(features[:, :, None, None], split.labels, split.indices)
+
+
+def evaluate_features(
+    classifier: nn.Module, dataset: LongTailedDataset, features: Split, groups: ShotGroups
 ) -> Evaluation:
-    """Evaluate a classifier on features [N, D], in the batches of `evaluate`."""
-    classes = sum(len(members) for members in groups.as_dict().values())
-    total = torch.zeros((), dtype=torch.float64)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)  # [K, K]
-    with torch.no_grad():
-        for start in range(0, len(split), BATCH_SIZE):
-            part = slice(start, start + BATCH_SIZE)
-            logits, labels = classifier(features[part]), split.labels[part]
-            total += evaluation_loss(logits, labels).double().cpu()
-            confusion += confusion_matrix(labels, logits.argmax(1), classes).cpu()
-    return evaluate_confusion(confusion, groups, (total / len(split)).item())
+    """Evaluate a classifier on features as `evaluate` evaluates a model on images."""
+    size = features.images.shape[1]
+    zeros = torch.zeros(size, device=dataset.device)  # normalising changes no bit then
+    dataset = replace(dataset, mean=zeros, std=torch.ones_like(zeros))
+    return evaluate(nn.Sequential(nn.Flatten(), classifier), dataset, features, groups)
 
 
 def _kept(choice: Choice) -> list[int]:
@@ -151,7 +151,7 @@ def _records(
     groups: ShotGroups,
 ) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; last and best are evaluated as whole models, as `eval` does."""
-    features = collect_features(model, dataset, dataset.test)[1].to(dataset.test.labels.device)
+    features = feature_split(model, dataset, dataset.test)
     kept = _kept(choice)
     records = []
     for epoch, position in enumerate(kept, start=1):
@@ -162,20 +162,30 @@ def _records(
             test = evaluate(model, dataset, dataset.test, groups)
         else:
             validation = choice.results[position]
-            test = _evaluate_features(candidate.classifier, features, dataset.test, groups)
+            test = evaluate_features(candidate.classifier, dataset, features, groups)
         records.append(
             {
                 "epoch": epoch,
                 "step": candidate.step,
                 "learning_rate": candidate.learning_rate,
                 "train": candidate.train,
-                "validation": validation.as_dict(),
-                "test": test.as_dict(),
+                "evaluated": True,
+                "validation": with_confusion(validation),
+                "test": with_confusion(test),
                 "train_seconds": candidate.seconds,
                 "images_per_second": candidate.images / candidate.seconds,
             }
         )
     return records
+
+
+def _without_confusion(record: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl: the summary alone has the confusion matrices."""
+    splits = {
+        split: {name: value for name, value in record[split].items() if name != "confusion"}
+        for split in ("validation", "test")
+    }
+    return {**record, **splits}
 
 
 def _write_folder(config: Stage2Config, run: Run, device: torch.device) -> RunFolder:
@@ -218,7 +228,7 @@ def _save_models(
             seeds=asdict(run.seeds),
             epoch=record["epoch"],
             step=record["step"],
-            metrics=record,
+            metrics=_without_confusion(record),
             class_counts=dataset.class_counts,
             stage2={"method": config.method, **choice.candidates[position].detail},
         )

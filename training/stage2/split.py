@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.data import LongTailedDataset, Split
+from training.data import FileSplit, LongTailedDataset, Split
 from training.reproducibility import generator
 
 
@@ -24,7 +24,7 @@ class ChoiceData:
     """
 
     positions: Tensor
-    choice: Split
+    choice: Split | FileSplit
     name: str
 
 
@@ -38,7 +38,7 @@ def choice_data(dataset: LongTailedDataset, fraction: float, seed: int) -> Choic
         seed: Seed of which images are held out.
     """
     labels = dataset.train.labels.cpu()  # [N]
-    if dataset.validation is not None and len(dataset.validation) > 0:
+    if dataset.has_validation:
         return ChoiceData(torch.arange(len(labels)), dataset.validation, "validation")
     random = generator("cpu", seed)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
@@ -47,7 +47,5 @@ def choice_data(dataset: LongTailedDataset, fraction: float, seed: int) -> Choic
         count = min(max(1, int(fraction * len(members))), max(0, len(members) - 1))
         held_out[members[torch.randperm(len(members), generator=random)[:count]]] = True
     chosen = torch.nonzero(held_out)[:, 0]
-    train = dataset.train
-    at = chosen.to(train.images.device)
-    split = Split(train.images[at], train.labels[at], train.indices[chosen])
-    return ChoiceData(torch.nonzero(~held_out)[:, 0], split, "train-holdout")
+    positions = torch.nonzero(~held_out)[:, 0]
+    return ChoiceData(positions, dataset.train.take(chosen), "train-holdout")

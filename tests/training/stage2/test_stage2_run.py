@@ -20,12 +20,12 @@ from training.config import Stage2Config
 from training.config.stage2 import check_stage2
 from training.data import LongTailedDataset
 from training.errors import ConfigError
-from training.evaluate import collect_features, evaluate
-from training.evaluate_run import evaluate_run
+from training.evaluate import evaluate
+from training.evaluate_run import evaluate_run, with_confusion
 from training.metrics import ShotGroups
 from training.models import build_model
 from training.runs import Run, read_run, restore_dataset, restore_model
-from training.stage2.run import _evaluate_features, _resolve, choose
+from training.stage2.run import _resolve, choose, evaluate_features, feature_split
 from training.stage2.split import choice_data
 
 Stage2 = Callable[..., Run]
@@ -101,7 +101,9 @@ def test_the_new_run_is_a_run(run: Run, stage2: Stage2, method: str, checkpoint:
     assert all(record.keys() == first.keys() for record in records)
     assert len(records) == (10 if method in ("crt", "lws") else 1)
     best = records[made.summary["best"]["epoch"] - 1]
-    assert best["test"] == made.summary["best"]["test"]
+    result = made.summary["best"]["test"]
+    assert best["test"] == {name: v for name, v in result.items() if name != "confusion"}
+    assert sum(map(sum, result["confusion"])) == 400
     assert made.summary["selection"] == {"split": "validation", "metric": "balanced_accuracy"}
     # Loads into the model of the configuration.
     stored = load_checkpoint(made.folder.checkpoint(checkpoint))
@@ -114,9 +116,10 @@ def test_cached_features_give_what_the_whole_model_gives(run: Run):
     dataset = restore_dataset(run)
     model = restore_model(run, dataset, "last", torch.device("cpu"))
     groups = ShotGroups.from_counts(dataset.class_counts.tolist())
-    features = collect_features(model, dataset, dataset.test)[1]
-    found = _evaluate_features(model.classifier, features, dataset.test, groups)
-    assert found == evaluate(model, dataset, dataset.test, groups)
+    features = feature_split(model, dataset, dataset.test)
+    found = evaluate_features(model.classifier, dataset, features, groups)
+    expected = evaluate(model, dataset, dataset.test, groups)
+    assert with_confusion(found) == with_confusion(expected)
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -154,7 +157,7 @@ def test_wrong_use_is_explained(run: Run, tmp_path: Path, capsys: pytest.Capture
     shutil.copytree(run.folder.path, broken)
     path = broken / "checkpoints" / "last.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    _expect(capsys, ["stage2", "ncm", "--from", str(broken)], f"{path}: expected the last checkpo")
+    _expect(capsys, ["stage2", "ncm", "--from", str(broken)], f"{path}: no readable checkpoint")
     (broken / "summary.json").unlink()
     _expect(capsys, ["stage2", "ncm", "--from", str(broken)], "expected a finished run")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken"]  # nothing half-made
