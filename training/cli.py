@@ -12,7 +12,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from docstring_parser import parse as parse_docstring  # comes with jsonargparse[signatures]
 from jsonargparse import ArgumentParser
 
-from training.config import TrainConfig
+from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Config, TrainConfig
 from training.config.data_command import DataCommandConfig
 from training.errors import ConfigError, TrainingDiverged, TrainingStopped
 
@@ -64,9 +64,39 @@ def _run_data(options: Any) -> int:
     return 0
 
 
+def _run_stage2(options: Any) -> int:
+    from training.stage2 import run_stage2
+
+    run_stage2(options)
+    return 0
+
+
+def _run_eval(options: Any) -> int:
+    from training.evaluate_run import run_eval
+
+    return run_eval(options)
+
+
+def _run_compare(options: Any) -> int:
+    from training.compare import run_compare
+
+    run_compare(options)
+    return 0
+
+
+def _run_ablate(options: Any) -> int:
+    from training.ablate import run_ablate
+
+    return run_ablate(options)
+
+
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
     "data": (DataCommandConfig, _run_data, "show or verify a data set"),
+    "stage2": (Stage2Config, _run_stage2, "put another classifier on a run's frozen features"),
+    "eval": (EvalConfig, _run_eval, "evaluate a checkpoint of a run"),
+    "compare": (CompareConfig, _run_compare, "compare runs over their seeds"),
+    "ablate": (AblateConfig, _run_ablate, "train a grid of runs and compare them"),
 }
 
 
@@ -134,8 +164,9 @@ def run(arguments: Sequence[str]) -> int:
     """Parse and run a command.
 
     Returns:
-        The exit status: 0, 1 if training diverged, 2 for a wrong configuration, 143 or 130 if
-        SIGTERM or SIGINT stopped training (128 + its number), after everything was saved.
+        The exit status: 0, 1 if training diverged or the command says so (a run of a grid failed),
+        2 for a wrong configuration, 143 or 130 if SIGTERM or SIGINT stopped training (128 + its
+        number), after everything was saved.
     """
     command, config = parse(arguments)
     try:
