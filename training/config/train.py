@@ -78,7 +78,9 @@ def validate(config: TrainConfig) -> None:
     check_model(config.model)
     check_loss(config.loss_options)
     check_optim(config.optim)
-    check_whitening(config.whitening, config.whitening_options, 4 * config.model.width)
+    from training.models.backbones import feature_dim  # imports torch: the parser does without
+
+    check_whitening(config.whitening, config.whitening_options, feature_dim(config.model))
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

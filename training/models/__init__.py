@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from training.config import TrainConfig
+from training.models.backbones import build_backbone, feature_dim
 from training.models.classifier import WhitenedClassifier
 from training.models.resnet import SmallResNet
 from training.models.whitening import build_whitening
 from training.reproducibility import seeded_initialisation
 
-__all__ = ["SmallResNet", "WhitenedClassifier", "build_model"]
+__all__ = ["SmallResNet", "WhitenedClassifier", "build_backbone", "build_model", "feature_dim"]
 
 
 def build_model(
@@ -19,7 +20,7 @@ def build_model(
     The whitening layers have no random parameters, so one seed gives the same weights with each.
     """
     with seeded_initialisation(seed):
-        backbone = SmallResNet(in_channels, config.model.width, config.model.blocks)
+        backbone = build_backbone(config.model, in_channels)
         whitening = build_whitening(
             config.whitening, backbone.feature_dim, config.whitening_options
         )
