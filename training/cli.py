@@ -6,11 +6,14 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from dataclasses import MISSING, fields
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from docstring_parser import parse as parse_docstring  # comes with jsonargparse[signatures]
 from jsonargparse import ArgumentParser
 
 from training.config import TrainConfig
+from training.config.inspect import DiagnoseConfig
 from training.errors import ConfigError, TrainingDiverged
 
 
@@ -54,8 +57,16 @@ def _run_train(options: Any) -> int:
     return 0
 
 
+def _run_diagnose(options: Any) -> int:
+    from training.diagnostics.run import run_diagnose
+
+    run_diagnose(options)
+    return 0
+
+
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
+    "diagnose": (DiagnoseConfig, _run_diagnose, "diagnostics of a checkpoint's features"),
 }
 
 
@@ -71,11 +82,34 @@ def build_parser() -> ArgumentParser:
     for name, (config, _, text) in _COMMANDS.items():
         command = _Parser(description=text, allow_abbrev=False)
         command.add_argument("--config", action="config", help="YAML file with any of the options")
-        command.add_class_arguments(config)
+        command.add_class_arguments(config, skip=_add_special_arguments(command, config))
         commands.add_subcommand(name, command, help=text)
         parsers[name] = command
     parser.command_parsers = parsers
     return parser
+
+
+def _add_special_arguments(parser: ArgumentParser, config: type) -> set[str]:
+    """Add the fields that are positional or have another name; return the fields' names."""
+    documented = {p.arg_name: p.description for p in parse_docstring(config.__doc__ or "").params}
+    hints = get_type_hints(config)
+    special = set()
+    for item in fields(config):
+        text = " ".join((documented.get(item.name) or "").split())
+        kind = hints[item.name]
+        if "positional" in item.metadata and get_origin(kind) is list:
+            parser.add_argument(item.name, type=get_args(kind)[0], nargs="*", help=text)
+        elif "positional" in item.metadata:
+            parser.add_argument(item.name, type=kind, help=text)
+        elif "option" in item.metadata:
+            required = item.default is MISSING
+            default = {} if required else {"default": item.default}
+            name = f"--{item.metadata['option']}"
+            parser.add_argument(name, type=kind, help=text, required=required, **default)
+        else:
+            continue
+        special.add(item.name)
+    return special
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, Any]:
@@ -89,6 +123,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     command = options.command
     values = vars(options[command])
     values.pop("config", None)
+    for item in fields(_COMMANDS[command][0]):
+        if "option" in item.metadata:
+            values[item.name] = values.pop(item.metadata["option"])
     return command, _COMMANDS[command][0](**values)
 
 
