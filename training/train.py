@@ -29,6 +29,7 @@ from training.reproducibility import (
     resolve_seeds,
 )
 from training.run_folder import RunFolder, create_run_folder
+from training.scalars import with_scalars
 
 SELECTION_SPLIT = "validation"
 SELECTION_METRIC = "balanced_accuracy"
@@ -84,6 +85,7 @@ def run_training(config: TrainConfig, console: Console | None = None) -> dict[st
         write_text(folder.config, yaml.safe_dump(to_dict(config), sort_keys=False))
         write_json(folder.environment, describe_environment(device))
         reporter = build_reporter(console, config.optim.epochs, len(trainer.sampler))
+        reporter = with_scalars(reporter, config, folder, trainer)
         try:
             history = _train(config, trainer, folder, reporter)
         finally:

@@ -28,4 +28,5 @@ def config(tmp_path: Path) -> TrainConfig:
     config.optim.warmup_epochs = 1
     config.output.root = str(tmp_path / "runs")
     config.output.plots = False
+    config.output.tensorboard = False
     return config

@@ -10,7 +10,7 @@ from training.config.data import DataConfig, check_data
 from training.config.loss import LossName, LossOptions, check_loss
 from training.config.model import ModelConfig, check_model
 from training.config.optim import OptimConfig, check_optim
-from training.config.output import OutputConfig
+from training.config.output import OutputConfig, check_output
 from training.config.seeds import SeedConfig, check_seeds
 from training.config.whitening import WhiteningName, WhiteningOptions, check_whitening
 
@@ -78,6 +78,7 @@ def validate(config: TrainConfig) -> None:
     check_model(config.model)
     check_loss(config.loss_options)
     check_optim(config.optim)
+    check_output(config.output)
     from training.models.backbones import feature_dim  # imports torch: the parser does without
 
     check_whitening(config.whitening, config.whitening_options, feature_dim(config.model))
