@@ -13,7 +13,7 @@ from docstring_parser import parse as parse_docstring  # comes with jsonargparse
 from jsonargparse import ArgumentParser
 
 from training.config import TrainConfig
-from training.config.inspect import DiagnoseConfig
+from training.config.inspect import DiagnoseConfig, PlotConfig
 from training.errors import ConfigError, TrainingDiverged
 
 
@@ -64,9 +64,17 @@ def _run_diagnose(options: Any) -> int:
     return 0
 
 
+def _run_plot(options: Any) -> int:
+    from training.plot import run_plot
+
+    run_plot(options)
+    return 0
+
+
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
     "diagnose": (DiagnoseConfig, _run_diagnose, "diagnostics of a checkpoint's features"),
+    "plot": (PlotConfig, _run_plot, "draw the pictures of a run and write its report"),
 }
 
 

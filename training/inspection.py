@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from training.data.base import LongTailedDataset, Split
+from training.diagnostics import correlation_matrix, mean_abs_off_diagonal, weight_norms
 from training.errors import ConfigError
 from training.evaluate import collect_features, evaluating
 from training.models import WhitenedClassifier
@@ -31,6 +32,25 @@ class Inspection:
     after: Tensor
     logits: Tensor
     labels: Tensor
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """What the pictures of a model show.
+
+    Attributes:
+        checkpoint: Name of the checkpoint, "last" or "best".
+        inspection: Of one split.
+        weight_norms: Norm of each class's weight vector, float64 [K].
+        correlations: Feature correlation "before" and "after" whitening, float64 [D, D].
+        mean_abs_correlation: Mean |off-diagonal| of each.
+    """
+
+    checkpoint: str
+    inspection: Inspection
+    weight_norms: Tensor
+    correlations: dict[str, Tensor]
+    mean_abs_correlation: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -85,3 +105,27 @@ def inspect_split(model: WhitenedClassifier, dataset: LongTailedDataset, name: s
     with evaluating(model):
         logits = model.classifier(after.to(device)).float().cpu()  # [N, K]
     return Inspection(name, before.float(), after.float(), logits, split.labels.cpu())
+
+
+def view_model(
+    model: WhitenedClassifier, dataset: LongTailedDataset, split: str, checkpoint: str = "last"
+) -> ModelView:
+    """Compute what the pictures of a model show, on the split "validation" or "test".
+
+    Raises:
+        ConfigError: If the data set has no image there.
+    """
+    inspection = inspect_split(model, dataset, split)
+    correlations = {
+        "before": correlation_matrix(inspection.before),
+        "after": correlation_matrix(inspection.after),
+    }
+    return ModelView(
+        checkpoint=checkpoint,
+        inspection=inspection,
+        weight_norms=weight_norms(model.classifier.weight),
+        correlations=correlations,
+        mean_abs_correlation={
+            name: mean_abs_off_diagonal(matrix) for name, matrix in correlations.items()
+        },
+    )

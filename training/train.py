@@ -13,11 +13,11 @@ from rich.console import Console
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig, to_dict, validate
 from training.data import LongTailedDataset, build_dataset
-from training.diagnostics import correlation_matrix, mean_abs_off_diagonal
 from training.environment import describe_environment, versions
 from training.errors import ConfigError
-from training.evaluate import collect_features, evaluate
+from training.evaluate import evaluate
 from training.files import append_json_line, write_json, write_text
+from training.inspection import view_model
 from training.loop import EpochStatistics, Trainer, build_trainer
 from training.metrics import Evaluation, ShotGroups
 from training.progress import Reporter, build_reporter, print_results
@@ -90,11 +90,11 @@ def run_training(config: TrainConfig, console: Console | None = None) -> dict[st
             history = _train(config, trainer, folder, reporter)
         finally:
             reporter.close()
-        correlations = _feature_correlations(trainer)
-    summary = _summarise(config, dataset, seeds, history, correlations)
+        view = view_model(trainer.model, trainer.dataset, "test")
+    summary = _summarise(config, dataset, seeds, history, view.mean_abs_correlation)
     summary["parameters"] = sum(p.numel() for p in trainer.model.parameters())
     if config.output.plots:
-        draw_plots(folder, summary, history.records, correlations)
+        draw_plots(folder, summary, history.records, view)
     summary["wall_seconds"] = time.perf_counter() - started
     write_json(folder.summary, summary)
     if config.output.plots:
@@ -172,18 +172,12 @@ def _score(record: dict[str, Any]) -> tuple[float, float]:
     return result[SELECTION_METRIC], -result["loss"]
 
 
-def _feature_correlations(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Feature correlation [D, D] of the last model before and after whitening, test split."""
-    before, after = collect_features(trainer.model, trainer.dataset, trainer.dataset.test)
-    return {"before": correlation_matrix(before), "after": correlation_matrix(after)}
-
-
 def _summarise(
     config: TrainConfig,
     dataset: LongTailedDataset,
     seeds: Seeds,
     history: History,
-    correlations: dict[str, torch.Tensor],
+    mean_abs_correlation: dict[str, float],
 ) -> dict[str, Any]:
     """The content of summary.json, but for the wall time."""
     counts = dataset.class_counts.tolist()
@@ -208,9 +202,7 @@ def _summarise(
             "validation": len(dataset.validation),
             "test": len(dataset.test),
         },
-        "mean_abs_correlation": {
-            name: mean_abs_off_diagonal(matrix) for name, matrix in correlations.items()
-        },
+        "mean_abs_correlation": mean_abs_correlation,
         "images_per_second": history.images / history.train_seconds,
         "versions": versions(),
     }
