@@ -13,7 +13,7 @@ from docstring_parser import parse as parse_docstring  # comes with jsonargparse
 from jsonargparse import ArgumentParser
 
 from training.config import TrainConfig
-from training.config.inspect import DiagnoseConfig, PlotConfig
+from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig
 from training.errors import ConfigError, TrainingDiverged
 
 
@@ -71,10 +71,18 @@ def _run_plot(options: Any) -> int:
     return 0
 
 
+def _run_export(options: Any) -> int:
+    from training.export import run_export
+
+    run_export(options)
+    return 0
+
+
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
     "diagnose": (DiagnoseConfig, _run_diagnose, "diagnostics of a checkpoint's features"),
     "plot": (PlotConfig, _run_plot, "draw the pictures of a run and write its report"),
+    "export": (ExportConfig, _run_export, "write a run's model as safetensors, pt2 or ONNX"),
 }
 
 

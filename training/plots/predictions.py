@@ -72,23 +72,14 @@ def plot_reliability(path: Path, reliability: Reliability, checkpoint: str, spli
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     width = 0.96 / bins
     top.bar(centres[used], accuracy, width, color=BLUE, label="accuracy")
-    gap = confidence - accuracy
-    top.bar(
-        centres[used],
-        gap,
-        width,
-        accuracy,
-        color=ORANGE,
-        alpha=0.45,
-        hatch="//",
-        label="confidence - accuracy",
-    )
+    style = {"color": "none", "edgecolor": ORANGE, "hatch": "//", "label": "gap to confidence"}
+    top.bar(centres[used], confidence - accuracy, width, accuracy, **style)
     top.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="calibrated")
     top.set_ylim(0, 1.02)
     top.set_ylabel("accuracy in the bin")
     top.set_title(
-        f"{checkpoint} checkpoint, {split} split: expected calibration error "
-        f"{100 * reliability.error:.1f} %"
+        f"{checkpoint} checkpoint, {split} split\n"
+        f"expected calibration error {100 * reliability.error:.1f} %"
     )
     top.legend(frameon=False, loc="upper left")
     bottom.bar(centres, images, width, color=GREY)
