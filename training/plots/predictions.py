@@ -17,7 +17,6 @@ from training.plots.style import (
     SHOT_COLOURS,
     class_order,
     new_figure,
-    plain,
     save_figure,
 )
 
@@ -54,7 +53,7 @@ def plot_confusion(
     axis.set_xlabel("predicted class, most frequent first")
     axis.set_ylabel("true class, most frequent first")
     if size <= _MOST_NUMBERS:
-        axis.set_yticks(classes.places, [plain(name) for name in classes.names])
+        axis.set_yticks(classes.places, classes.names)
     axis.set_title(f"{checkpoint} checkpoint, {split} split (lines: many, medium, few)")
     figure.colorbar(image, ax=axis, label="images of the true class (%)", shrink=0.85)
     save_figure(figure, path)

@@ -32,7 +32,7 @@ class ClassOrder:
     Attributes:
         order: Class of each place, int64 [K].
         counts: Training images of each place, int64 [K].
-        names: Class name of each place.
+        names: Class name of each place, as matplotlib draws it.
         colours: Colour of each place's group.
     """
 
@@ -70,7 +70,7 @@ def class_order(summary: Mapping[str, Any]) -> ClassOrder:
     counts = np.asarray(summary["class_counts"])  # [K]
     order = np.argsort(-counts, kind="stable")
     groups = {k: name for name, members in summary["shot_groups"].items() for k in members}
-    names = [str(summary["class_names"][k]) for k in order]
+    names = [plain(summary["class_names"][k]) for k in order]
     return ClassOrder(order, counts[order], names, [SHOT_COLOURS[groups[k]] for k in order])
 
 
