@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 
 from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Config, TrainConfig
 from training.config.data_command import DataCommandConfig
+from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig
 from training.errors import ConfigError, TrainingDiverged, TrainingStopped
 
 
@@ -57,6 +58,13 @@ def _run_train(options: Any) -> int:
     return 0
 
 
+def _run_data(options: Any) -> int:
+    from training.data.command import run_data
+
+    run_data(options)
+    return 0
+
+
 def _run_stage2(options: Any) -> int:
     from training.stage2 import run_stage2
 
@@ -83,20 +91,37 @@ def _run_ablate(options: Any) -> int:
     return run_ablate(options)
 
 
-def _run_data(options: Any) -> int:
-    from training.data.command import run_data
+def _run_diagnose(options: Any) -> int:
+    from training.diagnostics.run import run_diagnose
 
-    run_data(options)
+    run_diagnose(options)
+    return 0
+
+
+def _run_plot(options: Any) -> int:
+    from training.plot import run_plot
+
+    run_plot(options)
+    return 0
+
+
+def _run_export(options: Any) -> int:
+    from training.export import run_export
+
+    run_export(options)
     return 0
 
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
+    "data": (DataCommandConfig, _run_data, "show or verify a data set"),
     "stage2": (Stage2Config, _run_stage2, "put another classifier on a run's frozen features"),
     "eval": (EvalConfig, _run_eval, "evaluate a checkpoint of a run"),
     "compare": (CompareConfig, _run_compare, "compare runs over their seeds"),
     "ablate": (AblateConfig, _run_ablate, "train a grid of runs and compare them"),
-    "data": (DataCommandConfig, _run_data, "show or verify a data set"),
+    "diagnose": (DiagnoseConfig, _run_diagnose, "diagnostics of a checkpoint's features"),
+    "plot": (PlotConfig, _run_plot, "draw the pictures of a run and write its report"),
+    "export": (ExportConfig, _run_export, "write a run's model as safetensors, pt2 or ONNX"),
 }
 
 

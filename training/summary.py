@@ -7,16 +7,15 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
-from training.diagnostics import correlation_matrix, mean_abs_off_diagonal
 from training.environment import versions
-from training.evaluate import collect_features, evaluate
+from training.evaluate import evaluate
 from training.files import write_json
 from training.history import SELECTION_METRIC, SELECTION_SPLIT, History
+from training.inspection import view_model
 from training.loop import Trainer
 from training.metrics import ShotGroups
 from training.progress import print_results
@@ -46,11 +45,11 @@ def finish_run(
     _evaluate_best(trainer, history, folder)
 
     def finish() -> dict[str, Any]:
-        correlations = _feature_correlations(trainer)
-        summary = _summarise(config, trainer, history, correlations)
+        view = view_model(trainer.model, trainer.dataset, "test")
+        summary = _summarise(config, trainer, history, view.mean_abs_correlation)
         if config.output.plots:
             whole = [r for r in history.records if r["validation"] and r["test"]]
-            draw_plots(folder, summary, whole, correlations)
+            draw_plots(folder, summary, whole, view)
         this_part = time.perf_counter() - started
         summary["wall_seconds"] = max(this_part, history.wall_seconds)
         write_json(folder.summary, summary)
@@ -78,17 +77,11 @@ def _evaluate_best(trainer: Trainer, history: History, folder: RunFolder) -> Non
     history.confusions["best"]["test"] = result.confusion
 
 
-def _feature_correlations(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Feature correlation [D, D] of the last model before and after whitening, test split."""
-    before, after = collect_features(trainer.model, trainer.dataset, trainer.dataset.test)
-    return {"before": correlation_matrix(before), "after": correlation_matrix(after)}
-
-
 def _summarise(
     config: TrainConfig,
     trainer: Trainer,
     history: History,
-    correlations: dict[str, torch.Tensor],
+    mean_abs_correlation: dict[str, float],
 ) -> dict[str, Any]:
     """The content of summary.json, but for the wall time."""
     dataset = trainer.dataset
@@ -115,9 +108,7 @@ def _summarise(
             "validation": len(dataset.validation),
             "test": len(dataset.test),
         },
-        "mean_abs_correlation": {
-            name: mean_abs_off_diagonal(matrix) for name, matrix in correlations.items()
-        },
+        "mean_abs_correlation": mean_abs_correlation,
         "images_per_second": history.images / history.train_seconds,
         "processes": trainer.processes.world_size,
         "versions": versions(),

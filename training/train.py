@@ -42,6 +42,7 @@ from training.resume import (
     training_state,
 )
 from training.run_folder import RunFolder, create_run_folder, remove_leftovers
+from training.scalars import with_scalars
 from training.signals import StopSignals
 from training.summary import finish_run
 
@@ -85,6 +86,8 @@ def run_training(config: TrainConfig, console: Console | None = None) -> dict[st
         console = console if processes.first else Console(quiet=True)
         run = _open_run(config, seeds, device, processes, console)
         reporter = build_reporter(console, config.optim.epochs, len(run.trainer.sampler))
+        if processes.first:
+            reporter = with_scalars(reporter, config, run.folder, run.trainer)
         try:
             reporter.start(run.trainer.step)
             _train(run, reporter, signals)

@@ -19,6 +19,7 @@ from training.data import build_dataset
 from training.errors import ConfigError, TrainingDiverged
 from training.loop import build_trainer
 from training.models import build_model
+from training.report import _CAPTIONS
 from training.reproducibility import resolve_seeds
 from training.run_folder import create_run_folder
 from training.train import History, run_training, select_device
@@ -177,9 +178,9 @@ def test_pictures_and_report(config: TrainConfig):
     config.optim.epochs = 1
     _, folder, text = _run(config)
     report = (folder / "report.html").read_text()
-    for name in ("accuracy_over_frequency", "feature_correlation", "curves"):
+    for name in _CAPTIONS:
         assert (folder / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert report.count("data:image/png;base64,") == 3
+    assert report.count("data:image/png;base64,") == len(_CAPTIONS) == 7
     assert "http" not in report  # opens offline
     assert "report.html" in text
 

@@ -10,7 +10,7 @@ from training.config.data import DataConfig, check_data
 from training.config.loss import LossName, LossOptions, check_loss
 from training.config.model import ModelConfig, check_model
 from training.config.optim import OptimConfig, check_optim
-from training.config.output import OutputConfig
+from training.config.output import OutputConfig, check_output
 from training.config.runtime import RuntimeConfig, check_runtime
 from training.config.sampler import (
     SamplerName,
@@ -119,8 +119,11 @@ def validate(config: TrainConfig) -> None:
     check_model(config.model)
     check_loss(config.loss, config.loss_options, config.optim.epochs)
     check_optim(config.optim)
+    check_output(config.output)
     check_runtime(config, config.whitening)
-    check_whitening(config.whitening, config.whitening_options, 4 * config.model.width)
+    from training.models.backbones import feature_dim  # imports torch: the parser does without
+
+    check_whitening(config.whitening, config.whitening_options, feature_dim(config.model))
     check_whitening_weights(config.whitening, config.whitening_weights, config.whitening_options)
     options = config.sampler_options
     check_sampler(config.sampler, config.bet_period, options, config.optim.epochs)
