@@ -6,12 +6,16 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from dataclasses import MISSING, fields
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from docstring_parser import parse as parse_docstring  # comes with jsonargparse[signatures]
 from jsonargparse import ArgumentParser
 
-from training.config import TrainConfig
-from training.errors import ConfigError, TrainingDiverged
+from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Config, TrainConfig
+from training.config.data_command import DataCommandConfig
+from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig
+from training.errors import ConfigError, TrainingDiverged, TrainingStopped
 
 
 class _Parser(ArgumentParser):
@@ -54,8 +58,70 @@ def _run_train(options: Any) -> int:
     return 0
 
 
+def _run_data(options: Any) -> int:
+    from training.data.command import run_data
+
+    run_data(options)
+    return 0
+
+
+def _run_stage2(options: Any) -> int:
+    from training.stage2 import run_stage2
+
+    run_stage2(options)
+    return 0
+
+
+def _run_eval(options: Any) -> int:
+    from training.evaluate_run import run_eval
+
+    return run_eval(options)
+
+
+def _run_compare(options: Any) -> int:
+    from training.compare import run_compare
+
+    run_compare(options)
+    return 0
+
+
+def _run_ablate(options: Any) -> int:
+    from training.ablate import run_ablate
+
+    return run_ablate(options)
+
+
+def _run_diagnose(options: Any) -> int:
+    from training.diagnostics.run import run_diagnose
+
+    run_diagnose(options)
+    return 0
+
+
+def _run_plot(options: Any) -> int:
+    from training.plot import run_plot
+
+    run_plot(options)
+    return 0
+
+
+def _run_export(options: Any) -> int:
+    from training.export import run_export
+
+    run_export(options)
+    return 0
+
+
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
+    "data": (DataCommandConfig, _run_data, "show or verify a data set"),
+    "stage2": (Stage2Config, _run_stage2, "put another classifier on a run's frozen features"),
+    "eval": (EvalConfig, _run_eval, "evaluate a checkpoint of a run"),
+    "compare": (CompareConfig, _run_compare, "compare runs over their seeds"),
+    "ablate": (AblateConfig, _run_ablate, "train a grid of runs and compare them"),
+    "diagnose": (DiagnoseConfig, _run_diagnose, "diagnostics of a checkpoint's features"),
+    "plot": (PlotConfig, _run_plot, "draw the pictures of a run and write its report"),
+    "export": (ExportConfig, _run_export, "write a run's model as safetensors, pt2 or ONNX"),
 }
 
 
@@ -71,11 +137,34 @@ def build_parser() -> ArgumentParser:
     for name, (config, _, text) in _COMMANDS.items():
         command = _Parser(description=text, allow_abbrev=False)
         command.add_argument("--config", action="config", help="YAML file with any of the options")
-        command.add_class_arguments(config)
+        command.add_class_arguments(config, skip=_add_special_arguments(command, config))
         commands.add_subcommand(name, command, help=text)
         parsers[name] = command
     parser.command_parsers = parsers
     return parser
+
+
+def _add_special_arguments(parser: ArgumentParser, config: type) -> set[str]:
+    """Add the fields that are positional or have another name; return the fields' names."""
+    documented = {p.arg_name: p.description for p in parse_docstring(config.__doc__ or "").params}
+    hints = get_type_hints(config)
+    special = set()
+    for item in fields(config):
+        text = " ".join((documented.get(item.name) or "").split())
+        kind = hints[item.name]
+        if "positional" in item.metadata and get_origin(kind) is list:
+            parser.add_argument(item.name, type=get_args(kind)[0], nargs="*", help=text)
+        elif "positional" in item.metadata:
+            parser.add_argument(item.name, type=kind, help=text)
+        elif "option" in item.metadata:
+            required = item.default is MISSING
+            default = {} if required else {"default": item.default}
+            name = f"--{item.metadata['option']}"
+            parser.add_argument(name, type=kind, help=text, required=required, **default)
+        else:
+            continue
+        special.add(item.name)
+    return special
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, Any]:
@@ -85,10 +174,14 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     value the message is printed to standard error and the process exits with status 2.
     """
     parser = build_parser()
-    options = parser.instantiate(parser.parse_args([_with_underscores(a) for a in arguments]))
+    names = [_with_underscores(argument) for argument in arguments]
+    options = parser.instantiate(parser.parse_args(_with_values(names)))
     command = options.command
     values = vars(options[command])
     values.pop("config", None)
+    for item in fields(_COMMANDS[command][0]):
+        if "option" in item.metadata:
+            values[item.name] = values.pop(item.metadata["option"])
     return command, _COMMANDS[command][0](**values)
 
 
@@ -96,7 +189,9 @@ def run(arguments: Sequence[str]) -> int:
     """Parse and run a command.
 
     Returns:
-        The exit status: 0, 1 if training diverged, 2 for a wrong configuration.
+        The exit status: 0, 1 if training diverged or the command says so (a run of a grid failed),
+        2 for a wrong configuration, 143 or 130 if SIGTERM or SIGINT stopped training (128 + its
+        number), after everything was saved.
     """
     command, config = parse(arguments)
     try:
@@ -104,6 +199,24 @@ def run(arguments: Sequence[str]) -> int:
     except (ConfigError, TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except TrainingStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
+
+
+def _with_values(arguments: list[str]) -> list[str]:
+    """Let a flag stand alone: ``--compile`` is ``--compile=true``."""
+    flags = {f"--{name}" for config, _, _ in _COMMANDS.values() for name in _flags(config)}
+    following = [*arguments, "--"][1:]
+    return [
+        f"{argument}=true" if argument in flags and after.startswith("--") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
+
+
+def _flags(config: type) -> list[str]:
+    """Return the names of a configuration's options that are true or false, at its top level."""
+    return [field.name for field in fields(config) if isinstance(field.default, bool)]
 
 
 def _with_underscores(argument: str) -> str:

@@ -7,22 +7,36 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
+from training.calibration import reliability
+from training.diagnostics import singular_values
 from training.files import write_text
-from training.plots import plot_accuracy_over_frequency, plot_curves, plot_feature_correlation
+from training.inspection import ModelView
+from training.metrics import confusion_matrix
+from training.plots import (
+    plot_accuracy_over_frequency,
+    plot_confusion,
+    plot_curves,
+    plot_feature_correlation,
+    plot_reliability,
+    plot_singular_values,
+    plot_weight_norms,
+)
 from training.progress import percent
 from training.run_folder import RunFolder
 
 _CAPTIONS = {
     "accuracy_over_frequency": "Test accuracy per class over the number of training images.",
+    "curves": "Loss, accuracy and learning rate per epoch.",
+    "confusion": "Confusion matrix: which class is taken for which, in per cent of the true class.",
     "feature_correlation": (
         "Pearson correlation of the features before and after the layer in front of the "
-        "classifier: last model, evaluation mode, on the balanced test split. The layer uses the "
-        "statistics of the long-tailed training data, so what is left after exact "
-        "whitening is the difference between the two splits."
+        "classifier, in evaluation mode, on a balanced split. The layer uses the statistics of the "
+        "long-tailed training data, so what is left after exact whitening is the difference "
+        "between the two splits."
     ),
-    "curves": "Loss and accuracy per epoch.",
+    "singular_values": "Singular values of the centred features before and after the same layer.",
+    "weight_norms": "Norm of each class's weight vector in the linear classifier.",
+    "reliability": "Accuracy over confidence, and the number of images, in 15 bins of confidence.",
 }
 
 _STYLE = """
@@ -40,24 +54,45 @@ def draw_plots(
     folder: RunFolder,
     summary: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
-    correlations: Mapping[str, Tensor],
+    view: ModelView,
 ) -> None:
-    """Draw all pictures of a run into its folder.
+    """Draw all pictures of a run into its folder, as PNG and SVG.
 
     Args:
         folder: The run folder.
         summary: The content of summary.json.
         records: The lines of metrics.jsonl.
-        correlations: Feature correlation [D, D] "before" and "after" whitening.
+        view: What the model of one checkpoint makes of one split.
     """
     plot_accuracy_over_frequency(folder.plot("accuracy_over_frequency"), summary)
+    plot_curves(folder.plot("curves"), records, summary["best"]["epoch"])
+    checkpoint, inspection = view.checkpoint, view.inspection
+    predictions = inspection.logits.argmax(1)
+    confusion = confusion_matrix(inspection.labels, predictions, inspection.logits.shape[1])
+    plot_confusion(
+        folder.plot("confusion"), confusion.numpy(), summary, checkpoint, inspection.split
+    )
     plot_feature_correlation(
         folder.plot("feature_correlation"),
-        {name: matrix.numpy() for name, matrix in correlations.items()},
-        summary["mean_abs_correlation"],
+        {name: matrix.numpy() for name, matrix in view.correlations.items()},
+        view.mean_abs_correlation,
         summary["whitening"],
+        inspection.split,
     )
-    plot_curves(folder.plot("curves"), records, summary["best"]["epoch"])
+    values = {"before": inspection.before, "after": inspection.after}
+    plot_singular_values(
+        folder.plot("singular_values"),
+        {name: singular_values(features).numpy() for name, features in values.items()},
+        summary["whitening"],
+        inspection.split,
+    )
+    plot_weight_norms(folder.plot("weight_norms"), view.weight_norms.numpy(), summary, checkpoint)
+    plot_reliability(
+        folder.plot("reliability"),
+        reliability(inspection.logits, inspection.labels),
+        checkpoint,
+        inspection.split,
+    )
 
 
 def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
@@ -77,10 +112,8 @@ def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
 <p>{_data_sentence(summary)}</p>
 {_table(summary)}
 <p>Accuracies in per cent; many, medium and few are the classes with more than 100, 20 to 100 and
-fewer than 20 training images, a dash is a group without classes. "Best" is the epoch with the
-highest {summary["selection"]["metric"].replace("_", " ")} on the {summary["selection"]["split"]}
-split, a part of the training data that was held out before the long-tail cut. The test split chose
-nothing. {summary["wall_seconds"]:.1f} seconds in all, {summary["images_per_second"]:.0f} images per
+fewer than 20 training images, a dash is a group without classes. {_selection_sentence(summary)}
+{summary["wall_seconds"]:.1f} seconds in all, {summary["images_per_second"]:.0f} images per
 second in training.</p>
 {figures}
 <p class="note">The recipe is a reimplementation from the abstracts and public reviews of
@@ -104,6 +137,18 @@ def _data_sentence(summary: Mapping[str, Any]) -> str:
     )
 
 
+def _selection_sentence(summary: Mapping[str, Any]) -> str:
+    selection = summary["selection"]
+    if selection["metric"] is None:
+        return "No split was held out to choose an epoch, so the best one is the last one."
+    metric = html.escape(selection["metric"].replace("_", " "))
+    return (
+        f'"Best" is the epoch with the highest {metric} on the {html.escape(selection["split"])} '
+        "split, a part of the training data that was held out before the long-tail cut. "
+        "The test split chose nothing."
+    )
+
+
 def _table(summary: Mapping[str, Any]) -> str:
     columns = ("many", "medium", "few", "balanced_accuracy", "accuracy")
     heads = "".join(f"<th>{name.replace('_accuracy', '')}</th>" for name in columns)
@@ -111,6 +156,8 @@ def _table(summary: Mapping[str, Any]) -> str:
     for kind in ("last", "best"):
         for split in ("validation", "test"):
             result = summary[kind][split]
+            if result is None:  # the data set has no such split
+                continue
             cells = "".join(f"<td>{percent(result[name])}</td>" for name in columns)
             rows.append(
                 f"<tr><td>{kind} (epoch {summary[kind]['epoch']})</td><td>{split}</td>{cells}"

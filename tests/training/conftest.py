@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.trained import train_briefly
 from training.config import TrainConfig
 from training.reproducibility import cpu_threads
 
@@ -28,4 +29,11 @@ def config(tmp_path: Path) -> TrainConfig:
     config.optim.warmup_epochs = 1
     config.output.root = str(tmp_path / "runs")
     config.output.plots = False
+    config.output.tensorboard = False
     return config
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run with fused whitening, shared by tests that do not change it."""
+    return train_briefly(tmp_path_factory.mktemp("trained"))

@@ -21,7 +21,7 @@ def test_the_default_is_valid():
         ("threads", 0, ">= 1 or null"),
         ("seeds.split", -1, ">= 0 or null"),
         ("data.test_per_class", 0, ">= 1"),
-        ("data.validation_per_class", 0, ">= 1"),
+        ("data.validation_per_class", -1, ">= 0"),
         ("data.batch_size", 1, ">= 2"),
         ("data.shift", -1, ">= 0 pixels"),
         ("model.width", 0, ">= 1"),

@@ -19,6 +19,7 @@ from training.data import build_dataset
 from training.errors import ConfigError, TrainingDiverged
 from training.loop import build_trainer
 from training.models import build_model
+from training.report import _CAPTIONS
 from training.reproducibility import resolve_seeds
 from training.run_folder import create_run_folder
 from training.train import History, run_training, select_device
@@ -96,13 +97,17 @@ def test_metrics_lines_have_the_documented_schema(config: TrainConfig):
     _, folder, _ = _run(config)
     records = _records(folder)
     assert [record["epoch"] for record in records] == [1, 2]
-    split_keys = {"loss", "accuracy", "balanced_accuracy", "many", "medium", "few", "per_class"}
+    split_keys = {
+        *("loss", "accuracy", "balanced_accuracy", "many", "medium", "few", "per_class"),
+        *("worst_class", "worst_class_accuracy", "macro_precision", "macro_f1", "ece"),
+    }
     for record in records:
         assert set(record) == {
             "epoch",
             "step",
             "learning_rate",
             "train",
+            "evaluated",
             "validation",
             "test",
             "train_seconds",
@@ -173,9 +178,9 @@ def test_pictures_and_report(config: TrainConfig):
     config.optim.epochs = 1
     _, folder, text = _run(config)
     report = (folder / "report.html").read_text()
-    for name in ("accuracy_over_frequency", "feature_correlation", "curves"):
+    for name in _CAPTIONS:
         assert (folder / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert report.count("data:image/png;base64,") == 3
+    assert report.count("data:image/png;base64,") == len(_CAPTIONS) == 7
     assert "http" not in report  # opens offline
     assert "report.html" in text
 

@@ -10,7 +10,8 @@ from training.config.data import DataConfig, check_data
 from training.config.loss import LossName, LossOptions, check_loss
 from training.config.model import ModelConfig, check_model
 from training.config.optim import OptimConfig, check_optim
-from training.config.output import OutputConfig
+from training.config.output import OutputConfig, check_output
+from training.config.runtime import RuntimeConfig, check_runtime
 from training.config.sampler import (
     SamplerName,
     SamplerOptions,
@@ -28,16 +29,19 @@ from training.config.whitening import (
     check_whitening_weights,
 )
 
-DatasetName = Literal["digits-lt"]
+DatasetName = Literal[
+    "digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt", "image-folder", "list-files"
+]
 
 
 @dataclass
-class TrainConfig:
-    """One training run.
+class TrainConfig(RuntimeConfig):
+    """One training run; the options of `RuntimeConfig` are at the top level too.
 
     Attributes:
-        dataset: Which data.
+        dataset: Which data. digits-lt needs no files; the others have theirs in ``data.root``.
         imbalance_factor: Training images of the most frequent class over those of the rarest; >= 1.
+            Without effect, and to be left out, where ``data.imbalance_type`` is natural.
         whitening: The layer between the pooled features and the classifier.
         loss: The training loss.
         sampler: Which images make up a batch. b3rs is the Block-based Relatively Balanced Batch
@@ -115,7 +119,11 @@ def validate(config: TrainConfig) -> None:
     check_model(config.model)
     check_loss(config.loss, config.loss_options, config.optim.epochs)
     check_optim(config.optim)
-    check_whitening(config.whitening, config.whitening_options, 4 * config.model.width)
+    check_output(config.output)
+    check_runtime(config, config.whitening)
+    from training.models.backbones import feature_dim  # imports torch: the parser does without
+
+    check_whitening(config.whitening, config.whitening_options, feature_dim(config.model))
     check_whitening_weights(config.whitening, config.whitening_weights, config.whitening_options)
     options = config.sampler_options
     check_sampler(config.sampler, config.bet_period, options, config.optim.epochs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from training.config import TrainConfig
+from training.models.backbones import build_backbone, feature_dim
 from training.models.classifier import WhitenedClassifier
 from training.models.heads import CosineClassifier, build_classifier
 from training.models.resnet import SmallResNet
@@ -13,8 +14,10 @@ __all__ = [
     "CosineClassifier",
     "SmallResNet",
     "WhitenedClassifier",
+    "build_backbone",
     "build_model",
     "class_balanced_weights",
+    "feature_dim",
 ]
 
 
@@ -26,7 +29,7 @@ def build_model(
     The whitening layers have no random parameters, so one seed gives the same weights with each.
     """
     with seeded_initialisation(seed):
-        backbone = SmallResNet(in_channels, config.model.width, config.model.blocks)
+        backbone = build_backbone(config.model, in_channels)
         whitening = build_whitening(
             config.whitening, backbone.feature_dim, config.whitening_options
         )

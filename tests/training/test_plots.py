@@ -1,0 +1,216 @@
+"""The pictures, the report and the commands plot and diagnose."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torchmetrics.classification import MulticlassCalibrationError
+
+from training.calibration import reliability
+from training.cli import run
+from training.config.inspect import DiagnoseConfig, PlotConfig
+from training.diagnostics import covariance_matrix, weight_norms
+from training.diagnostics.run import feature_diagnostics, run_diagnose
+from training.errors import ConfigError
+from training.inspection import inspect_split, load_run, view_model
+from training.plot import run_plot
+from training.plots import (
+    plot_accuracy_over_frequency,
+    plot_confusion,
+    plot_curves,
+    plot_singular_values,
+    plot_weight_norms,
+)
+from training.plots.style import class_order
+from training.report import _CAPTIONS, write_report
+from training.run_folder import RunFolder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def _quiet() -> Console:
+    return Console(file=io.StringIO(), width=100)
+
+
+def test_all_pictures_and_a_report_that_opens_offline(folder: Path):
+    run_plot(PlotConfig(str(folder), "best", "validation"), _quiet())
+    for name in _CAPTIONS:
+        png = (folder / "plots" / f"{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG")
+        ElementTree.parse(folder / "plots" / f"{name}.svg")  # well-formed
+    report = (folder / "report.html").read_text()
+    assert "http" not in report and "src=" in report
+    pictures = re.findall(r'src="data:image/png;base64,([^"]*)"', report)
+    assert [base64.b64decode(p) for p in pictures] == [
+        (folder / "plots" / f"{name}.png").read_bytes() for name in _CAPTIONS
+    ]
+
+
+def test_a_picture_has_the_same_bytes_every_time(tmp_path: Path):
+    summary = {"class_counts": [9, 2], "class_names": ["a", "b"], "shot_groups": {"few": [0, 1]}}
+    for name in ("1", "2"):
+        plot_weight_norms(tmp_path / f"{name}.png", np.array([1.0, 2.0]), summary, "last")
+    for ending in ("png", "svg"):
+        first, second = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("1", "2"))
+        assert first == second
+
+
+def test_names_are_no_formulas(folder: Path, tmp_path: Path):
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["dataset"] = "$a_{b$"
+    summary["class_names"][0] = r"$\frac$"
+    plot_accuracy_over_frequency(tmp_path / "a.png", summary)
+    plot_confusion(tmp_path / "b.png", np.eye(10, dtype=int), summary, "last", "test")
+
+
+def test_everything_is_escaped_in_the_report(folder: Path):
+    run_folder = RunFolder(folder)
+    for name in _CAPTIONS:
+        run_folder.plot(name).write_bytes(b"picture")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["dataset"] = '<script>alert("x")</script>'
+    summary["selection"]["metric"] = "<i>"
+    with run_folder.config.open("a") as file:
+        file.write("# <b>&\n")
+    with run_folder.environment.open("a") as file:
+        file.write("<u>")
+    write_report(run_folder, summary)
+    report = (folder / "report.html").read_text()
+    assert not re.search("<(script|i|b|u)>", report)
+    for text in ("&lt;script&gt;", "&lt;i&gt;", "# &lt;b&gt;&amp;", "&lt;u&gt;"):
+        assert text in report
+
+
+def test_what_is_drawn_comes_from_the_chosen_checkpoint(folder: Path):
+    loaded = load_run(str(folder), "last", torch.device("cpu"))
+    view = view_model(loaded.model, loaded.dataset, "test", "last")
+    with torch.no_grad():
+        images = loaded.dataset.normalise(loaded.dataset.test.images)
+        expected = loaded.model.eval()(images)
+    torch.testing.assert_close(view.inspection.logits, expected, rtol=1e-4, atol=1e-5)
+    accuracy = (view.inspection.logits.argmax(1) == view.inspection.labels).double().mean().item()
+    assert accuracy == pytest.approx(loaded.run.summary["last"]["test"]["accuracy"])
+    norms = weight_norms(loaded.model.classifier.weight)
+    assert torch.equal(view.weight_norms, norms)
+    assert view.mean_abs_correlation == pytest.approx(loaded.run.summary["mean_abs_correlation"])
+
+
+def test_classes_lie_most_frequent_first():
+    classes = class_order(
+        {
+            "class_counts": [5, 200, 50, 200],
+            "class_names": ["a", "b", "c", "d"],
+            "shot_groups": {"many": [1, 3], "medium": [2], "few": [0]},
+        }
+    )
+    assert classes.order.tolist() == [1, 3, 2, 0]
+    assert classes.names == ["b", "d", "c", "a"]
+    assert classes.colours == ["#0072B2", "#0072B2", "#E69F00", "#D55E00"]
+
+
+def test_many_classes_empty_rows_zeros_and_missing_epochs_are_drawn(tmp_path: Path):
+    size = 120
+    summary = {
+        "class_counts": list(range(size, 0, -1)),
+        "class_names": [f"a long class name {k}" for k in range(size)],
+        "shot_groups": {
+            "many": list(range(20)),
+            "medium": list(range(20, 101)),
+            "few": list(range(101, size)),
+        },
+    }
+    confusion = np.eye(size, dtype=int)
+    confusion[3] = 0
+    plot_confusion(tmp_path / "a.png", confusion, summary, "last", "test")
+    plot_weight_norms(tmp_path / "b.png", np.zeros(size), summary, "last")
+    values = {"before": np.array([1.0, 1e-3, 0.0]), "after": np.zeros(3)}
+    plot_singular_values(tmp_path / "c.png", values, "none", "test")
+    half = {"loss": 1.0, "accuracy": 0.5, "balanced_accuracy": 0.5, "few": None}
+    records = [
+        {"epoch": e, "learning_rate": 0.1, "train": half, "validation": None, "test": test}
+        for e, test in ((1, None), (2, half))
+    ]
+    plot_curves(tmp_path / "d.png", records, best_epoch=2)
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_calibration_error_is_torchmetrics():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(500, 7, generator=generator)
+    labels = torch.randint(7, (500,), generator=generator)
+    expected = MulticlassCalibrationError(7, n_bins=15, norm="l1")(logits.softmax(1), labels)
+    found = reliability(logits, labels)
+    assert found.error == pytest.approx(expected.item(), abs=1e-6)
+    assert found.images.sum() == 500
+    used = found.images > 0
+    edges = torch.arange(15) / 15
+    assert (found.confidence[used] > edges[used]).all()
+    assert (found.confidence[used] <= edges[used] + 1 / 15).all()
+
+
+def test_diagnose_prints_and_writes_figures(folder: Path):
+    console = _quiet()
+    result = run_diagnose(DiagnoseConfig(str(folder)), console)
+    written = json.loads((folder / "diagnostics" / "last-test.json").read_text())
+    assert written == result
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("before", "after"):
+        expected = summary["mean_abs_correlation"][name]
+        assert written[name]["mean_abs_correlation"] == pytest.approx(expected, rel=1e-6)
+        assert len(written[name]["singular_values"]) == 16
+    batches = written["batches"]["all"]
+    assert batches["batches"] == 342 // 64
+    assert 1 < batches["distinct_classes"] <= 10
+    assert batches["distance_to_running"] > 0
+    assert len(batches["gradient_norms"]) == len(written["classifier"]["weight_norms"]) == 10
+    assert written["classifier"]["hessian_condition"] > 1
+    text = console.file.getvalue()
+    for words in ("effective rank", "condition number of E(x x^T)", "distinct classes per batch"):
+        assert words in text
+
+
+def test_whitening_with_a_splits_own_statistics_decorrelates_it(trained: Path):
+    loaded = load_run(str(trained), "last", torch.device("cpu"))
+    before = inspect_split(loaded.model, loaded.dataset, "train").before
+    layer = loaded.model.whitening
+    layer.eps = 1e-9
+    layer.running_mean.copy_(before.mean(0))
+    layer.running_cov[0].copy_(covariance_matrix(before))
+    after = feature_diagnostics(inspect_split(loaded.model, loaded.dataset, "train").after)
+    assert feature_diagnostics(before)["mean_abs_correlation"] > 0.1
+    assert after["mean_abs_correlation"] < 1e-4
+    assert after["effective_rank"] == pytest.approx(16, abs=1e-3)
+    assert after["second_moment_condition"] == pytest.approx(1, abs=1e-3)
+    assert after["gaussian_entropy"] == pytest.approx(8 * math.log(2 * math.pi * math.e), abs=1e-2)
+
+
+@pytest.mark.parametrize("command", ["plot", "diagnose"])
+def test_a_folder_that_is_no_run(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run([command, str(tmp_path)]) == 2
+    assert "expected a run folder, with a config.yaml" in capsys.readouterr().err
+
+
+def test_a_wrong_line_in_the_metrics_is_named(folder: Path):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3,\n')
+    with pytest.raises(ConfigError, match=r"metrics.jsonl, line 3: expected JSON"):
+        run_plot(PlotConfig(str(folder)), _quiet())
+
+
+def test_too_few_rows_for_the_hessian(folder: Path):
+    with pytest.raises(ConfigError, match="hessian_rows: expected a value >= 2, got 1"):
+        run_diagnose(DiagnoseConfig(str(folder), hessian_rows=1), _quiet())

@@ -1,0 +1,28 @@
+"""A run of two epochs that several test files look at; they must not change it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from training.config import TrainConfig
+from training.reproducibility import cpu_threads
+from training.train import run_training
+
+
+def train_briefly(root: Path, whitening: str = "fused") -> Path:
+    """Train a small model for two epochs, without pictures; return the run folder."""
+    config = TrainConfig(whitening=whitening)
+    config.model.width = 4
+    config.data.batch_size = 64
+    config.optim.epochs = 2
+    config.optim.warmup_epochs = 1
+    config.output.root = str(root)
+    config.output.name = whitening
+    config.output.plots = False
+    config.output.tensorboard = False
+    with cpu_threads(1):
+        run_training(config, Console(file=io.StringIO()))
+    return root / whitening

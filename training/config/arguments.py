@@ -1,0 +1,22 @@
+"""Fields of a command's configuration that are not plain ``--name`` options.
+
+The command line looks at the metadata of a dataclass field.
+
+Example:
+    >>> from dataclasses import dataclass, field
+    >>> @dataclass
+    ... class PlotConfig:
+    ...     runs: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    ...     source: str = field(metadata=named("from"))
+"""
+
+from __future__ import annotations
+
+POSITIONAL = {"positional": "yes"}
+"""Metadata of a field that the command line takes without a name: one value, or for a field of type
+list any number of them."""
+
+
+def named(option: str) -> dict[str, str]:
+    """Metadata of a field whose option, and key in YAML, has a name that Python reserves."""
+    return {"option": option}

@@ -1,0 +1,131 @@
+"""What a model makes of a split: features, logits and labels, computed anew from a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.data.base import LongTailedDataset, Split
+from training.diagnostics import correlation_matrix, mean_abs_off_diagonal, weight_norms
+from training.errors import ConfigError
+from training.evaluate import collect_features, evaluating
+from training.models import WhitenedClassifier
+from training.runs import Run, read_run, restore_dataset, restore_model
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A split as the model sees it, in evaluation mode, on the CPU.
+
+    Attributes:
+        split: Name of the split.
+        before: Features before the whitening layer, [N, D].
+        after: Features after it, which the classifier sees, [N, D].
+        logits: [N, K].
+        labels: int64 [N].
+    """
+
+    split: str
+    before: Tensor
+    after: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """What the pictures of a model show.
+
+    Attributes:
+        checkpoint: Name of the checkpoint, "last" or "best".
+        inspection: Of one split.
+        weight_norms: Norm of each class's weight vector, float64 [K].
+        correlations: Feature correlation "before" and "after" whitening, float64 [D, D].
+        mean_abs_correlation: Mean |off-diagonal| of each.
+    """
+
+    checkpoint: str
+    inspection: Inspection
+    weight_norms: Tensor
+    correlations: dict[str, Tensor]
+    mean_abs_correlation: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run with its model and its data on a device.
+
+    Attributes:
+        run: Folder, configuration and summary.
+        checkpoint: "last" or "best".
+        dataset: As it was for training.
+        model: The checkpoint's.
+    """
+
+    run: Run
+    checkpoint: str
+    dataset: LongTailedDataset
+    model: WhitenedClassifier
+
+    @property
+    def epoch(self) -> int:
+        """The epoch after which the checkpoint was written."""
+        epoch: int = self.run.summary[self.checkpoint]["epoch"]
+        return epoch
+
+
+def load_run(path: str, checkpoint: str, device: torch.device) -> LoadedRun:
+    """Load a finished run.
+
+    Raises:
+        ConfigError: If there is no such run or checkpoint, or its data have changed.
+    """
+    run = read_run(path)
+    dataset = restore_dataset(run)
+    model = restore_model(run, dataset, checkpoint, device)
+    return LoadedRun(run, checkpoint, dataset.to(device), model)
+
+
+def inspect_split(model: WhitenedClassifier, dataset: LongTailedDataset, name: str) -> Inspection:
+    """Compute features and logits of the split "train", "validation" or "test".
+
+    Raises:
+        ConfigError: If the data set has no image there.
+    """
+    split: Split | None = getattr(dataset, name)
+    if split is None or len(split) == 0:
+        raise ConfigError(
+            f"split: expected one with images, {dataset.name} has no {name} split; "
+            "use --split test or train."
+        )
+    before, after = collect_features(model, dataset, split)
+    device = next(model.classifier.parameters()).device
+    with evaluating(model):
+        logits = model.classifier(after.to(device)).float().cpu()  # [N, K]
+    return Inspection(name, before.float(), after.float(), logits, split.labels.cpu())
+
+
+def view_model(
+    model: WhitenedClassifier, dataset: LongTailedDataset, split: str, checkpoint: str = "last"
+) -> ModelView:
+    """Compute what the pictures of a model show, on the split "validation" or "test".
+
+    Raises:
+        ConfigError: If the data set has no image there.
+    """
+    inspection = inspect_split(model, dataset, split)
+    correlations = {
+        "before": correlation_matrix(inspection.before),
+        "after": correlation_matrix(inspection.after),
+    }
+    return ModelView(
+        checkpoint=checkpoint,
+        inspection=inspection,
+        weight_norms=weight_norms(model.classifier.weight),
+        correlations=correlations,
+        mean_abs_correlation={
+            name: mean_abs_off_diagonal(matrix) for name, matrix in correlations.items()
+        },
+    )
