@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.data.feed import Examples
 from training.errors import ConfigError
+from training.losses import ClassificationLoss
 
 T = TypeVar("T")
 
@@ -137,11 +138,21 @@ def local_device(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
-def loss_weight(examples: Examples, processes: Processes) -> float:
-    """Return world size * local rows / rows of the whole batch: 1 on a single process."""
+def loss_weight(
+    loss: ClassificationLoss, examples: Examples, processes: Processes
+) -> float | Tensor:
+    """Return what to multiply this process' loss by, so that the average is that of the batch.
+
+    world size * own denominator / denominator of the whole batch (see `ClassificationLoss`): the
+    shares of the rows, or of their weights where the loss weights classes. 1 on a single process.
+    """
     if processes.world_size == 1:
         return 1.0
-    return processes.world_size * len(examples.labels) / len(examples.batch.positions)
+    labels = examples.labels
+    if loss.row_weights(labels) is None:  # known without asking the others
+        return processes.world_size * len(labels) / len(examples.batch.positions)
+    own = loss.denominator(labels)  # []
+    return processes.world_size * own / processes.sum_(own.clone())
 
 
 def wrap_model(model: nn.Module, processes: Processes) -> nn.Module:

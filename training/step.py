@@ -106,7 +106,7 @@ def take_step(trainer: Trainer, examples: Examples) -> tuple[Tensor, Tensor]:
         logits = at_least_float32(trainer.forward(images, **arguments))  # [B, K]
     loss = trainer.loss(logits, labels, kind)  # []
     scaler = trainer.precision.scaler
-    scaler.scale(loss * loss_weight(examples, trainer.processes)).backward()
+    scaler.scale(loss * loss_weight(trainer.loss, examples, processes)).backward()
     if trainer.clip_norm is not None:
         scaler.unscale_(trainer.optimizer)
         nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)

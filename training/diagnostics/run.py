@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from training.diagnostics.gradients import class_gradients, mean_abs_cosine, wei
 from training.diagnostics.hessian import hessian_condition
 from training.files import write_json
 from training.inspection import Inspection, inspect_split, load_run
-from training.losses import build_loss
+from training.losses import ClassificationLoss, build_loss
 from training.models import WhitenedClassifier
 from training.reproducibility import cpu_threads, resolve_seeds
 from training.samplers import Batch, build_sampler
@@ -93,7 +94,9 @@ def batch_diagnostics(
         For "all" batches, and for "ordinary" and "balanced" ones if there are both, the figures.
     """
     seeds = resolve_seeds(config.seed, config.seeds)
-    plan = list(build_sampler(config, train.labels, seeds.sampler).batches(1))
+    sampler = build_sampler(config, train.labels, seeds.sampler, dataset.num_classes)
+    loss = build_loss(config, dataset.class_counts, sampler)
+    plan = list(sampler.batches(1))
     kinds = sorted({batch.kind for batch in plan})
     groups: dict[str, list[Batch]] = {"all": plan}
     if len(kinds) > 1:
@@ -104,7 +107,7 @@ def batch_diagnostics(
     for name, batches in groups.items():
         positions = [batch.positions for batch in batches]
         covariances = batch_covariances(train.before, positions)
-        gradients = _gradients(config, model, dataset, train, positions)
+        gradients = _gradients(model, loss, train, batches)
         norms = torch.stack([torch.linalg.vector_norm(g.double(), dim=1) for g in gradients])
         cosines = torch.tensor([mean_abs_cosine(g) for g in gradients])  # [T]
         result[name] = {
@@ -122,22 +125,23 @@ def batch_diagnostics(
 
 
 def _gradients(
-    config: TrainConfig,
     model: WhitenedClassifier,
-    dataset: LongTailedDataset,
+    loss: ClassificationLoss,
     train: Inspection,
-    positions: Sequence[Tensor],
+    batches: Sequence[Batch],
 ) -> list[Tensor]:
     """Gradient of the training loss in the classifier's weight for each batch, [K, D] on the CPU.
 
     The training mode is left alone: features come whitened with the running statistics.
     """
     device = model.classifier.weight.device
-    loss = build_loss(config, dataset.class_counts).to(device)
+    loss = loss.to(device)
     found = []
-    for batch in positions:
-        features, labels = train.after[batch].to(device), train.labels[batch].to(device)
-        found.append(class_gradients(model.classifier, loss, features, labels).cpu())
+    for batch in batches:
+        rows = batch.positions
+        features, labels = train.after[rows].to(device), train.labels[rows].to(device)
+        of_kind = partial(loss, batch_kind=batch.kind)
+        found.append(class_gradients(model.classifier, of_kind, features, labels).cpu())
     return found
 
 

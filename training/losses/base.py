@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,7 +48,9 @@ class ClassificationLoss(nn.Module):
     def denominator(self, labels: Tensor) -> Tensor:
         """Return what the mean is divided by, []: the number of rows or the sum of weights."""
         weights = self.row_weights(labels)
-        return labels.new_tensor(len(labels)).float() if weights is None else weights.sum()
+        if weights is not None:
+            return weights.sum()
+        return torch.full((), len(labels), dtype=torch.float32, device=labels.device)
 
     def set_epoch(self, epoch: int) -> None:
         """Note which epoch (from 1) begins; matters to deferred re-weighting alone."""

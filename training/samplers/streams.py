@@ -108,8 +108,10 @@ class ClassStream(ABC):
 
     def positions(self, epoch: int) -> Ints:
         """Return the positions of the epoch's batches, [batches, rows]."""
+        # First: it asks for the epochs before, and a fold that has to go back starts anew.
+        before = self._before(epoch)  # [classes]
         classes = self.arrange(epoch).reshape(-1)  # [M]
-        numbers = self._before(epoch)[classes] + occurrence(classes)
+        numbers = before[classes] + occurrence(classes)
         return self._queues.draw(classes, numbers).reshape(-1, self._rows)
 
 

@@ -203,3 +203,16 @@ def test_a_block_smaller_than_its_quota_goes_on_with_the_next_pass():
 def test_options_that_do_not_fit_the_data(options: dict, text: str):
     with pytest.raises(ConfigError, match=text):
         sampler_of(SMALL, "b3rs", **options)
+
+
+def test_a_class_does_not_stay_for_neighbouring_batches():
+    """Of 12 batches, a random set of n holds n (n - 1) / 12 pairs of neighbours on average."""
+    sampler = sampler_of(SMALL, "b3rs", blocks=3, q=0.0, r=0.0, reading="classes-images")
+    pairs, expected = [], []
+    for epoch in range(1, 101):
+        has = torch.tensor([bool((SMALL[b.positions] == 4).any()) for b in sampler.batches(epoch)])
+        pairs.append(int((has[1:] & has[:-1]).sum()))
+        expected.append(int(has.sum()) * (int(has.sum()) - 1) / 12)
+    # About 4.7 of the 7 that consecutive batches would have; 0.25 is 3 standard deviations.
+    assert np.mean(expected) > 4
+    assert abs(np.mean(pairs) - np.mean(expected)) < 0.25

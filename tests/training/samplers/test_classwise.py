@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from tests.helpers.long_tail import class_counts, epoch_positions, labels_of, sampler_of
-from training.samplers.streams import occurrence
+from training.samplers.streams import ClassesTimesImages, DeckStream, occurrence
 
 COUNTS = [100, 36, 16, 4]  # 156 images; square roots 10, 6, 4, 2
 LABELS = labels_of(COUNTS)
@@ -78,3 +79,24 @@ def test_occurrence_against_a_loop():
     values = torch.randint(0, 7, (200,), generator=torch.Generator().manual_seed(0)).numpy()
     expected = [int((values[:i] == v).sum()) for i, v in enumerate(values)]
     assert occurrence(values).tolist() == expected
+
+
+@pytest.mark.parametrize("stream", ["deck", "classes-images"])
+def test_a_run_of_epochs_takes_linear_work(stream: str):
+    """No epoch is folded again as long as the run goes forward."""
+    calls = 0
+
+    def batches(epoch: int) -> int:
+        nonlocal calls
+        calls += 1
+        return 3
+
+    members = [np.arange(0, 9), np.arange(9, 12)]
+    half = np.array([0.5, 0.5])
+    if stream == "deck":
+        made = DeckStream(members, lambda epoch: half, 4, batches, seed=0)
+    else:
+        made = ClassesTimesImages(members, half, 1, 4, batches, seed=0)
+    for epoch in range(1, 41):
+        made.positions(epoch)
+    assert calls < 12 * 40

@@ -121,6 +121,8 @@ def test_the_cursor_continues_where_the_state_was_taken(options: dict, steps: in
         return seen
 
     through = run(PlanCursor(sampler_of(LABELS, **options)), 20)
+    length = len(sampler_of(LABELS, **options))
+    assert [step[:2] for step in through] == [(1 + n // length, n % length) for n in range(20)]
     cursor = PlanCursor(sampler_of(LABELS, **options))
     head = run(cursor, steps)
     resumed = PlanCursor(sampler_of(LABELS, **options))
