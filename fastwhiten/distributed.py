@@ -148,8 +148,8 @@ def weigh_rows(
         dtype: ``T``.
 
     Returns:
-        Row weights ``[M]`` with sum 1 (all 0 where the weights are; None for equal ones) and the
-        header ``[3]``: number of rows, sum of the weights, sum of the squared row weights.
+        Row weights ``[M]`` with sum 1, None for equal ones, and the header ``[3]``: number of rows,
+        sum of the weights, sum of the squared row weights.
     """
     rows = x.numel() // x.shape[1]
     count = torch.full((1,), float(rows), dtype=dtype, device=x.device)
@@ -161,7 +161,8 @@ def weigh_rows(
     w = w.reshape(-1)  # [M]
     # A negative weight where values are not looked at (on a GPU) makes everything NaN.
     total = torch.where((w >= 0).all(), w.sum(), float("nan"))
-    p = w / torch.where(total == 0, 1.0, total)
+    # Without any weight here the share is 0, and any weights that sum to 1 serve.
+    p = torch.where(total == 0, 1.0 / max(rows, 1), w / total)
     return p, torch.cat([count, total.reshape(1), p.square().sum().reshape(1)])
 
 
