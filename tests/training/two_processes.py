@@ -163,6 +163,7 @@ def all_scenes(folder: Path, processes: Processes) -> None:
     """Everything that ends well, so that two processes start once for all of it."""
     running_statistics(folder, processes)
     train_steps(folder, processes)
+    train_steps(folder, processes, "fused")
     evaluate_split(folder, processes)
     whole_runs(folder, processes)
 
