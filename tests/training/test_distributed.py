@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -12,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from tests.training.two_processes import evaluate_split, train_steps
+from tests.training.two_processes import evaluate_split, small_config, train_steps
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
 from training.data import build_dataset
 from training.data.feed import Examples
-from training.distributed import Processes, local_examples, loss_weight
+from training.distributed import Processes, loss_weight
 from training.errors import ConfigError
 from training.loop import build_trainer
 from training.reproducibility import resolve_seeds
@@ -31,7 +33,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 pytestmark = pytest.mark.slow
 
 
-def _run_two(scene: str, folder: Path, timeout: float = 120) -> list[tuple[int, str]]:
+def _run_two(scene: str, folder: Path, timeout: float = 300) -> list[tuple[int, str]]:
     """Run a scene on two processes; return exit status and standard error of each."""
     script = Path(__file__).with_name("two_processes.py")
     started = [
@@ -119,19 +121,22 @@ def test_running_statistics_are_averaged(folder: Path):
     assert found == [[[2.0, 2.0], [5.0, 5.0], 0], [[2.0, 2.0], [6.0, 6.0], 0]]
 
 
-def test_one_process_continues_a_run_of_two(folder: Path, config: TrainConfig):
-    """The same plan and sums, with a note; counts of the epoch that was cut are whole."""
-    from tests.training.two_processes import small_config
-
+def test_one_process_continues_a_run_of_two(folder: Path):
+    """The same plan, with a note; what both saw of the epoch that was cut is counted."""
     config = small_config(folder)
-    config.whitening, config.resume = "eager", str(folder / "runs/stopped")
-    state = load_checkpoint(folder / "runs/stopped/checkpoints/last.pt")
-    assert state["epoch"] == 2  # finished: nothing is left to train, only to summarise
-    assert run_training(config)["processes"] == 1
+    config.whitening, config.resume = "eager", str(folder / "left-by-two")
+    state = load_checkpoint(folder / "left-by-two/checkpoints/last.pt")
+    assert (state["epoch"], state["next_batch"]) == (1, 3)
+    console = Console(file=io.StringIO(), width=300)
+    summary = run_training(config, console)
+    assert "note: 1 processes continue a run of 2" in console.file.getvalue()
+    correct = 342 * summary["last"]["train"]["accuracy"]  # of all 342 images of the epoch
+    assert correct == pytest.approx(round(correct), abs=1e-6) and correct > 0
+    assert summary["last"]["epoch"] == 2 and summary["processes"] == 1
 
 
 def test_an_error_of_one_process_ends_both(tmp_path: Path):
-    (first, first_text), (second, second_text) = _run_two("fail_on_one", tmp_path, timeout=90)
+    (first, first_text), (second, second_text) = _run_two("fail_on_one", tmp_path)
     assert first != 0 and second != 0, (first_text, second_text)
     assert "expected a file, got none on this machine" in second_text
 
@@ -153,19 +158,15 @@ def test_torchrun(tmp_path: Path):
     assert json.loads((tmp_path / "run/summary.json").read_text())["processes"] == 2
 
 
-def _examples(rows: int) -> Examples:
-    return Examples(torch.arange(rows), torch.arange(rows), Batch(torch.arange(rows), 0))
-
-
 def test_weights_of_the_shares_by_hand():
     # 5 rows: 3 on the first, 2 on the second process. 2 * 3/5 and 2 * 2/5; their mean is 1.
+    batch = Batch(torch.arange(10, 15), 0)
     found: list[Any] = []
     for rank in range(2):
         processes = Processes(rank, 2)
-        local = local_examples(_examples(5), processes)
-        found.append((local.labels.tolist(), loss_weight(local, processes)))
-        assert local_examples(local, processes) is local  # not sliced twice
-    assert found == [([0, 2, 4], 1.2), ([1, 3], 0.8)]
+        rows = processes.share(batch.positions)
+        found.append((rows.tolist(), loss_weight(Examples(rows, rows, batch), processes)))
+    assert found == [([10, 12, 14], 1.2), ([11, 13], 0.8)]
 
 
 def test_too_few_rows_for_the_processes(config: TrainConfig):

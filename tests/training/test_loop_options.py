@@ -23,6 +23,7 @@ from training.data import build_dataset
 from training.errors import ConfigError, TrainingDiverged
 from training.loop import Trainer, build_trainer
 from training.optim import build_optimizer, parameter_groups, schedule_factor
+from training.progress import build_reporter
 from training.reproducibility import random_states, resolve_seeds, seeded_globals
 from training.step import Meter
 from training.train import run_training
@@ -317,3 +318,19 @@ def test_global_generators_are_seeded_inside_and_as_before_outside():
     after = random_states(CPU)
     assert torch.equal(before["torch"], after["torch"])
     assert before["python"] == after["python"]
+
+
+def test_the_bar_of_a_terminal_starts_where_the_run_is(config: TrainConfig):
+    _, folder, _ = _run(config)
+    record = _records(folder)[-1]
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    reporter = build_reporter(console, epochs=2, steps_per_epoch=5)
+    reporter.start(7)
+    reporter.epoch(record)
+    reporter.step(1.25)
+    reporter.step(math.nan)  # a GPU is not waited for
+    reporter.close()
+    shown = console.file.getvalue()
+    assert "9/10" in shown
+    assert f"epoch {record['train']['loss']:.3f}  val" in shown
+    assert "nan" not in shown

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -129,6 +130,9 @@ def whole_runs(folder: Path, processes: Processes) -> None:
         run_training(config, console)
     except TrainingStopped as stopped:
         (folder / f"stopped-{processes.rank}").write_text(f"{stopped.signal} {count}")
+        if processes.first:
+            shutil.copytree(folder / "runs/stopped", folder / "left-by-two")
+    processes.maximum(0)  # the copy is made
     PlainReporter.step = said
     run_training(config, console)
     config.resume = str(folder / "nothing")
