@@ -296,6 +296,7 @@ def test_dry_run_prints_the_configuration_and_does_nothing(
 def test_a_flag_may_stand_alone(arguments: list[str]):
     assert parse(["train", *arguments])[1].compile is True
     assert parse(["train", "--compile", "false"])[1].compile is False
+    assert parse(["train", "--output.overwrite", *arguments])[1].output.overwrite is True
 
 
 def test_the_first_step_that_diverged_is_named_even_if_read_late(config: TrainConfig):
