@@ -6,7 +6,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring  # comes with jsonargparse[signatures]
@@ -215,8 +215,14 @@ def _with_values(arguments: list[str]) -> list[str]:
 
 
 def _flags(config: type) -> list[str]:
-    """Return the names of a configuration's options that are true or false, at its top level."""
-    return [field.name for field in fields(config) if isinstance(field.default, bool)]
+    """Return the names of a configuration's options that are true or false, sections included."""
+    names = []
+    for field in fields(config):
+        if isinstance(field.default, bool):
+            names.append(field.name)
+        elif is_dataclass(field.default_factory):
+            names.extend(f"{field.name}.{name}" for name in _flags(field.default_factory))
+    return names
 
 
 def _with_underscores(argument: str) -> str:

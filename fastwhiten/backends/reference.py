@@ -38,14 +38,15 @@ def tie_tolerance(size: int, dtype: torch.dtype) -> float:
 def to_groups(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     """Return rows ``[M, C]`` or planes ``[N, C, L]`` as ``[G, M, D]`` in ``dtype``."""
     rows = x if x.dim() == 2 else x.transpose(1, 2).reshape(-1, x.shape[1])  # [M, C]
-    return rows.to(dtype).reshape(rows.shape[0], groups, -1).transpose(0, 1)  # [G, M, D]
+    size = x.shape[1] // groups  # not -1: it cannot be inferred where M is 0
+    return rows.to(dtype).reshape(rows.shape[0], groups, size).transpose(0, 1)  # [G, M, D]
 
 
 def from_groups(grouped: Tensor, like: Tensor) -> Tensor:
     """Undo :func:`to_groups`: ``[G, M, D]`` to the layout and dtype of ``like``."""
-    rows = grouped.transpose(0, 1).reshape(grouped.shape[1], -1)  # [M, C]
+    rows = grouped.transpose(0, 1).reshape(grouped.shape[1], like.shape[1])  # [M, C]
     if like.dim() == 3:
-        rows = rows.reshape(like.shape[0], like.shape[2], -1).transpose(1, 2)  # [N, C, L]
+        rows = rows.reshape(like.shape[0], like.shape[2], like.shape[1]).transpose(1, 2)
     return rows.to(like.dtype).contiguous()
 
 

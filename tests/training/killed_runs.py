@@ -21,6 +21,8 @@ from rich.console import Console
 
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
+from training.data import build_dataset
+from training.reproducibility import deterministic_algorithms
 from training.run_folder import RunFolder
 from training.train import run_training
 
@@ -103,35 +105,68 @@ def outcome(folder: RunFolder) -> dict[str, Any]:
     return found
 
 
-def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Compare runs that were killed with one that was not."""
-    torch.set_num_threads(1)
+def saved_steps(folder: RunFolder) -> int:
+    """Steps in the newest checkpoint of a run; 0 if there is none."""
+    for name in ("last", "last-previous"):
+        if folder.checkpoint(name).exists():
+            return int(load_checkpoint(folder.checkpoint(name))["step"])
+    return 0
+
+
+def uninterrupted(root: Path) -> tuple[dict[str, Any], float, float]:
+    """Run without a kill; return the outcome, and when it saved first and when it ended, in s."""
+    config = small_config(root, "reference")
+    folder = RunFolder(root / "reference")
+    # What a run imports late (two seconds of it for determinism) is there before the fork.
+    build_dataset(config, 0)
+    with deterministic_algorithms(True):
+        pass
     started = time.perf_counter()
-    reference = small_config(root, "reference")
-    finish(reference)
-    length = time.perf_counter() - started
-    expected = outcome(RunFolder(root / "reference"))
+    child = fork_run(config)
+    while not folder.checkpoint("last").exists() and os.waitpid(child, os.WNOHANG)[0] == 0:
+        time.sleep(0.002)
+    first = time.perf_counter() - started
+    if os.waitpid(child, 0)[1] != 0:
+        raise RuntimeError("the run that nobody killed failed")
+    return outcome(folder), first, time.perf_counter() - started
+
+
+def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Compare runs that were killed with one that was not.
+
+    The delays lie around the time of the first save of an undisturbed run, so that runs are killed
+    while they start or resume as well as after some steps more.
+    """
+    torch.set_num_threads(1)
+    expected, first, length = uninterrupted(root)
     generator = random.Random(seed)
-    done, in_a_save, per_run, equal = 0, 0, [0], []
+    done, in_a_save, got_on, per_run, equal = 0, 0, 0, [0], []
+    before = 0
     while done < kills or per_run[-1] > 0:
         config = small_config(root, f"killed-{len(per_run)}")
         folder = RunFolder(root / f"killed-{len(per_run)}")
         if done == kills:
             finish(config)
-        elif killed_after(config, generator.uniform(0.0, 0.35) * length):
+        elif killed_after(config, first * generator.uniform(0.3, 2.0)):
             done += 1
             per_run[-1] += 1
             saved = folder.path / "checkpoints"
             in_a_save += bool(list(saved.glob(".*.tmp")) + list(saved.glob("last-new.pt")))
+            steps = saved_steps(folder)
+            got_on += steps > before
+            before = steps
         if folder.summary.exists():  # done, or killed when nothing was left to do but to exit
             equal.append(same(outcome(folder), expected))
             per_run.append(0)
+            before = 0
     return {
         "kills": done,
         "killed_in_a_save": in_a_save,
+        "kills_that_got_on": got_on,
         "kills_per_run": per_run[:-1],
         "equal": equal,
         "steps": expected["last"]["step"],
+        "seconds_to_the_first_save": first,
         "uninterrupted_seconds": length,
     }
 

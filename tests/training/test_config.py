@@ -33,6 +33,11 @@ def test_the_default_is_valid():
         ("optim.momentum", 1.0, "in [0, 1)"),
         ("optim.weight_decay", -0.1, ">= 0"),
         ("optim.warmup_epochs", 101, "in [0, epochs=100]"),
+        ("optim.clip_norm", 0.0, "> 0 or null"),
+        ("optim.ema_decay", 1.0, "in (0, 1) or null"),
+        ("evaluate_every", 0, ">= 1"),
+        ("checkpoint_every_steps", 0, ">= 1 or null"),
+        ("resume", "", "auto, none or a path"),
         ("whitening_options.eps", 0.0, "> 0"),
         ("whitening_options.momentum", 0.0, "in (0, 1]"),
         ("whitening_options.batch_weight", 0.0, "in (0, 1]"),
@@ -67,3 +72,42 @@ def test_an_option_that_would_be_ignored_is_an_error(whitening, name, value, ins
     setattr(config.whitening_options, name, value)
     with pytest.raises(ConfigError, match=f"use --whitening {instead}, or leave the option out"):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nesterov": True, "momentum": 0.0}, "optim.nesterov: expected a value false"),
+        ({"milestones": [3]}, "expected none with --optim.schedule cosine"),
+        ({"schedule": "multi-step"}, "optim.milestones: expected a value that is a non-empty"),
+        (
+            {"schedule": "multi-step", "milestones": [5, 3], "factors": [0.1, 0.1]},
+            "ascending list in [1, epochs=100)",
+        ),
+        (
+            {"schedule": "multi-step", "milestones": [100], "factors": [0.1]},
+            "ascending list in [1, epochs=100)",
+        ),
+        (
+            {"schedule": "multi-step", "milestones": [5], "factors": []},
+            "optim.factors: expected a value that lists 1 numbers",
+        ),
+        (
+            {"schedule": "multi-step", "milestones": [5], "factors": [0.0]},
+            "optim.factors: expected a value that lists 1 numbers",
+        ),
+    ],
+)
+def test_optimiser_options_that_do_not_go_together(options, message):
+    config = TrainConfig()
+    for name, value in options.items():
+        setattr(config.optim, name, value)
+    with pytest.raises(ConfigError) as error:
+        validate(config)
+    assert message in str(error.value)
+
+
+def test_only_fused_whitening_is_synchronised():
+    with pytest.raises(ConfigError, match="use --whitening fused, or leave the option out"):
+        validate(TrainConfig(whitening="eager", sync_whitening=True))
+    validate(TrainConfig(whitening="eager", sync_whitening=False))

@@ -6,11 +6,16 @@ import math
 
 import pytest
 import torch
+from sklearn.metrics import precision_recall_fscore_support
+from torch.nn import functional
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from training.diagnostics import correlation_matrix, mean_abs_off_diagonal
 from training.files import without_nan
+from training.losses import evaluation_loss
 from training.metrics import ShotGroups, confusion_matrix, evaluate_confusion
 from training.optim import learning_rate_factor
+from training.tally import Tally
 
 
 def test_schedule_by_hand():
@@ -40,6 +45,50 @@ def test_accuracies_by_hand():
     assert result.groups["many"] == 0.625
     assert result.groups["medium"] == 1.0
     assert math.isnan(result.groups["few"])  # an empty group is not 0
+
+
+def test_macro_figures_are_those_of_scikit_learn():
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(5, (60,), generator=generator)  # class 5 has no image
+    predictions = torch.randint(6, (60,), generator=generator)
+    predictions[predictions == 2] = 3  # class 2 is never predicted
+    groups = ShotGroups.from_counts([1] * 6)
+    result = evaluate_confusion(confusion_matrix(labels, predictions, 6), groups, loss=0.0)
+    options = {"labels": range(5), "average": "macro", "zero_division": 0}
+    precision, _, f1, _ = precision_recall_fscore_support(labels, predictions, **options)
+    assert result.macro_precision == pytest.approx(precision)
+    assert result.macro_f1 == pytest.approx(f1)
+    assert result.worst_class == 2 and result.worst_class_accuracy == 0.0
+
+
+@pytest.mark.parametrize("num_classes", [3, 1200])  # with and without a confusion matrix
+def test_a_tally_is_that_of_torchmetrics(num_classes: int):
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(300, num_classes, generator=generator)
+    labels = logits.argmax(1)
+    labels[::3] = torch.randint(num_classes, (100,), generator=generator)
+    # Confidences on the edges of bins: 1/3 exactly (5 / 15), and 1.
+    logits[0], logits[1, 0] = 0.0, 1e9
+    parts = [Tally(num_classes, torch.device("cpu")) for _ in range(2)]
+    for part, rows in zip(parts, (slice(0, None, 2), slice(1, None, 2)), strict=True):
+        loss = evaluation_loss(logits[rows], labels[rows])
+        part.add(logits[rows], labels[rows], loss)
+    parts[0].counts += parts[1].counts  # what two processes do
+    parts[0].sums += parts[1].sums
+    result = parts[0].evaluation(ShotGroups.from_counts([1] * num_classes))
+    metric = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1")
+    assert result.ece == pytest.approx(metric(logits, labels).item(), abs=1e-6)
+    assert result.loss == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-6)
+    recall = MulticlassAccuracy(num_classes, average="none")(logits, labels)
+    present = torch.bincount(labels, minlength=num_classes) > 0
+    assert torch.allclose(torch.tensor(result.per_class)[present], recall[present])
+    assert (result.confusion is None) == (num_classes > 1000)
+    whole = evaluate_confusion(
+        confusion_matrix(labels, logits.argmax(1), num_classes),
+        ShotGroups.from_counts([1] * num_classes),
+        result.loss,
+    )
+    assert result.macro_f1 == whole.macro_f1 and result.macro_precision == whole.macro_precision
 
 
 def test_a_class_without_images_is_nan_and_null():
