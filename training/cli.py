@@ -15,6 +15,8 @@ from jsonargparse import ArgumentParser
 from training.config import TrainConfig
 from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig
 from training.errors import ConfigError, TrainingDiverged
+from training.presets import expand_presets
+from training.presets.command import PresetsConfig, run_presets
 
 
 class _Parser(ArgumentParser):
@@ -78,11 +80,17 @@ def _run_export(options: Any) -> int:
     return 0
 
 
+def _run_presets(options: Any) -> int:
+    run_presets(options)
+    return 0
+
+
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
     "diagnose": (DiagnoseConfig, _run_diagnose, "diagnostics of a checkpoint's features"),
     "plot": (PlotConfig, _run_plot, "draw the pictures of a run and write its report"),
     "export": (ExportConfig, _run_export, "write a run's model as safetensors, pt2 or ONNX"),
+    "presets": (PresetsConfig, _run_presets, "list the presets for --config"),
 }
 
 
@@ -97,7 +105,9 @@ def build_parser() -> ArgumentParser:
     parsers: dict[str, ArgumentParser] = {}
     for name, (config, _, text) in _COMMANDS.items():
         command = _Parser(description=text, allow_abbrev=False)
-        command.add_argument("--config", action="config", help="YAML file with any of the options")
+        command.add_argument(
+            "--config", action="config", help="YAML file, or preset PROTOCOL/METHOD"
+        )
         command.add_class_arguments(config, skip=_add_special_arguments(command, config))
         commands.add_subcommand(name, command, help=text)
         parsers[name] = command
@@ -135,7 +145,11 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     value the message is printed to standard error and the process exits with status 2.
     """
     parser = build_parser()
-    options = parser.instantiate(parser.parse_args([_with_underscores(a) for a in arguments]))
+    try:
+        arguments = expand_presets([_with_underscores(a) for a in arguments])
+    except ConfigError as error:
+        parser.error(str(error))
+    options = parser.instantiate(parser.parse_args(arguments))
     command = options.command
     values = vars(options[command])
     values.pop("config", None)
