@@ -130,6 +130,7 @@ class _RunningWhitening(nn.Module):
     Buffers: ``running_mean`` [C] starts at zero, ``running_cov`` [G, D, D] at the identity, both
         updated in training
     as ``(1 - momentum) * running + momentum * batch``; ``num_batches_tracked`` counts the updates.
+    While ``track_running_stats`` is False, training leaves them as they are.
     """
 
     running_mean: Tensor
@@ -161,6 +162,7 @@ class _RunningWhitening(nn.Module):
         self.groups = groups
         self.eps = eps
         self.momentum = momentum
+        self.track_running_stats = True
         size = num_features // groups
         self.register_buffer("running_mean", torch.zeros(num_features))  # [C]
         self.register_buffer("running_cov", torch.eye(size).repeat(groups, 1, 1))  # [G, D, D]
@@ -199,7 +201,8 @@ class _RunningWhitening(nn.Module):
                 "use a larger batch, or call eval() to use the running statistics."
             )
         centred, mean, covariance = _statistics(rows, self.groups)
-        self._update(mean.detach(), covariance.detach())
+        if self.track_running_stats:
+            self._update(mean.detach(), covariance.detach())
         return _restore(self._solve(_regularised(covariance, self.eps), centred), x)
 
     @torch.no_grad()

@@ -12,9 +12,10 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from docstring_parser import parse as parse_docstring  # comes with jsonargparse[signatures]
 from jsonargparse import ArgumentParser
 
-from training.config import TrainConfig
+from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Config, TrainConfig
+from training.config.data_command import DataCommandConfig
 from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig
-from training.errors import ConfigError, TrainingDiverged
+from training.errors import ConfigError, TrainingDiverged, TrainingStopped
 from training.presets import expand_presets
 from training.presets.command import PresetsConfig, run_presets
 
@@ -59,6 +60,39 @@ def _run_train(options: Any) -> int:
     return 0
 
 
+def _run_data(options: Any) -> int:
+    from training.data.command import run_data
+
+    run_data(options)
+    return 0
+
+
+def _run_stage2(options: Any) -> int:
+    from training.stage2 import run_stage2
+
+    run_stage2(options)
+    return 0
+
+
+def _run_eval(options: Any) -> int:
+    from training.evaluate_run import run_eval
+
+    return run_eval(options)
+
+
+def _run_compare(options: Any) -> int:
+    from training.compare import run_compare
+
+    run_compare(options)
+    return 0
+
+
+def _run_ablate(options: Any) -> int:
+    from training.ablate import run_ablate
+
+    return run_ablate(options)
+
+
 def _run_diagnose(options: Any) -> int:
     from training.diagnostics.run import run_diagnose
 
@@ -87,6 +121,11 @@ def _run_presets(options: Any) -> int:
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
+    "data": (DataCommandConfig, _run_data, "show or verify a data set"),
+    "stage2": (Stage2Config, _run_stage2, "put another classifier on a run's frozen features"),
+    "eval": (EvalConfig, _run_eval, "evaluate a checkpoint of a run"),
+    "compare": (CompareConfig, _run_compare, "compare runs over their seeds"),
+    "ablate": (AblateConfig, _run_ablate, "train a grid of runs and compare them"),
     "diagnose": (DiagnoseConfig, _run_diagnose, "diagnostics of a checkpoint's features"),
     "plot": (PlotConfig, _run_plot, "draw the pictures of a run and write its report"),
     "export": (ExportConfig, _run_export, "write a run's model as safetensors, pt2 or ONNX"),
@@ -145,11 +184,12 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     value the message is printed to standard error and the process exits with status 2.
     """
     parser = build_parser()
+    names = [_with_underscores(argument) for argument in arguments]
     try:
-        arguments = expand_presets([_with_underscores(a) for a in arguments])
+        names = expand_presets(names)
     except ConfigError as error:
         parser.error(str(error))
-    options = parser.instantiate(parser.parse_args(arguments))
+    options = parser.instantiate(parser.parse_args(_with_values(names)))
     command = options.command
     values = vars(options[command])
     values.pop("config", None)
@@ -163,7 +203,9 @@ def run(arguments: Sequence[str]) -> int:
     """Parse and run a command.
 
     Returns:
-        The exit status: 0, 1 if training diverged, 2 for a wrong configuration.
+        The exit status: 0, 1 if training diverged or the command says so (a run of a grid failed),
+        2 for a wrong configuration, 143 or 130 if SIGTERM or SIGINT stopped training (128 + its
+        number), after everything was saved.
     """
     command, config = parse(arguments)
     try:
@@ -171,6 +213,24 @@ def run(arguments: Sequence[str]) -> int:
     except (ConfigError, TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except TrainingStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
+
+
+def _with_values(arguments: list[str]) -> list[str]:
+    """Let a flag stand alone: ``--compile`` is ``--compile=true``."""
+    flags = {f"--{name}" for config, _, _ in _COMMANDS.values() for name in _flags(config)}
+    following = [*arguments, "--"][1:]
+    return [
+        f"{argument}=true" if argument in flags and after.startswith("--") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
+
+
+def _flags(config: type) -> list[str]:
+    """Return the names of a configuration's options that are true or false, at its top level."""
+    return [field.name for field in fields(config) if isinstance(field.default, bool)]
 
 
 def _with_underscores(argument: str) -> str:

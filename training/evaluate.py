@@ -1,4 +1,7 @@
-"""Exact evaluation of a model on a split: every image once, no padding."""
+"""Exact evaluation of a model on a split: every image once, no padding, on any number of processes.
+
+Always in float32, whatever precision trains, so that figures do not depend on it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from training.data.base import LongTailedDataset, Split
+from training.distributed import Processes
 from training.losses import evaluation_loss
-from training.metrics import Evaluation, ShotGroups, confusion_matrix, evaluate_confusion
+from training.metrics import Evaluation, ShotGroups
 from training.models import WhitenedClassifier
+from training.tally import Tally
 
 BATCH_SIZE = 512
+ALONE = Processes()
 
 
 @contextmanager
@@ -29,17 +35,32 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    model: WhitenedClassifier, dataset: LongTailedDataset, split: Split, groups: ShotGroups
+    model: nn.Module,
+    dataset: LongTailedDataset,
+    split: Split,
+    groups: ShotGroups,
+    processes: Processes = ALONE,
 ) -> Evaluation:
-    """Return loss and accuracies of the model, in evaluation mode, on a split."""
-    total = torch.zeros((), dtype=torch.float64)
-    confusion = torch.zeros(dataset.num_classes, dataset.num_classes, dtype=torch.int64)  # [K, K]
+    """Return loss and accuracies of the model, in evaluation mode, on a split.
+
+    Process r of n takes the images r, r + n, r + 2n, …; only sums are exchanged, so the counts
+    are those of a single process.
+
+    Args:
+        model: Maps images [B, C, H, W] to logits [B, K]; the same on every process.
+        dataset: That the split belongs to, on the model's device.
+        split: At least one image.
+        groups: Classes by their number of training images.
+        processes: That share the work; all of them call this, and all get the result.
+    """
+    tally = Tally(dataset.num_classes, split.labels.device)
     with evaluating(model):
-        for images, labels in _batches(dataset, split):
+        for images, labels in dataset.evaluation_batches(
+            split, BATCH_SIZE, processes.rank, processes.world_size
+        ):
             logits = model(images)  # [B, K]
-            total += evaluation_loss(logits, labels).double().cpu()
-            confusion += confusion_matrix(labels, logits.argmax(1), dataset.num_classes).cpu()
-    return evaluate_confusion(confusion, groups, (total / len(split)).item())
+            tally.add(logits, labels, evaluation_loss(logits, labels))
+    return tally.sum_over(processes).evaluation(groups)
 
 
 def collect_features(
@@ -47,13 +68,7 @@ def collect_features(
 ) -> tuple[Tensor, Tensor]:
     """Return the features before and after whitening, evaluation mode: [N, D] each, on the CPU."""
     with evaluating(model):
-        pairs = [model.features(images) for images, _ in _batches(dataset, split)]
+        batches = dataset.evaluation_batches(split, BATCH_SIZE)
+        pairs = [model.features(images) for images, _ in batches]
     before, after = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
     return before, after
-
-
-def _batches(dataset: LongTailedDataset, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield normalised images float32 [B, C, H, W] and labels int64 [B]."""
-    for start in range(0, len(split), BATCH_SIZE):
-        part = slice(start, start + BATCH_SIZE)
-        yield dataset.normalise(split.images[part]), split.labels[part]

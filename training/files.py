@@ -31,11 +31,16 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's names to the disk: a rename must survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself must survive a power cut
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,9 +54,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Append plain containers as one line of JSON; NaN and infinities become null."""
+    """Append plain containers as one line of JSON, on the disk; NaN and infinities become null."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(without_nan(value), allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def without_nan(value: Any) -> Any:

@@ -1,31 +1,34 @@
-"""The training step and the training epoch."""
+"""The trainer: what changes during training, and the training epoch."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from training.batch_rules import BatchRules
 from training.config import TrainConfig
 from training.data.base import LongTailedDataset
-from training.data.feed import ResidentFeed, TrainFeed
-from training.errors import TrainingDiverged
-from training.losses import build_loss
+from training.data.feed import Examples, TrainFeed, build_feed
+from training.distributed import Processes, synchronise_layers, wrap_model
+from training.ema import WeightAverage
+from training.losses import ClassificationLoss, build_loss
 from training.models import WhitenedClassifier, build_model
 from training.optim import build_optimizer
+from training.precision import Precision
 from training.reproducibility import Seeds
-from training.samplers import BatchSampler, build_sampler
+from training.samplers import MIN_ROWS, BatchSampler, build_sampler
+from training.step import Meter, check_shares, is_time_to_check, reported_loss, take_step
 
 
 @dataclass(frozen=True)
 class EpochStatistics:
-    """What one epoch of training saw.
+    """What one epoch of training saw, over all processes.
 
     Attributes:
         loss: Mean training loss (of the configured loss) over images.
@@ -45,84 +48,128 @@ class EpochStatistics:
 
 @dataclass
 class Trainer:
-    """Everything that changes during training, and what it is trained on."""
+    """Everything that changes during training, and what it is trained on.
+
+    Attributes:
+        model: The plain model: what is evaluated and saved.
+        forward: What the training step calls; the model, wrapped for several processes and
+            compiled if so configured.
+        average: Moving average of the model, or None.
+        step: Steps done in the run.
+        next_batch: Batches of the current epoch that are done: 0 but in the middle of one.
+        meter: Sums over these batches.
+    """
 
     model: WhitenedClassifier
-    loss: nn.Module
+    loss: ClassificationLoss
     optimizer: Optimizer
     schedule: LambdaLR
     sampler: BatchSampler
     dataset: LongTailedDataset
     seeds: Seeds
     feed: TrainFeed
+    rules: BatchRules
+    forward: Callable[..., Tensor]
+    precision: Precision
+    meter: Meter
+    device: torch.device
+    processes: Processes = field(default_factory=Processes)
+    average: WeightAverage | None = None
+    clip_norm: float | None = None
+    channels_last: bool = False
     step: int = 0
+    next_batch: int = 0
 
     def run_epoch(
-        self, epoch: int, on_step: Callable[[float], None] | None = None
+        self,
+        epoch: int,
+        on_step: Callable[[float], None] | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> EpochStatistics:
-        """Train on every batch of an epoch (counted from 1).
+        """Train on the batches of an epoch (counted from 1) that are not done yet.
 
         Args:
             epoch: Decides the order of the images and their augmentation, with the seeds.
-            on_step: Called with the loss of each step.
+            on_step: Called with the loss of each step (NaN on a GPU, which is not waited for).
+            after_step: Called between steps, for saving; its time is not counted.
 
         Raises:
             TrainingDiverged: If a loss is not finite.
         """
-        started = time.perf_counter()
         self.model.train()
-        total, correct, count, rate = 0.0, 0, 0, 0.0
-        for examples in self.feed.examples(self.sampler.batches(epoch), epoch):
-            labels = examples.labels
-            rate = self.schedule.get_last_lr()[0]
-            loss, logits = self.training_step(examples.images, labels)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingDiverged(
-                    f"training loss: expected a finite number, got {value} in step {self.step} "
-                    f"(epoch {epoch}); lower --optim.lr or raise --whitening_options.eps."
-                )
-            total += value * len(labels)
-            correct += int((logits.argmax(1) == labels).sum())
-            count += len(labels)
+        self.loss.set_epoch(epoch)
+        started = time.perf_counter()
+        plan = self.sampler.batches(epoch, self.next_batch)
+        for examples in self.feed.examples(plan, epoch):
+            loss, logits = self.training_step(examples)
+            self.meter.add(loss, logits, examples.labels, self.step)
+            self.next_batch += 1
+            if is_time_to_check(self.step, self.device):
+                self.meter.check(epoch, self.processes)
             if on_step is not None:
-                on_step(value)
-        seconds = time.perf_counter() - started
-        return EpochStatistics(total / count, correct / count, rate, count, seconds)
+                on_step(reported_loss(loss))
+            if after_step is not None:
+                self.meter.seconds += time.perf_counter() - started
+                after_step()
+                started = time.perf_counter()
+        self.meter.check(epoch, self.processes)
+        mean_loss, accuracy, images = self.meter.totals(self.processes)
+        seconds = self.meter.seconds + time.perf_counter() - started
+        self.next_batch, self.meter = 0, Meter.on(self.device)
+        return EpochStatistics(mean_loss, accuracy, self.last_rate(), images, seconds)
 
-    def training_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of SGD: images [B, C, H, W], labels [B] -> loss [], logits [B, K], detached."""
-        logits = self.model(images)
-        loss = self.loss(logits, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-        return loss.detach(), logits.detach()
+    def training_step(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """One step of SGD on this process' rows -> loss [], logits [B, K], detached."""
+        return take_step(self, examples)
+
+    def last_rate(self) -> float:
+        """Return the learning rate of the last step."""
+        step = self.schedule.last_epoch - 1
+        return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](step)
 
 
 def build_trainer(
-    config: TrainConfig, dataset: LongTailedDataset, seeds: Seeds, device: torch.device
+    config: TrainConfig,
+    dataset: LongTailedDataset,
+    seeds: Seeds,
+    device: torch.device,
+    processes: Processes | None = None,
 ) -> Trainer:
     """Put model, loss, optimiser and sampler together on a device.
 
     Raises:
-        ConfigError: If the batches do not fit the data.
+        ConfigError: If the batches do not fit the data or the processes.
     """
-    sampler = build_sampler(config, dataset.train.labels, seeds.sampler)
-    channels = dataset.train.images.shape[1]
-    model = build_model(config, channels, dataset.num_classes, seeds.initialisation).to(device)
-    loss = build_loss(config, dataset.class_counts).to(device)
+    processes = processes or Processes()
+    labels = dataset.train.labels
+    sampler = build_sampler(config, labels, seeds.sampler, dataset.num_classes)
+    smallest = min(len(batch.positions) for batch in sampler.batches(1))
+    check_shares(smallest, processes, MIN_ROWS)
+    model = build_model(config, dataset.channels, dataset.num_classes, seeds.initialisation)
+    model = synchronise_layers(model, processes, config.sync_bn, config.sync_whitening)
+    model = model.to(device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    forward = wrap_model(model, processes)
+    decay = config.optim.ema_decay
     optimizer, schedule = build_optimizer(model, config.optim, len(sampler))
     dataset = dataset.to(device)
     return Trainer(
         model=model,
-        loss=loss,
+        loss=build_loss(config, dataset.class_counts, sampler).to(device),
         optimizer=optimizer,
         schedule=schedule,
         sampler=sampler,
         dataset=dataset,
         seeds=seeds,
-        feed=ResidentFeed(dataset, config.data.shift, seeds.augmentation),
+        rules=BatchRules.from_config(config, dataset.class_counts.to(device)),
+        feed=build_feed(config, dataset, seeds.augmentation, processes.rank, processes.world_size),
+        forward=torch.compile(forward) if config.compile else forward,
+        precision=Precision(config.precision, device),
+        meter=Meter.on(device),
+        device=device,
+        processes=processes,
+        average=None if decay is None else WeightAverage(model, decay),
+        clip_norm=config.optim.clip_norm,
+        channels_last=config.channels_last,
     )

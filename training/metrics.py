@@ -1,4 +1,4 @@
-"""Accuracies of a long-tailed classifier, all derived from one confusion matrix."""
+"""Accuracies of a long-tailed classifier, all derived from counts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 MANY_ABOVE = 100
 FEW_BELOW = 20
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,45 @@ class Evaluation:
     """Result on one split; accuracies are fractions in [0, 1], NaN where there is no image.
 
     Attributes:
-        loss: Mean cross-entropy of the unadjusted logits, in nats.
+        loss: Mean cross-entropy of the unadjusted logits (the negative log-likelihood), in nats.
         accuracy: Correct images over all images.
         balanced_accuracy: Mean of the per-class accuracies.
         groups: Mean of the per-class accuracies of the many, medium and few classes.
+        worst_class: The class with the lowest accuracy, the first one of several.
+        worst_class_accuracy: Its accuracy.
+        macro_precision: Mean precision over the classes that have images; a class that is never
+            predicted has precision 0.
+        macro_f1: Mean F1 over the classes that have images.
+        ece: Expected calibration error of the predicted class, 15 bins of equal width (Guo et al.,
+            ICML 2017), in [0, 1]; NaN if it was not asked for.
         per_class: Accuracy (recall) per class.
+        confusion: int64 [K, K], row = label, column = prediction; None for very many classes.
     """
 
     loss: float
     accuracy: float
     balanced_accuracy: float
     groups: dict[str, float]
+    worst_class: int
+    worst_class_accuracy: float
+    macro_precision: float
+    macro_f1: float
+    ece: float
     per_class: list[float]
+    confusion: Tensor | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain containers, for JSON."""
+        """Return plain containers, for JSON, without the confusion matrix."""
         return {
             "loss": self.loss,
             "accuracy": self.accuracy,
             "balanced_accuracy": self.balanced_accuracy,
             **{name: self.groups[name] for name in ("many", "medium", "few")},
+            "worst_class": self.worst_class,
+            "worst_class_accuracy": self.worst_class_accuracy,
+            "macro_precision": self.macro_precision,
+            "macro_f1": self.macro_f1,
+            "ece": self.ece,
             "per_class": self.per_class,
         }
 
@@ -87,19 +107,72 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> T
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def evaluate_confusion(confusion: Tensor, groups: ShotGroups, loss: float) -> Evaluation:
+def evaluate_confusion(
+    confusion: Tensor, groups: ShotGroups, loss: float, ece: float = math.nan
+) -> Evaluation:
     """Derive all accuracies from a confusion matrix int64 [K, K] (row = label)."""
-    confusion = confusion.cpu().double()
-    correct = confusion.diagonal()  # [K]
-    per_class = (correct / confusion.sum(1)).tolist()  # 0 / 0 is NaN: no image of that class
+    confusion = confusion.cpu()
+    return evaluate_counts(
+        confusion.diagonal(), confusion.sum(1), confusion.sum(0), groups, loss, ece, confusion
+    )
+
+
+def evaluate_counts(
+    correct: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    groups: ShotGroups,
+    loss: float,
+    ece: float,
+    confusion: Tensor | None,
+) -> Evaluation:
+    """Derive all figures from counts per class.
+
+    Args:
+        correct: Images of each class that were classified correctly, int64 [K], on the CPU.
+        labels: Images of each class, int64 [K].
+        predictions: Images classified as each class, int64 [K].
+        groups: Classes by their number of training images.
+        loss: See `Evaluation`.
+        ece: See `Evaluation`.
+        confusion: See `Evaluation`.
+    """
+    correct, labels, predictions = correct.double(), labels.double(), predictions.double()
+    per_class = (correct / labels).tolist()  # 0 / 0 is NaN: no image of that class
+    present = labels > 0  # [K]
+    precision = correct / predictions.clamp_min(1)
+    f1 = 2 * correct / (labels + predictions)
+    worst = min((value, k) for k, value in enumerate(per_class) if not math.isnan(value))
     members = {"many": groups.many, "medium": groups.medium, "few": groups.few}
     return Evaluation(
         loss=loss,
-        accuracy=(correct.sum() / confusion.sum()).item(),
+        accuracy=(correct.sum() / labels.sum()).item(),
         balanced_accuracy=_mean(per_class),
         groups={name: _mean([per_class[k] for k in classes]) for name, classes in members.items()},
+        worst_class=worst[1],
+        worst_class_accuracy=worst[0],
+        macro_precision=_mean(precision[present].tolist()),
+        macro_f1=_mean(f1[present].tolist()),
+        ece=ece,
         per_class=per_class,
+        confusion=confusion,
     )
+
+
+def calibration_error(images: Tensor, correct: Tensor, confidence: Tensor) -> float:
+    """Mean over images of |accuracy - mean confidence| of their bin.
+
+    Args:
+        images: Images per bin, int64 [B].
+        correct: Correct images per bin, int64 [B].
+        confidence: Sum of the confidence of each bin's images, float64 [B].
+
+    Example:
+        >>> calibration_error(torch.tensor([2, 2]), torch.tensor([0, 2]), torch.tensor([0.5, 1.5]))
+        0.25
+    """
+    # In each bin, images * |correct / images - confidence / images| = |correct - confidence|.
+    return ((correct - confidence).abs().sum() / images.sum()).item()
 
 
 def _mean(values: list[float]) -> float:

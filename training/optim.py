@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
@@ -28,19 +30,59 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> floa
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
+def multi_step_factor(
+    step: int, steps_per_epoch: int, milestones: Sequence[int], factors: Sequence[float]
+) -> float:
+    """Product of the factors of the milestones (in epochs) that step ``step`` (from 0) has passed.
+
+    Example:
+        >>> [multi_step_factor(step, 2, [1, 2], [0.5, 0.1]) for step in range(6)]
+        [1.0, 1.0, 0.5, 0.5, 0.05, 0.05]
+    """
+    passed = bisect_right(milestones, step // steps_per_epoch)
+    return math.prod(factors[:passed], start=1.0)
+
+
+def schedule_factor(step: int, config: OptimConfig, steps_per_epoch: int) -> float:
+    """Fraction of the peak rate that step ``step`` (from 0) uses, as configured.
+
+    Args:
+        step: Number of the step in the run.
+        config: See `OptimConfig`.
+        steps_per_epoch: Batches of an epoch.
+
+    Example:
+        >>> config = OptimConfig(epochs=3, warmup_epochs=2, warmup_unit="epoch")
+        >>> [round(schedule_factor(step, config, 2), 3) for step in range(6)]
+        [0.5, 0.5, 1.0, 1.0, 1.0, 0.5]
+    """
+    warmup_steps = config.warmup_epochs * steps_per_epoch
+    if step < warmup_steps and config.warmup_unit == "epoch":
+        return (step // steps_per_epoch + 1) / config.warmup_epochs
+    if step < warmup_steps or config.schedule == "cosine":
+        return learning_rate_factor(step, config.epochs * steps_per_epoch, warmup_steps)
+    return multi_step_factor(step, steps_per_epoch, config.milestones, config.factors)
+
+
 def build_optimizer(
     model: nn.Module, config: OptimConfig, steps_per_epoch: int
 ) -> tuple[Optimizer, LambdaLR]:
     """Return SGD with momentum and weight decay, and its schedule (a step per batch)."""
     optimizer = SGD(
-        model.parameters(),
+        parameter_groups(model, config),
         lr=config.lr,
         momentum=config.momentum,
-        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
     )
-    factor = partial(
-        learning_rate_factor,
-        total_steps=config.epochs * steps_per_epoch,
-        warmup_steps=config.warmup_epochs * steps_per_epoch,
-    )
+    factor = partial(schedule_factor, config=config, steps_per_epoch=steps_per_epoch)
     return optimizer, LambdaLR(optimizer, factor)
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
+    """Return the parameters with weight decay and, in a group of their own, those without."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    plain = [] if config.decay_all else [p for p in parameters if p.ndim <= 1]
+    excluded = {id(p) for p in plain}
+    decayed = [p for p in parameters if id(p) not in excluded]
+    groups = [(decayed, config.weight_decay), (plain, 0.0)]
+    return [{"params": ps, "weight_decay": decay} for ps, decay in groups if ps]

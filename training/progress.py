@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 from rich.box import SIMPLE_HEAD
@@ -17,6 +18,10 @@ _HEADINGS = {"balanced_accuracy": "balanced", "accuracy": "all"}
 
 class Reporter(Protocol):
     """Is told about steps and epochs."""
+
+    def start(self, step: int) -> None:
+        """Training begins; this many steps were done before, in a run that is continued."""
+        ...
 
     def step(self, loss: float) -> None:
         """One training step is done."""
@@ -39,6 +44,9 @@ class PlainReporter:
         self._console = console
         self._epochs = epochs
 
+    def start(self, step: int) -> None:
+        """Say nothing."""
+
     def step(self, loss: float) -> None:
         """Say nothing: one line per epoch is enough for a log."""
 
@@ -55,7 +63,7 @@ class BarReporter:
     """A progress bar over all steps, with the last epoch's figures."""
 
     def __init__(self, console: Console, epochs: int, steps_per_epoch: int) -> None:
-        """Start the bar on a console."""
+        """Prepare the bar on a console."""
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(bar_width=16),
@@ -65,17 +73,25 @@ class BarReporter:
             console=console,
         )
         self._task = self._progress.add_task("", total=epochs * steps_per_epoch)
+        self._last = ""
+
+    def start(self, step: int) -> None:
+        """Show the bar, as far as the run has come."""
+        self._progress.update(self._task, completed=step)
         self._progress.start()
 
     def step(self, loss: float) -> None:
-        """Advance the bar."""
-        self._progress.advance(self._task)
+        """Advance the bar; show the step's loss, where it is known without waiting for a GPU."""
+        text = "" if math.isnan(loss) else f"step {loss:.3f}  "
+        self._progress.update(self._task, advance=1, description=text + self._last)
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Show the epoch's figures."""
-        accuracy = percent(record["validation"]["accuracy"])
-        text = f"loss {record['train']['loss']:.3f}  validation {accuracy} %"  # fits 80 columns
-        self._progress.update(self._task, description=text)
+        split = _shown_split(record)
+        self._last = f"epoch {record['train']['loss']:.3f}"  # all of it fits 80 columns
+        if split is not None:
+            self._last += f"  {split[:3]} {percent(record[split]['accuracy'])} %"
+        self._progress.update(self._task, description=self._last)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -106,6 +122,8 @@ def print_results(console: Console, summary: dict[str, Any], folder: RunFolder) 
     for kind in ("last", "best"):
         for split in ("validation", "test"):
             result = summary[kind][split]
+            if result is None:  # the data set has no such split
+                continue
             cells = [f"{result[c]:.3f}" if c == "loss" else percent(result[c]) for c in _COLUMNS]
             table.add_row(f"{kind} ({summary[kind]['epoch']})", split, *cells)
     console.print(table)
@@ -114,12 +132,7 @@ def print_results(console: Console, summary: dict[str, Any], folder: RunFolder) 
         for name, members in groups.items()
     )
     console.print(shots, highlight=False)
-    selection = summary["selection"]
-    console.print(
-        f"best = highest {selection['metric'].replace('_', ' ')} on the {selection['split']} split "
-        f"(a part of the training data); the test split chose nothing.",
-        highlight=False,
-    )
+    console.print(_selection_sentence(summary["selection"]), highlight=False)
     console.print(
         f"{summary['wall_seconds']:.1f} s, {summary['images_per_second']:.0f} images/s in training",
         highlight=False,
@@ -131,10 +144,25 @@ def print_results(console: Console, summary: dict[str, Any], folder: RunFolder) 
         console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
-def _describe(record: dict[str, Any]) -> str:
-    validation = record["validation"]
-    shots = "/".join(percent(validation[name]) for name in ("many", "medium", "few"))
+def _selection_sentence(selection: dict[str, Any]) -> str:
+    if selection["split"] == "none":
+        return "best = last: the data set has no validation split, so nothing was chosen."
     return (
-        f"loss {record['train']['loss']:.3f}  validation {percent(validation['accuracy'])} %  "
-        f"many/medium/few {shots}"
+        f"best = highest {selection['metric'].replace('_', ' ')} on the {selection['split']} split "
+        "(a part of the training data); the test split chose nothing."
     )
+
+
+def _shown_split(record: dict[str, Any]) -> str | None:
+    """The split whose figures a line shows: validation, else test; None if none was evaluated."""
+    return next((split for split in ("validation", "test") if record[split] is not None), None)
+
+
+def _describe(record: dict[str, Any]) -> str:
+    text = f"loss {record['train']['loss']:.3f}"
+    split = _shown_split(record)
+    if split is not None:
+        result = record[split]
+        shots = "/".join(percent(result[name]) for name in ("many", "medium", "few"))
+        text += f"  {split} {percent(result['accuracy'])} %  many/medium/few {shots}"
+    return f"{text}  {record['images_per_second']:.0f} images/s"

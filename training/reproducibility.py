@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +54,49 @@ def seeded_initialisation(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """Return the states of all global generators as tensors and plain containers."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_states(state: dict[str, Any], device: torch.device) -> None:
+    """Restore what `random_states` returned; a GPU's state only on a GPU."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    kind, numbers, *rest = state["numpy"]
+    np.random.set_state((kind, numbers.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def seeded_globals(device: torch.device, *entropy: int) -> Iterator[None]:
+    """Seed the global generators inside (dropout draws from them); restore their states after.
+
+    Args:
+        device: That trains; the generator of a GPU is seeded as well.
+        entropy: Integers >= 0, for instance (seed, rank).
+    """
+    before = random_states(device)
+    seed = derive_seed(*entropy)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_random_states(before, device)
 
 
 @contextmanager

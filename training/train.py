@@ -3,104 +3,97 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import yaml
 from rich.console import Console
 
-from training.checkpoint import save_checkpoint
+from training.checkpoint import save_checkpoint, save_last
 from training.config import TrainConfig, to_dict, validate
 from training.data import LongTailedDataset, build_dataset
-from training.environment import describe_environment, versions
-from training.errors import ConfigError
-from training.evaluate import evaluate
-from training.files import append_json_line, write_json, write_text
-from training.inspection import view_model
-from training.loop import EpochStatistics, Trainer, build_trainer
-from training.metrics import Evaluation, ShotGroups
-from training.progress import Reporter, build_reporter, print_results
-from training.report import draw_plots, write_report
+from training.distributed import (
+    Processes,
+    average_running_statistics,
+    local_device,
+    open_processes,
+)
+from training.environment import describe_environment
+from training.errors import ConfigError, TrainingStopped
+from training.files import write_json
+from training.history import History, append_record, restore_history, truncate_metrics
+from training.loop import Trainer, build_trainer
+from training.metrics import ShotGroups
+from training.progress import Reporter, build_reporter
+from training.records import epoch_record, evaluate_epoch
 from training.reproducibility import (
     Seeds,
     cpu_threads,
     deterministic_algorithms,
     resolve_seeds,
+    seeded_globals,
 )
-from training.run_folder import RunFolder, create_run_folder
+from training.resume import (
+    find_run,
+    load_newest,
+    plan_fingerprint,
+    restore_training,
+    training_state,
+)
+from training.run_folder import RunFolder, create_run_folder, remove_leftovers
 from training.scalars import with_scalars
+from training.signals import StopSignals
+from training.summary import finish_run
 
-SELECTION_SPLIT = "validation"
-SELECTION_METRIC = "balanced_accuracy"
-
-
-@dataclass
-class History:
-    """The epochs so far, and which one is the best."""
-
-    records: list[dict[str, Any]] = field(default_factory=list)
-    best: int = -1
-    images: int = 0
-    train_seconds: float = 0.0
-
-    def add(self, record: dict[str, Any], statistics: EpochStatistics) -> bool:
-        """Append an epoch; return whether it is the best one so far.
-
-        Best is the highest balanced accuracy on the validation split, the lower validation loss
-        on a tie. The test split is never looked at.
-        """
-        self.records.append(record)
-        self.images += statistics.images
-        self.train_seconds += statistics.seconds
-        is_best = self.best < 0 or _score(record) > _score(self.records[self.best])
-        if is_best:
-            self.best = len(self.records) - 1
-        return is_best
+__all__ = ["History", "run_training", "select_device"]
 
 
 def run_training(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
     """Train, evaluate, write the run folder, and return the summary.
+
+    Under torchrun every process calls this; the first one writes and prints. With ``dry_run`` the
+    configuration is checked, printed and returned.
 
     Args:
         config: The configuration.
         console: Where progress and the closing table are printed; standard output by default.
 
     Returns:
-        The content of summary.json.
+        The content of summary.json, on every process.
 
     Raises:
-        ConfigError: If the configuration makes no sense.
+        ConfigError: If the configuration makes no sense, or does not fit the run to continue.
         TrainingDiverged: If the loss is not finite.
+        TrainingStopped: If SIGTERM or SIGINT came; the run was saved after the step.
     """
     started = time.perf_counter()
     console = console or Console()
     validate(config)
-    device = select_device(config.device)
+    if config.dry_run:
+        console.print(_as_yaml(config), end="", highlight=False, soft_wrap=True, markup=False)
+        return to_dict(config)
+    device = local_device(select_device(config.device))
+    check_device(config, device)
     seeds = resolve_seeds(config.seed, config.seeds)
-    dataset = build_dataset(config, seeds.split)
-    with cpu_threads(config.threads), deterministic_algorithms(config.deterministic):
-        trainer = build_trainer(config, dataset, seeds, device)
-        folder = create_run_folder(config.run_name(), config.output)
-        write_text(folder.config, yaml.safe_dump(to_dict(config), sort_keys=False))
-        write_json(folder.environment, describe_environment(device))
-        reporter = build_reporter(console, config.optim.epochs, len(trainer.sampler))
-        reporter = with_scalars(reporter, config, folder, trainer)
+    with (
+        open_processes(device) as processes,
+        cpu_threads(config.threads),
+        deterministic_algorithms(config.deterministic),
+        seeded_globals(device, seeds.augmentation, processes.rank),
+        StopSignals() as signals,
+    ):
+        console = console if processes.first else Console(quiet=True)
+        run = _open_run(config, seeds, device, processes, console)
+        reporter = build_reporter(console, config.optim.epochs, len(run.trainer.sampler))
+        if processes.first:
+            reporter = with_scalars(reporter, config, run.folder, run.trainer)
         try:
-            history = _train(config, trainer, folder, reporter)
+            reporter.start(run.trainer.step)
+            _train(run, reporter, signals)
         finally:
             reporter.close()
-        view = view_model(trainer.model, trainer.dataset, "test")
-    summary = _summarise(config, dataset, seeds, history, view.mean_abs_correlation)
-    summary["parameters"] = sum(p.numel() for p in trainer.model.parameters())
-    if config.output.plots:
-        draw_plots(folder, summary, history.records, view)
-    summary["wall_seconds"] = time.perf_counter() - started
-    write_json(folder.summary, summary)
-    if config.output.plots:
-        write_report(folder, summary)
-    print_results(console, summary, folder)
-    return summary
+        return finish_run(config, run.trainer, run.history, run.folder, console, started)
 
 
 def select_device(name: str) -> torch.device:
@@ -120,89 +113,106 @@ def select_device(name: str) -> torch.device:
         ) from error
 
 
-def _train(config: TrainConfig, trainer: Trainer, folder: RunFolder, reporter: Reporter) -> History:
-    """Run all epochs; write a line of metrics.jsonl and the checkpoints after each."""
-    history = History()
-    dataset = trainer.dataset
-    groups = ShotGroups.from_counts(dataset.class_counts.tolist())
-    for epoch in range(1, config.optim.epochs + 1):
-        statistics = trainer.run_epoch(epoch, reporter.step)
-        validation = evaluate(trainer.model, dataset, dataset.validation, groups)
-        test = evaluate(trainer.model, dataset, dataset.test, groups)
-        record = _epoch_record(epoch, trainer.step, statistics, validation, test)
-        is_best = history.add(record, statistics)
-        append_json_line(folder.metrics, record)
-        for name in ("last", "best") if is_best else ("last",):
-            save_checkpoint(
-                folder.checkpoint(name),
-                trainer.model,
-                config=to_dict(config),
-                seeds=asdict(trainer.seeds),
-                epoch=epoch,
-                step=trainer.step,
-                metrics=record,
-                class_counts=dataset.class_counts,
-            )
-        reporter.epoch(record)
-    return history
+def check_device(config: TrainConfig, device: torch.device) -> None:
+    """Check that the device can do what is asked for.
+
+    Raises:
+        ConfigError: For synchronised batch normalisation without CUDA.
+    """
+    if config.sync_bn and device.type != "cuda":
+        raise ConfigError(
+            f"sync_bn: expected false on {device.type} (torch's SyncBatchNorm needs CUDA), got "
+            "true; leave it out: each process then normalises by its own rows."
+        )
 
 
-def _epoch_record(
-    epoch: int,
-    step: int,
-    statistics: EpochStatistics,
-    validation: Evaluation,
-    test: Evaluation,
-) -> dict[str, Any]:
-    """One line of metrics.jsonl."""
-    return {
-        "epoch": epoch,
-        "step": step,
-        "learning_rate": statistics.learning_rate,
-        "train": {"loss": statistics.loss, "accuracy": statistics.accuracy},
-        "validation": validation.as_dict(),
-        "test": test.as_dict(),
-        "train_seconds": statistics.seconds,
-        "images_per_second": statistics.images / statistics.seconds,
-    }
+@dataclass
+class Run:
+    """A run that is new, or as it was when it was saved."""
+
+    config: TrainConfig
+    trainer: Trainer
+    history: History
+    folder: RunFolder
+    fingerprint: str
+
+    def save(self, best: bool = False) -> None:
+        """Write the checkpoint "last", and before it "best"; every process calls this."""
+        trainer = self.trainer
+        state = training_state(trainer, self.config, self.history, self.folder, self.fingerprint)
+        if trainer.processes.first:
+            # In this order: a "last" that knows a best epoch finds its "best" in place.
+            if best:
+                save_checkpoint(self.folder.checkpoint("best"), trainer.model, **state)
+            save_last(self.folder, trainer.model, **state)
 
 
-def _score(record: dict[str, Any]) -> tuple[float, float]:
-    result = record[SELECTION_SPLIT]
-    return result[SELECTION_METRIC], -result["loss"]
-
-
-def _summarise(
+def _open_run(
     config: TrainConfig,
-    dataset: LongTailedDataset,
     seeds: Seeds,
-    history: History,
-    mean_abs_correlation: dict[str, float],
-) -> dict[str, Any]:
-    """The content of summary.json, but for the wall time."""
-    counts = dataset.class_counts.tolist()
-    results = {}
-    for kind, position in (("last", -1), ("best", history.best)):
-        record = history.records[position]
-        results[kind] = {key: record[key] for key in ("epoch", "train", "validation", "test")}
-    return {
-        "dataset": config.dataset,
-        "imbalance_factor": config.imbalance_factor,
-        "whitening": config.whitening,
-        "loss": config.loss,
-        "seed": config.seed,
-        "seeds": asdict(seeds),
-        "selection": {"split": SELECTION_SPLIT, "metric": SELECTION_METRIC},
-        **results,
-        "class_names": list(dataset.class_names),
-        "class_counts": counts,
-        "shot_groups": ShotGroups.from_counts(counts).as_dict(),
-        "split_sizes": {
-            "train": len(dataset.train),
-            "validation": len(dataset.validation),
-            "test": len(dataset.test),
-        },
-        "mean_abs_correlation": mean_abs_correlation,
-        "images_per_second": history.images / history.train_seconds,
-        "versions": versions(),
-    }
+    device: torch.device,
+    processes: Processes,
+    console: Console,
+) -> Run:
+    """Load the data, build the trainer, make the run folder or continue what is in it."""
+    found = processes.on_first(lambda: find_run(config))  # before the data is loaded
+    dataset: LongTailedDataset = build_dataset(config, seeds.split)
+    trainer = build_trainer(config, dataset, seeds, device, processes)
+    fingerprint = plan_fingerprint(trainer)
+    if found is None:
+        files = {"config.yaml": _as_yaml(config)}
+        folder = processes.on_first(
+            lambda: create_run_folder(config.run_name(), config.output, files)
+        )
+        state = None
+    else:
+        folder, named = found
+        state = processes.on_first(lambda: load_newest(folder, named, console))
+    run = Run(config, trainer, History(), folder, fingerprint)
+    if state is not None:
+        restore_training(trainer, state, fingerprint, console)
+        run.history = processes.on_first(lambda: restore_history(state["history"], folder))
+        where = f"{folder.path}, {state['epoch']} epochs and {state['next_batch']} batches done"
+        console.print(f"continuing {where}", highlight=False, soft_wrap=True)
+    if processes.first:
+        remove_leftovers(folder)
+        truncate_metrics(folder, state and state["history"], run.history)
+        write_json(folder.environment, describe_environment(device))
+    return run
+
+
+def _as_yaml(config: TrainConfig) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def _train(run: Run, reporter: Reporter, signals: StopSignals) -> None:
+    """Run the epochs that are left; save after each, and after steps as configured."""
+    config, trainer, history = run.config, run.trainer, run.history
+    groups = ShotGroups.from_counts(trainer.dataset.class_counts.tolist())
+    started = time.perf_counter() - history.wall_seconds
+
+    def after_step() -> None:
+        stop = signals.agreed(trainer.processes, trainer.step, trainer.device.type)
+        every = config.checkpoint_every_steps
+        if stop or (every is not None and trainer.step % every == 0):
+            trainer.meter.check(len(history.records) + 1, trainer.processes)
+            history.wall_seconds = time.perf_counter() - started
+            run.save()
+        if stop:
+            raise TrainingStopped(
+                stop,
+                f"stopped by signal {stop} after step {trainer.step}; "
+                f"everything is in {run.folder.checkpoint('last')}, --resume auto continues.",
+            )
+
+    for epoch in range(len(history.records) + 1, config.optim.epochs + 1):
+        statistics = trainer.run_epoch(epoch, reporter.step, after_step)
+        average_running_statistics(trainer.model, trainer.processes)
+        results = evaluate_epoch(config, trainer, groups, epoch)
+        record = epoch_record(epoch, trainer.step, statistics, results)
+        is_best = history.add(record, statistics, results.confusions)
+        history.wall_seconds = time.perf_counter() - started
+        if trainer.processes.first:
+            append_record(run.folder, history)
+        run.save(best=is_best)
+        reporter.epoch(record)

@@ -55,7 +55,7 @@ def test_a_failing_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytes
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path):
     torch.save({"model": {}}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="expected a checkpoint of format 1, got format None"):
+    with pytest.raises(ValueError, match="expected a checkpoint of format 2, got format None"):
         load_checkpoint(tmp_path / "a.pt")
 
 

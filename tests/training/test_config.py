@@ -21,7 +21,7 @@ def test_the_default_is_valid():
         ("threads", 0, ">= 1 or null"),
         ("seeds.split", -1, ">= 0 or null"),
         ("data.test_per_class", 0, ">= 1"),
-        ("data.validation_per_class", 0, ">= 1"),
+        ("data.validation_per_class", -1, ">= 0"),
         ("data.batch_size", 1, ">= 2"),
         ("data.shift", -1, ">= 0 pixels"),
         ("model.width", 0, ">= 1"),
@@ -54,10 +54,12 @@ def test_a_value_out_of_range_names_the_range(path: str, value: float, allowed: 
 @pytest.mark.parametrize(
     ("whitening", "name", "value", "instead"),
     [
-        ("none", "eps", 0.1, "batchnorm or eager or fused"),
-        ("batchnorm", "groups", 2, "eager or fused"),
+        ("none", "eps", 0.1, "batchnorm or eager or cholesky or iternorm or fused"),
+        ("batchnorm", "groups", 2, "eager or cholesky or iternorm or fused"),
         ("eager", "kind", "pca", "fused"),
         ("eager", "shrinkage", "oas", "fused"),
+        ("fused", "iterations", 7, "iternorm"),
+        ("cholesky", "iterations", 7, "iternorm"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_an_error(whitening, name, value, instead):

@@ -9,6 +9,7 @@ import torch
 
 from training.config import TrainConfig
 from training.data import build_dataset
+from training.data.feed import Examples
 from training.loop import Trainer, build_trainer
 from training.reproducibility import resolve_seeds
 
@@ -63,9 +64,9 @@ def test_float32_from_the_same_weights(config: TrainConfig, seed: int):
     weights: list[list[torch.Tensor]] = []
     take_eager, losses = eager.training_step, []
 
-    def record(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def record(examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
         weights.append([p.detach().clone() for p in eager.model.parameters()])
-        result = take_eager(images, labels)
+        result = take_eager(examples)
         losses.append(result[0].item())
         return result
 
@@ -74,12 +75,12 @@ def test_float32_from_the_same_weights(config: TrainConfig, seed: int):
     fused = _trainer(config, "fused", seed, 0.02, torch.float32)
     take_fused, differences = fused.training_step, []
 
-    def repeat(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def repeat(examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
         step = len(differences)
         with torch.no_grad():
             for p, recorded in zip(fused.model.parameters(), weights[step], strict=True):
                 p.copy_(recorded)
-        result = take_fused(images, labels)
+        result = take_fused(examples)
         differences.append(abs(result[0].item() - losses[step]))
         return result
 

@@ -97,13 +97,17 @@ def test_metrics_lines_have_the_documented_schema(config: TrainConfig):
     _, folder, _ = _run(config)
     records = _records(folder)
     assert [record["epoch"] for record in records] == [1, 2]
-    split_keys = {"loss", "accuracy", "balanced_accuracy", "many", "medium", "few", "per_class"}
+    split_keys = {
+        *("loss", "accuracy", "balanced_accuracy", "many", "medium", "few", "per_class"),
+        *("worst_class", "worst_class_accuracy", "macro_precision", "macro_f1", "ece"),
+    }
     for record in records:
         assert set(record) == {
             "epoch",
             "step",
             "learning_rate",
             "train",
+            "evaluated",
             "validation",
             "test",
             "train_seconds",
@@ -202,10 +206,8 @@ def test_overfits_one_batch(config: TrainConfig):
     seeds = resolve_seeds(0, config.seeds)
     trainer = build_trainer(config, build_dataset(config, seeds.split), seeds, torch.device("cpu"))
     trainer.schedule.lr_lambdas = [lambda step: 0.5]
-    positions = next(trainer.sampler.batches(1)).positions
-    images = trainer.dataset.normalise(trainer.dataset.train.images[positions])
-    labels = trainer.dataset.train.labels[positions]
-    losses = [trainer.training_step(images, labels)[0].item() for _ in range(60)]
+    examples = next(trainer.feed.examples(trainer.sampler.batches(1), 1))
+    losses = [trainer.training_step(examples)[0].item() for _ in range(60)]
     assert losses[0] > 1.5
     assert losses[-1] < 0.03
 

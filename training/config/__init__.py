@@ -3,28 +3,47 @@
 To add an option: a field with its line in the docstring, and its range in the section's ``check_``.
 """
 
+from training.config.ablate import AblateConfig
 from training.config.data import DataConfig
+from training.config.evaluation import CompareConfig, EvalConfig
 from training.config.loss import LossName, LossOptions
 from training.config.model import ModelConfig
 from training.config.optim import OptimConfig
 from training.config.output import OutputConfig
+from training.config.runtime import RuntimeConfig
+from training.config.sampler import SamplerName, SamplerOptions, StatisticsBatches
 from training.config.seeds import SeedConfig
+from training.config.stage2 import Stage2Config
 from training.config.train import DatasetName, TrainConfig, to_dict, validate
-from training.config.whitening import WHITENING_OPTIONS, WhiteningName, WhiteningOptions
+from training.config.whitening import (
+    WHITENING_OPTIONS,
+    WhiteningName,
+    WhiteningOptions,
+    WhiteningWeights,
+)
 
 __all__ = [
     "WHITENING_OPTIONS",
+    "AblateConfig",
+    "CompareConfig",
     "DataConfig",
     "DatasetName",
+    "EvalConfig",
     "LossName",
     "LossOptions",
     "ModelConfig",
     "OptimConfig",
     "OutputConfig",
+    "RuntimeConfig",
+    "SamplerName",
+    "SamplerOptions",
     "SeedConfig",
+    "Stage2Config",
+    "StatisticsBatches",
     "TrainConfig",
     "WhiteningName",
     "WhiteningOptions",
+    "WhiteningWeights",
     "to_dict",
     "validate",
 ]

@@ -11,21 +11,50 @@ from training.config.loss import LossName, LossOptions, check_loss
 from training.config.model import ModelConfig, check_model
 from training.config.optim import OptimConfig, check_optim
 from training.config.output import OutputConfig, check_output
+from training.config.runtime import RuntimeConfig, check_runtime
+from training.config.sampler import (
+    SamplerName,
+    SamplerOptions,
+    StatisticsBatches,
+    check_sampler,
+    check_statistics_batches,
+    check_statistics_layers,
+)
 from training.config.seeds import SeedConfig, check_seeds
-from training.config.whitening import WhiteningName, WhiteningOptions, check_whitening
+from training.config.whitening import (
+    WhiteningName,
+    WhiteningOptions,
+    WhiteningWeights,
+    check_whitening,
+    check_whitening_weights,
+)
 
-DatasetName = Literal["digits-lt"]
+DatasetName = Literal[
+    "digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt", "image-folder", "list-files"
+]
 
 
 @dataclass
-class TrainConfig:
-    """One training run.
+class TrainConfig(RuntimeConfig):
+    """One training run; the options of `RuntimeConfig` are at the top level too.
 
     Attributes:
-        dataset: Which data.
+        dataset: Which data. digits-lt needs no files; the others have theirs in ``data.root``.
         imbalance_factor: Training images of the most frequent class over those of the rarest; >= 1.
+            Without effect, and to be left out, where ``data.imbalance_type`` is natural.
         whitening: The layer between the pooled features and the classifier.
         loss: The training loss.
+        sampler: Which images make up a batch. b3rs is the Block-based Relatively Balanced Batch
+            Sampler (GRBS in the successor paper).
+        bet_period: Batch Embedded Training: one batch of ``sampler`` after every bet_period - 1
+            instance-balanced ones; >= 1, 1 is ``sampler`` alone, 0 stands for infinity (never).
+            Null does without: every batch comes from ``sampler``.
+        whitening_weights: Weights of the images in the whitening's batch statistics; class-balanced
+            gives every class of a batch the same weight, instead of every image. (fused)
+        statistics_batches: Which batches of Batch Embedded Training update running statistics; the
+            others are whitened with their own, and leave the running ones as they are.
+        statistics_layers: Where statistics_batches holds: in the whitening layer (batchnorm
+            included) alone, or in "all" layers, with the batch normalisation of the backbone.
         seed: Seed from which the seeds of ``seeds`` are derived; >= 0.
         device: auto, cpu, cuda or any device name of torch; auto is cuda where there is one.
         threads: CPU threads of torch; >= 1, or null for torch's choice (all cores). Bits depend on
@@ -37,6 +66,7 @@ class TrainConfig:
         model: The network.
         whitening_options: Options of the layer before the classifier.
         loss_options: Options of the loss.
+        sampler_options: Options of the sampler.
         optim: Optimiser and schedule.
         output: Where results go.
     """
@@ -45,6 +75,11 @@ class TrainConfig:
     imbalance_factor: float = 50.0
     whitening: WhiteningName = "fused"
     loss: LossName = "logit-adjusted"
+    sampler: SamplerName = "instance"
+    bet_period: int | None = None
+    whitening_weights: WhiteningWeights = "none"
+    statistics_batches: StatisticsBatches = "all"
+    statistics_layers: Literal["whitening", "all"] = "whitening"
     seed: int = 0
     device: str = "auto"
     threads: int | None = 1
@@ -54,6 +89,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     whitening_options: WhiteningOptions = field(default_factory=WhiteningOptions)
     loss_options: LossOptions = field(default_factory=LossOptions)
+    sampler_options: SamplerOptions = field(default_factory=SamplerOptions)
     optim: OptimConfig = field(default_factory=OptimConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
@@ -61,7 +97,12 @@ class TrainConfig:
         """Return the run folder's name, without a suffix."""
         if self.output.name is not None:
             return self.output.name
-        return f"{self.dataset}-{self.whitening}-{self.loss}-{self.seed}"
+        parts: list[str] = [self.dataset, self.whitening, self.loss]
+        if self.sampler != "instance":
+            parts.append(self.sampler)
+        if self.bet_period is not None:
+            parts.append(f"bet{self.bet_period}")
+        return "-".join([*parts, str(self.seed)])
 
 
 def validate(config: TrainConfig) -> None:
@@ -76,12 +117,18 @@ def validate(config: TrainConfig) -> None:
     check_seeds(config.seeds)
     check_data(config.data)
     check_model(config.model)
-    check_loss(config.loss_options)
+    check_loss(config.loss, config.loss_options, config.optim.epochs)
     check_optim(config.optim)
     check_output(config.output)
+    check_runtime(config, config.whitening)
     from training.models.backbones import feature_dim  # imports torch: the parser does without
 
     check_whitening(config.whitening, config.whitening_options, feature_dim(config.model))
+    check_whitening_weights(config.whitening, config.whitening_weights, config.whitening_options)
+    options = config.sampler_options
+    check_sampler(config.sampler, config.bet_period, options, config.optim.epochs)
+    check_statistics_batches(config.statistics_batches, config.sampler, config.bet_period, options)
+    check_statistics_layers(config.statistics_layers, config.statistics_batches, config.whitening)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Literal
 from training.config.checks import check
 from training.errors import ConfigError
 
-WhiteningName = Literal["none", "batchnorm", "eager", "fused"]
+WhiteningName = Literal["none", "batchnorm", "eager", "cholesky", "iternorm", "fused"]
+WhiteningWeights = Literal["none", "class-balanced"]
 
 
 @dataclass
@@ -17,8 +18,8 @@ class WhiteningOptions:
 
     Attributes:
         groups: Channel groups whitened on their own; divides the feature dimension.
-            (eager, fused)
-        kind: Which whitening. (fused; eager is zca)
+            (eager, cholesky, iternorm, fused)
+        kind: Which whitening. (fused; eager and iternorm are zca)
         eps: Added to the covariance's diagonal (batchnorm: to the variance); > 0.
         momentum: Weight of the new batch in the running statistics; in (0, 1].
         running: Which running statistic evaluation uses. (fused)
@@ -26,6 +27,10 @@ class WhiteningOptions:
             1 is classical batch whitening. (fused)
         shrinkage: Shrinkage of the covariance's eigenvalues to their mean, or null. (fused)
         backend: Which implementation of fastwhiten. (fused)
+        iterations: Newton steps; >= 1. (iternorm)
+        weights_from: Whose class shares class-balanced weights are the inverse of: the "batch"'s,
+            so every class in a batch counts the same, or the "dataset"'s, the same weight for a
+            class in every batch. (fused with whitening_weights class-balanced)
     """
 
     groups: int = 1
@@ -36,14 +41,21 @@ class WhiteningOptions:
     batch_weight: float = 1.0
     shrinkage: Literal["oas", "ledoit-wolf"] | None = None
     backend: str = "auto"
+    iterations: int = 5
+    weights_from: Literal["batch", "dataset"] = "batch"
 
 
 # Which options of WhiteningOptions a layer takes notice of.
+_PEER = ("groups", "eps", "momentum")
 WHITENING_OPTIONS: dict[str, tuple[str, ...]] = {
     "none": (),
     "batchnorm": ("eps", "momentum"),
-    "eager": ("groups", "eps", "momentum"),
-    "fused": tuple(f.name for f in fields(WhiteningOptions)),
+    "eager": _PEER,
+    "cholesky": _PEER,
+    "iternorm": (*_PEER, "iterations"),
+    "fused": tuple(
+        f.name for f in fields(WhiteningOptions) if f.name not in ("iterations", "weights_from")
+    ),
 }
 
 
@@ -63,7 +75,27 @@ def check_whitening(whitening: str, options: WhiteningOptions, feature_dim: int)
         options.groups >= 1 and feature_dim % options.groups == 0,
         f"a divisor of the feature dimension {feature_dim}",
     )
+    check("whitening_options.iterations", options.iterations, options.iterations >= 1, ">= 1")
     _check_unused_options(whitening, options)
+
+
+def check_whitening_weights(whitening: str, weights: str, options: WhiteningOptions) -> None:
+    """Check that the layer takes weights if there are some, and that there are some to choose from.
+
+    Raises:
+        ConfigError: If an option would have no effect.
+    """
+    if weights != "none" and whitening != "fused":
+        raise ConfigError(
+            f"whitening_weights: expected 'none' with --whitening {whitening}, which takes no "
+            f"weights, got {weights!r}; use --whitening fused."
+        )
+    if weights == "none" and options.weights_from != WhiteningOptions().weights_from:
+        raise ConfigError(
+            "whitening_options.weights_from: expected the default 'batch' with "
+            f"--whitening-weights none, got {options.weights_from!r}; use --whitening-weights "
+            "class-balanced, or leave the option out."
+        )
 
 
 def _check_unused_options(whitening: str, options: WhiteningOptions) -> None:
@@ -71,7 +103,7 @@ def _check_unused_options(whitening: str, options: WhiteningOptions) -> None:
     used = WHITENING_OPTIONS[whitening]
     default = WhiteningOptions()
     for name, value in asdict(options).items():
-        if name not in used and value != getattr(default, name):
+        if name not in (*used, "weights_from") and value != getattr(default, name):
             layers = [layer for layer, names in WHITENING_OPTIONS.items() if name in names]
             raise ConfigError(
                 f"whitening_options.{name}: expected the default {getattr(default, name)!r} with "

@@ -1,27 +1,86 @@
-"""Data sets. To add one: a module with a loader, and a line in ``_LOADERS``."""
+"""Data sets. To add one: a module with a loader, and a line in ``_LOADERS`` and in `options`."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
-from training.config import TrainConfig
-from training.data.base import LongTailedDataset, Split
+from training.config import DataConfig, TrainConfig
+from training.data.base import FileSplit, LongTailedDataset, Split
+from training.data.cifar import load_cifar10_lt, load_cifar100_lt
 from training.data.digits import load_digits_lt
+from training.data.fashion_mnist import load_fashion_mnist_lt
+from training.data.options import resolve_options
+from training.errors import ConfigError
 
-__all__ = ["LongTailedDataset", "Split", "build_dataset"]
+__all__ = ["FileSplit", "LongTailedDataset", "Split", "build_dataset"]
 
-_LOADERS: dict[str, Callable[..., LongTailedDataset]] = {"digits-lt": load_digits_lt}
+# Cao et al. draw their splits with this seed.
+_PUBLISHED_SEED = 0
 
 
-def build_dataset(config: TrainConfig, split_seed: int) -> LongTailedDataset:
+def build_dataset(
+    config: TrainConfig, split_seed: int, check_files: bool = True
+) -> LongTailedDataset:
     """Load and split the configured data set, on the CPU.
 
+    A file that is used though it is not the published one gives a warning.
+
+    Args:
+        config: Which data, and its options.
+        split_seed: The resolved seed of the splits. For all but digits-lt it counts only if
+            ``config.seeds.split`` is set: otherwise the split is the published one, with seed 0, so
+            that runs of different ``seed`` share it. The data set knows which one was used.
+        check_files: Look at the files of folders and lists before anything is decoded; the others
+            are read whole in any case.
+
     Raises:
-        ConfigError: If the splits do not fit the data.
+        ConfigError: If an option does not go with the data set, a file is not right, or the splits
+            do not fit the data.
     """
-    return _LOADERS[config.dataset](
-        test_per_class=config.data.test_per_class,
-        validation_per_class=config.data.validation_per_class,
-        imbalance_factor=config.imbalance_factor,
-        seed=split_seed,
+    data = resolve_options(config)
+    if config.dataset == "digits-lt":
+        return _digits(data, config.imbalance_factor, split_seed)
+    seed = _PUBLISHED_SEED if config.seeds.split is None else split_seed
+    if seed >= 2**32:
+        raise ConfigError(f"seeds.split: expected a value below 2^32, got {seed}.")
+    dataset = _LOADERS[config.dataset](data, config.imbalance_factor, seed, check_files)
+    for note in dataset.notes:
+        warnings.warn(note, stacklevel=2)
+    return dataset
+
+
+def _digits(data: DataConfig, imbalance_factor: float, seed: int) -> LongTailedDataset:
+    return load_digits_lt(
+        test_per_class=data.test_per_class,
+        validation_per_class=data.validation_per_class,
+        imbalance_factor=imbalance_factor,
+        seed=seed,
+        imbalance_type=data.imbalance_type,
+        class_order_seed=data.class_order_seed,
     )
+
+
+def _image_folder(
+    data: DataConfig, imbalance_factor: float, seed: int, check: bool
+) -> LongTailedDataset:
+    from training.data.image_folder import load_image_folder  # pillow: only where there are files
+
+    return load_image_folder(data, imbalance_factor, seed, check)
+
+
+def _list_files(
+    data: DataConfig, imbalance_factor: float, seed: int, check: bool
+) -> LongTailedDataset:
+    from training.data.list_files import load_list_files
+
+    return load_list_files(data, imbalance_factor, seed, check)
+
+
+_LOADERS: dict[str, Callable[[DataConfig, float, int, bool], LongTailedDataset]] = {
+    "fashion-mnist-lt": lambda data, factor, seed, _: load_fashion_mnist_lt(data, factor, seed),
+    "cifar10-lt": lambda data, factor, seed, _: load_cifar10_lt(data, factor, seed),
+    "cifar100-lt": lambda data, factor, seed, _: load_cifar100_lt(data, factor, seed),
+    "image-folder": _image_folder,
+    "list-files": _list_files,
+}

@@ -1,21 +1,26 @@
-"""What every data set gives to the recipe: three splits of uint8 images, resident on the device."""
+"""What every data set gives to the recipe: three splits, of resident images or of files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+SplitName = Literal["train", "validation", "test"]
+
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels of one split.
+    """Images and labels of one split, in memory.
 
     Attributes:
         images: uint8 [N, C, H, W].
         labels: int64 [N], in [0, K).
-        indices: int64 [N], positions in the source, to check that splits are disjoint.
+        indices: int64 [N], positions in the source, to check that splits are disjoint. (A test
+            split of its own file counts from 0 again.)
     """
 
     images: Tensor
@@ -30,28 +35,79 @@ class Split:
         """Return the split with its images and labels on a device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    def take(self, positions: Tensor) -> Split:
+        """Return the images at these positions of the split, int64 [M]."""
+        here = positions.to(self.labels.device)
+        return Split(self.images[here], self.labels[here], self.indices[positions.cpu()])
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """Image files and labels of one split; the files are decoded when they are needed.
+
+    Attributes:
+        paths: The N files.
+        labels: int64 [N], in [0, K).
+        indices: As in `Split`.
+    """
+
+    paths: tuple[str, ...]
+    labels: Tensor
+    indices: Tensor
+
+    def __len__(self) -> int:
+        """Return the number N of images."""
+        return len(self.paths)
+
+    def to(self, device: torch.device) -> FileSplit:
+        """Return the split with its labels on a device."""
+        return replace(self, labels=self.labels.to(device))
+
+    def take(self, positions: Tensor) -> FileSplit:
+        """Return the files at these positions of the split, int64 [M]."""
+        paths = tuple(self.paths[position] for position in positions.tolist())
+        labels = self.labels[positions.to(self.labels.device)]
+        return FileSplit(paths, labels, self.indices[positions.cpu()])
+
+
+@dataclass(frozen=True)
+class FileLoading:
+    """How the images of a `FileSplit` are decoded (see `DataConfig` for the options)."""
+
+    image_size: int
+    resize: int
+    color_jitter: float
+    workers: int
+
 
 @dataclass(frozen=True)
 class LongTailedDataset:
-    """A long-tailed training split with balanced validation and test splits.
+    """A long-tailed training split with a validation and a test split.
 
     Attributes:
         name: Name on the command line.
-        class_names: The K class names; class 0 is the most frequent one.
+        class_names: The K class names, by label.
         train: Long-tailed training split.
-        validation: Split of the training data for model selection.
+        validation: Split of the training data for model selection; may be empty, see
+            `has_validation`.
         test: Held-out split, never used for a choice.
-        mean: Mean of the training pixels per channel, float32 [C], in units of the uint8 values.
-        std: Their standard deviation, float32 [C], same units.
+        mean: What `normalise` subtracts per channel, float32 [C], in units of the uint8 values.
+        std: What it divides by, float32 [C], same units.
+        split_seed: Seed that the splits were drawn with.
+        loading: How files are decoded; null for resident images.
+        notes: What a person should know about the files, a sentence each.
     """
 
     name: str
     class_names: tuple[str, ...]
-    train: Split
-    validation: Split
-    test: Split
+    train: Split | FileSplit
+    validation: Split | FileSplit
+    test: Split | FileSplit
     mean: Tensor
     std: Tensor
+    split_seed: int = 0
+    loading: FileLoading | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -59,13 +115,75 @@ class LongTailedDataset:
         return len(self.class_names)
 
     @property
+    def channels(self) -> int:
+        """The number C of colour channels."""
+        return int(self.mean.shape[0])
+
+    @property
+    def resident(self) -> bool:
+        """Whether the images are in memory, not in files."""
+        return self.loading is None
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation split to choose a model on."""
+        return len(self.validation) > 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches come out."""
+        return self.mean.device
+
+    @property
     def class_counts(self) -> Tensor:
         """Training images per class, int64 [K], on the CPU."""
         return torch.bincount(self.train.labels.cpu(), minlength=self.num_classes)
 
+    @property
+    def imbalance_factor(self) -> float:
+        """Training images of the most frequent class over those of the rarest, as counted."""
+        counts = self.class_counts
+        return (counts.max() / counts.min()).item()
+
+    def split(self, name: SplitName) -> Split | FileSplit:
+        """Return a split by its name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32 of zero mean and unit variance over the training split."""
+        """uint8 [B, C, H, W] -> float32, (images - mean) / std per channel."""
         return (images.float() - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def evaluation_batches(
+        self,
+        split: SplitName | Split | FileSplit,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a split's images, normalised and not augmented, and labels, every image once.
+
+        Args:
+            split: Name of a split, or a split of this data set.
+            batch_size: Images per batch and rank; the last batch may be smaller.
+            rank: Which share: image ``rank``, ``rank + world_size``, ... Nothing is padded.
+            world_size: Number of shares.
+
+        Yields:
+            Images float32 [B, C, H, W] and labels int64 [B], on the data set's device.
+
+        Raises:
+            ConfigError: If a file cannot be decoded, with its name.
+        """
+        chosen = self.split(split) if isinstance(split, str) else split
+        if isinstance(chosen, FileSplit):
+            # Imported here: worker processes and pillow are for those who have files.
+            from training.data.file_feed import evaluation_files
+
+            yield from evaluation_files(self, chosen, batch_size, rank, world_size)
+            return
+        share = torch.arange(rank, len(chosen), world_size, device=chosen.labels.device)
+        for positions in share.split(batch_size):
+            yield self.normalise(chosen.images[positions]), chosen.labels[positions]
 
     def to(self, device: torch.device) -> LongTailedDataset:
         """Return the data set with all tensors on a device."""
@@ -80,7 +198,17 @@ class LongTailedDataset:
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """uint8 [N, C, H, W] -> mean and standard deviation per channel, float32 [C] each."""
-    pixels = images.double().transpose(0, 1).flatten(1)  # [C, N * H * W]
+    """uint8 [N, C, H, W] -> mean and standard deviation per channel, float32 [C] each.
+
+    From a histogram per channel: exact sums of integers, without a copy of the images in floats.
+    """
+    values = torch.arange(256, dtype=torch.float64)
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        pixels = images[:, channel].flatten()
+        weights = torch.bincount(pixels, minlength=256).double() / pixels.numel()  # [256]
+        mean = (weights * values).sum()
+        means.append(mean)
+        deviations.append((weights * (values - mean).square()).sum().sqrt())
     # One uint8 step is a floor: a constant channel must not be divided by zero.
-    return pixels.mean(1).float(), pixels.std(1, correction=0).clamp_min(1.0).float()
+    return torch.stack(means).float(), torch.stack(deviations).clamp_min(1.0).float()

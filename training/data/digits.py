@@ -11,12 +11,19 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
+from training.config.data import ImbalanceType
 from training.data.base import LongTailedDataset, Split, channel_statistics
 from training.data.longtail import long_tailed_split
 
 
 def load_digits_lt(
-    *, test_per_class: int, validation_per_class: int, imbalance_factor: float, seed: int
+    *,
+    test_per_class: int,
+    validation_per_class: int,
+    imbalance_factor: float,
+    seed: int,
+    imbalance_type: ImbalanceType = "exp",
+    class_order_seed: int | None = None,
 ) -> LongTailedDataset:
     """Load digits-lt; digit 0 is the most frequent class, digit 9 the rarest.
 
@@ -38,6 +45,8 @@ def load_digits_lt(
         validation_per_class=validation_per_class,
         imbalance_factor=imbalance_factor,
         seed=seed,
+        imbalance_type=imbalance_type,
+        class_order_seed=class_order_seed,
     )
     train, validation, test = (
         Split(images[position], torch.from_numpy(labels)[position], position)
@@ -52,4 +61,5 @@ def load_digits_lt(
         test=test,
         mean=mean,
         std=std,
+        split_seed=seed,
     )

@@ -8,9 +8,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from training.data.augment import random_shift
+from training.config import TrainConfig
+from training.data.augment import Augmentation
 from training.data.base import LongTailedDataset
-from training.reproducibility import generator
+from training.data.options import resolve_options
 from training.samplers.base import Batch
 
 
@@ -19,9 +20,10 @@ class Examples:
     """What a training step gets.
 
     Attributes:
-        images: Augmented and normalised, float32 [B, C, H, W], on the training device.
-        labels: int64 [B], on the training device.
-        batch: The batch of the plan that they come from.
+        images: Augmented and normalised, float32 [b, C, H, W], on the training device; those of the
+            rank, at positions ``batch.positions[rank::world_size]``.
+        labels: int64 [b], on the training device.
+        batch: The batch of the plan that they come from, of all ranks together.
     """
 
     images: Tensor
@@ -33,8 +35,41 @@ class TrainFeed(Protocol):
     """Loads and augments the batches of a plan."""
 
     def examples(self, plan: Iterable[Batch], epoch: int) -> Iterator[Examples]:
-        """Yield the examples of each batch; random augmentation depends on (epoch, index) alone."""
+        """Yield the examples of each batch.
+
+        Random augmentation depends on the seed, the epoch, the number of the batch and the image's
+        place in it alone: a plan that starts in the middle of an epoch goes on as the whole would,
+        and the ranks together have what one process has.
+        """
         ...
+
+
+def build_feed(
+    config: TrainConfig,
+    dataset: LongTailedDataset,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> TrainFeed:
+    """Return the feed of a data set's training split.
+
+    Args:
+        config: Its ``data`` section says how to augment.
+        dataset: On the training device.
+        seed: Seed of the augmentation.
+        rank: Which images of each batch are loaded: ``positions[rank::world_size]``.
+        world_size: Number of processes that share the batches.
+
+    Raises:
+        ConfigError: If an option does not go with the data set.
+    """
+    fill = dataset.mean.round().to(dataset.device).byte()
+    augmentation = Augmentation(resolve_options(config), fill, crop=dataset.resident)
+    if dataset.resident:
+        return ResidentFeed(dataset, augmentation, seed, rank, world_size)
+    from training.data.file_feed import FileFeed  # worker processes: only where there are files
+
+    return FileFeed(dataset, augmentation, seed, rank, world_size)
 
 
 class ResidentFeed:
@@ -42,22 +77,33 @@ class ResidentFeed:
 
     Args:
         dataset: On the training device.
-        shift: See `DataConfig`.
+        augmentation: What to do to the images.
         seed: Seed of the augmentation; epoch and number of the batch are mixed in.
+        rank: See `build_feed`.
+        world_size: See `build_feed`.
     """
 
-    def __init__(self, dataset: LongTailedDataset, shift: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: LongTailedDataset,
+        augmentation: Augmentation,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         """Remember the parts."""
         self.dataset = dataset
-        self.shift = shift
+        self.augmentation = augmentation
         self.seed = seed
+        self.slots = slice(rank, None, world_size)
 
     def examples(self, plan: Iterable[Batch], epoch: int) -> Iterator[Examples]:
-        """Yield the examples of each batch; random augmentation depends on (epoch, index) alone."""
+        """See `TrainFeed`."""
         train = self.dataset.train
-        device = train.images.device
         for batch in plan:
-            positions = batch.positions.to(device)  # [B]
-            augmentation = generator(device, self.seed, epoch, batch.index)
-            images = random_shift(train.images[positions], self.shift, augmentation)
+            positions = batch.positions[self.slots].to(self.dataset.device)  # [b]
+            entropy = (self.seed, epoch, batch.index)
+            images = self.augmentation(
+                train.images[positions], entropy, len(batch.positions), self.slots
+            )
             yield Examples(self.dataset.normalise(images), train.labels[positions], batch)

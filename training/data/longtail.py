@@ -1,4 +1,4 @@
-"""Cutting a balanced data set to a long tail, and splitting it before."""
+"""Cutting a balanced data set to a long tail, and splitting it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from training.config.data import ImbalanceType, ValidationSource
 from training.errors import ConfigError
 
 
@@ -34,6 +35,26 @@ def exponential_counts(n_max: int, num_classes: int, imbalance_factor: float) ->
     """
     ratio = 1.0 / imbalance_factor
     counts = [int(n_max * ratio ** (k / (num_classes - 1.0))) for k in range(num_classes)]
+    return _nonempty(counts, n_max, imbalance_factor)
+
+
+def step_counts(n_max: int, num_classes: int, imbalance_factor: float) -> list[int]:
+    """Training images per class: n_max for the first K // 2 classes, int(n_max / IF) for the rest.
+
+    The step imbalance of Cao et al. (see `exponential_counts`), whose class numbers are even; for
+    an odd K the class in the middle is a rare one.
+
+    Example:
+        >>> step_counts(500, 5, 100)
+        [500, 500, 5, 5, 5]
+    """
+    many = num_classes // 2
+    rare = int(n_max * (1.0 / imbalance_factor))
+    counts = [n_max] * many + [rare] * (num_classes - many)
+    return _nonempty(counts, n_max, imbalance_factor)
+
+
+def _nonempty(counts: list[int], n_max: int, imbalance_factor: float) -> list[int]:
     if counts[-1] < 1:
         raise ConfigError(
             f"imbalance_factor: expected at most {n_max} (the images of the largest class), so "
@@ -43,8 +64,47 @@ def exponential_counts(n_max: int, num_classes: int, imbalance_factor: float) ->
 
 
 @dataclass(frozen=True)
+class Cut:
+    """How many images each class keeps.
+
+    Attributes:
+        imbalance_factor: See `exponential_counts`.
+        imbalance_type: exp, step or natural (every class keeps what it has).
+        class_order_seed: Seed of a random order of the classes, most frequent first; null is
+            0, 1, 2, ...
+    """
+
+    imbalance_factor: float
+    imbalance_type: ImbalanceType = "exp"
+    class_order_seed: int | None = None
+
+    def counts(self, available: NDArray[np.int64]) -> list[int]:
+        """Return the images that each class keeps, of those available per class [K].
+
+        n_max is what the smallest class has, so that the rule holds for every class.
+
+        Example:
+            >>> Cut(4, "step").counts(np.array([10, 8, 9, 8]))
+            [8, 8, 2, 2]
+            >>> sorted(Cut(4, "step", class_order_seed=0).counts(np.array([10, 8, 9, 8])))
+            [2, 2, 8, 8]
+        """
+        if self.imbalance_type == "natural":
+            return [int(count) for count in available]
+        rule = step_counts if self.imbalance_type == "step" else exponential_counts
+        ranked = rule(int(available.min()), len(available), self.imbalance_factor)
+        if self.class_order_seed is None:
+            return ranked
+        order = np.random.default_rng(self.class_order_seed).permutation(len(available))  # [K]
+        counts = [0] * len(available)
+        for rank, k in enumerate(order):
+            counts[k] = ranked[rank]
+        return counts
+
+
+@dataclass(frozen=True)
 class SplitIndices:
-    """Disjoint positions in the source, int64 each, sorted."""
+    """Disjoint positions in the source, int64 each; test is empty where the data brings its own."""
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
@@ -58,36 +118,38 @@ def long_tailed_split(
     validation_per_class: int,
     imbalance_factor: float,
     seed: int,
+    imbalance_type: ImbalanceType = "exp",
+    class_order_seed: int | None = None,
 ) -> SplitIndices:
     """Hold out a balanced test and validation split, and cut the rest to a long tail.
 
     Each class is shuffled once; the first images are tested on, the next ones validated on, and the
     n_k after those are trained on. So for one seed all imbalance factors share the test and the
-    validation split, and a larger factor trains on a subset. n_max is what the smallest class has
-    left, so that the exponential rule holds for every class.
+    validation split, and a larger factor trains on a subset.
 
     Args:
-        labels: Class of every image, [N], values 0 .. K-1; class 0 becomes the most frequent one.
+        labels: Class of every image, [N], values 0 .. K-1.
         test_per_class: Test images per class; >= 1.
-        validation_per_class: Validation images per class; >= 1.
-        imbalance_factor: See `exponential_counts`.
+        validation_per_class: Validation images per class; >= 0.
+        imbalance_factor: See `Cut`.
         seed: Seed of the shuffle.
+        imbalance_type: See `Cut`.
+        class_order_seed: See `Cut`.
 
     Returns:
-        The positions of the three splits.
+        The positions of the three splits, sorted.
 
     Raises:
         ConfigError: If a class has too few images.
     """
-    num_classes = int(labels.max()) + 1
     held_out = test_per_class + validation_per_class
-    smallest = int(np.bincount(labels, minlength=num_classes).min())
-    if smallest <= held_out:
+    sizes = _class_sizes(labels)
+    if sizes.min() <= held_out:
         raise ConfigError(
-            f"data: expected test_per_class + validation_per_class below {smallest} (the images "
+            f"data: expected test_per_class + validation_per_class below {sizes.min()} (the images "
             f"of the smallest class), got {test_per_class} + {validation_per_class}."
         )
-    counts = exponential_counts(smallest - held_out, num_classes, imbalance_factor)
+    counts = Cut(imbalance_factor, imbalance_type, class_order_seed).counts(sizes - held_out)
     rng = np.random.default_rng(seed)
     train, validation, test = [], [], []
     for k, count in enumerate(counts):
@@ -96,3 +158,63 @@ def long_tailed_split(
         validation.append(shuffled[test_per_class:held_out])
         train.append(shuffled[held_out : held_out + count])
     return SplitIndices(*(np.sort(np.concatenate(part)) for part in (train, validation, test)))
+
+
+def published_split(
+    labels: NDArray[np.int64],
+    *,
+    cut: Cut,
+    seed: int,
+    validation_per_class: int,
+    validation_from: ValidationSource,
+) -> SplitIndices:
+    """Cut the training part of a data set as Cao et al. do, and take out a validation split.
+
+    Their code seeds numpy's legacy generator once with 0, goes through the classes in order,
+    shuffles the positions of each and keeps the first n_k. With seed 0, and validation_per_class 0
+    or validation_from "dropped", the training positions are theirs, in their order: class by class.
+
+    Args:
+        labels: Class of every image, [N], values 0 .. K-1.
+        cut: How many images each class keeps.
+        seed: Seed of the shuffle, in [0, 2^32).
+        validation_per_class: Validation images per class; >= 0.
+        validation_from: "dropped" takes them from the images after the first n_k of a class, as far
+            as there are any; "held-out" from its first ones, before the cut.
+
+    Returns:
+        The positions of the training split, in their order, and of the validation split, sorted.
+
+    Raises:
+        ConfigError: If there are too few images.
+    """
+    sizes = _class_sizes(labels)
+    held_out = validation_per_class if validation_from == "held-out" else 0
+    if sizes.min() <= held_out:
+        raise ConfigError(
+            f"data.validation_per_class: expected a value below {sizes.min()} (the images of the "
+            f"smallest class), got {validation_per_class}."
+        )
+    counts = cut.counts(sizes - held_out)
+    if validation_from == "dropped" and validation_per_class and counts == sizes.tolist():
+        raise ConfigError(
+            "data.validation_from: expected a long-tail cut that drops images to validate on, got "
+            f"imbalance_type {cut.imbalance_type} with factor {cut.imbalance_factor}, which drops "
+            "none; use --data.validation_from held-out, or --data.validation_per_class 0."
+        )
+    rng = np.random.RandomState(seed)
+    train, validation = [], []
+    for k, count in enumerate(counts):
+        shuffled = np.flatnonzero(labels == k)
+        rng.shuffle(shuffled)
+        train.append(shuffled[held_out : held_out + count])
+        first = 0 if validation_from == "held-out" else count
+        validation.append(shuffled[first : first + validation_per_class])
+    return SplitIndices(
+        np.concatenate(train), np.sort(np.concatenate(validation)), np.empty(0, np.int64)
+    )
+
+
+def _class_sizes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Images per class, int64 [K]."""
+    return np.bincount(labels, minlength=int(labels.max()) + 1)

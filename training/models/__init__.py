@@ -5,11 +5,20 @@ from __future__ import annotations
 from training.config import TrainConfig
 from training.models.backbones import build_backbone, feature_dim
 from training.models.classifier import WhitenedClassifier
+from training.models.heads import CosineClassifier, build_classifier
 from training.models.resnet import SmallResNet
-from training.models.whitening import build_whitening
+from training.models.whitening import build_whitening, class_balanced_weights
 from training.reproducibility import seeded_initialisation
 
-__all__ = ["SmallResNet", "WhitenedClassifier", "build_backbone", "build_model", "feature_dim"]
+__all__ = [
+    "CosineClassifier",
+    "SmallResNet",
+    "WhitenedClassifier",
+    "build_backbone",
+    "build_model",
+    "class_balanced_weights",
+    "feature_dim",
+]
 
 
 def build_model(
@@ -24,4 +33,11 @@ def build_model(
         whitening = build_whitening(
             config.whitening, backbone.feature_dim, config.whitening_options
         )
-        return WhitenedClassifier(backbone, whitening, backbone.feature_dim, num_classes)
+        return WhitenedClassifier(
+            backbone,
+            whitening,
+            backbone.feature_dim,
+            num_classes,
+            build_classifier(config, backbone.feature_dim, num_classes),
+            freeze_backbone_statistics=config.statistics_layers == "all",
+        )

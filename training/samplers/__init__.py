@@ -1,28 +1,35 @@
-"""Batch samplers. To add one: a module with a class, and a line in `build_sampler`."""
+"""Batch samplers. To add one: a stream (or a class of its own) and a line in `build.py`."""
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from training.config import TrainConfig
-from training.samplers.base import MIN_ROWS, Batch, BatchKind, BatchSampler, batch_bounds
+from training.samplers.b3rs import B3RSStream
+from training.samplers.base import (
+    MIN_ROWS,
+    Batch,
+    BatchKind,
+    BatchSampler,
+    batch_bounds,
+    check_world_size,
+    rank_slice,
+)
+from training.samplers.build import build_sampler
+from training.samplers.cursor import PlanCursor
 from training.samplers.instance import InstanceSampler
+from training.samplers.schedule import Schedule
+from training.samplers.scheduled import ScheduledSampler
 
 __all__ = [
     "MIN_ROWS",
+    "B3RSStream",
     "Batch",
     "BatchKind",
     "BatchSampler",
     "InstanceSampler",
+    "PlanCursor",
+    "Schedule",
+    "ScheduledSampler",
     "batch_bounds",
     "build_sampler",
+    "check_world_size",
+    "rank_slice",
 ]
-
-
-def build_sampler(config: TrainConfig, labels: Tensor, seed: int) -> BatchSampler:
-    """Return the configured sampler of the training images with these labels [N].
-
-    Raises:
-        ConfigError: If the batches do not fit the data.
-    """
-    return InstanceSampler(len(labels), config.data.batch_size, seed, config.data.drop_last)

@@ -7,10 +7,12 @@ rank of a distributed run, and in a run that is resumed in the middle of an epoc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
+
+from training.errors import ConfigError
 
 MIN_ROWS = 2
 """A whitening or batch-normalisation layer needs two rows to train on."""
@@ -20,12 +22,13 @@ BatchKind = Literal["ordinary", "balanced"]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of the plan, of all ranks together.
+    """One batch of the plan, of all ranks together (or of one rank, after `rank_slice`).
 
     Attributes:
         positions: Positions in the training split, int64 [B], on the CPU.
         index: Number of the batch within its epoch, from 0.
-        kind: "balanced" for a batch that Batch Embedded Training puts between the ordinary ones.
+        kind: "ordinary" for instance-balanced sampling, "balanced" for every other sampler; with
+            Batch Embedded Training an epoch has both.
     """
 
     positions: Tensor
@@ -44,6 +47,26 @@ class BatchSampler(Protocol):
         """Yield the batches of an epoch (counted from 1), from number ``start`` on."""
         ...
 
+    def smallest_batch(self) -> int:
+        """Return the number of images in the smallest batch of any epoch."""
+        ...
+
+    def kinds(self) -> tuple[BatchKind, ...]:
+        """Return the kinds of batches that a run may get."""
+        ...
+
+    def class_frequencies(self, kind: BatchKind | None = None) -> Tensor:
+        """Return how often each class is drawn in the long run, float64 [K], sum 1.
+
+        Args:
+            kind: Over the batches of this kind alone; null is over all batches.
+        """
+        ...
+
+    def parameters(self) -> dict[str, Any]:
+        """Return all that the plan depends on but the epoch, as plain values (see `PlanCursor`)."""
+        ...
+
 
 def batch_bounds(num_samples: int, batch_size: int, drop_last: bool) -> list[tuple[int, int]]:
     """Return (start, stop) of every batch; none has fewer than two rows if there are two.
@@ -59,3 +82,47 @@ def batch_bounds(num_samples: int, batch_size: int, drop_last: bool) -> list[tup
     stops = [start + batch_size for start in starts[:-1]]
     stops.append(num_samples if not drop_last else min(num_samples, starts[-1] + batch_size))
     return list(zip(starts, stops, strict=True))
+
+
+def rank_slice(batch: Batch, rank: int, world_size: int) -> Batch:
+    """Return one rank's part of a batch: rows rank, rank + world_size, ... of the global plan.
+
+    The parts are disjoint, their union is the batch, and their sizes differ by one at most. As a
+    balanced batch lists its blocks one after another, each rank gets its share of every block.
+
+    Args:
+        batch: The batch of all ranks.
+        rank: In [0, world_size).
+        world_size: Number of ranks; >= 1.
+
+    Raises:
+        ConfigError: If a rank would be left without a row.
+
+    Example:
+        >>> import torch
+        >>> batch = Batch(torch.tensor([5, 6, 7, 8, 9]), index=0)
+        >>> [rank_slice(batch, rank, 2).positions.tolist() for rank in range(2)]
+        [[5, 7, 9], [6, 8]]
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank_slice: expected 0 <= rank < {world_size}, got rank {rank}.")
+    _check_rows(len(batch.positions), world_size)
+    return replace(batch, positions=batch.positions[rank::world_size])
+
+
+def check_world_size(sampler: BatchSampler, world_size: int) -> None:
+    """Check before the first step that every rank gets a row of every batch.
+
+    Raises:
+        ConfigError: If the smallest batch has fewer rows than there are ranks.
+    """
+    _check_rows(sampler.smallest_batch(), world_size)
+
+
+def _check_rows(rows: int, world_size: int) -> None:
+    if rows < world_size:
+        raise ConfigError(
+            f"data.batch_size: expected at least one row per rank in every batch, got a batch of "
+            f"{rows} rows for {world_size} ranks; use a larger batch, fewer ranks, or "
+            "--data.drop_last true, which leaves out an epoch's smaller last batch."
+        )

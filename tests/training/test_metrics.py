@@ -1,4 +1,4 @@
-"""Losses, schedule, accuracies and diagnostics against hand-computed cases."""
+"""Schedule, accuracies and diagnostics against hand-computed cases."""
 
 from __future__ import annotations
 
@@ -7,44 +7,10 @@ import math
 import pytest
 import torch
 
-from training.config import TrainConfig
 from training.diagnostics import correlation_matrix, mean_abs_off_diagonal
 from training.files import without_nan
-from training.losses import CrossEntropy, LogitAdjusted, build_loss
 from training.metrics import ShotGroups, confusion_matrix, evaluate_confusion
 from training.optim import learning_rate_factor
-
-
-def test_logit_adjusted_by_hand():
-    # Counts 3 and 1: priors 3/4 and 1/4. Logits (0, log 3) become (log 3/4, log 3 + log 1/4): both
-    # classes have probability 1/2, so the loss is log 2 whatever the label.
-    loss = LogitAdjusted(torch.tensor([3, 1]), tau=1.0)
-    logits = torch.tensor([[0.0, math.log(3)]]).expand(2, 2)
-    assert loss(logits, torch.tensor([0, 1])).item() == pytest.approx(math.log(2), abs=1e-6)
-
-
-def test_logit_adjustment_scales_with_tau():
-    # tau = 2: exp of the adjustment is 9/16 and 1/16, so label 1 has probability 1/10.
-    loss = LogitAdjusted(torch.tensor([3, 1]), tau=2.0)
-    value = loss(torch.zeros(1, 2), torch.tensor([1])).item()
-    assert value == pytest.approx(math.log(10), abs=1e-6)
-
-
-def test_tau_zero_is_cross_entropy():
-    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 1, 2, 0])
-    adjusted = LogitAdjusted(torch.tensor([5, 2, 1]), tau=0.0)
-    assert torch.equal(adjusted(logits, labels), CrossEntropy()(logits, labels))
-
-
-def test_build_loss_follows_the_configuration():
-    counts = torch.tensor([3, 1])
-    assert isinstance(build_loss(TrainConfig(loss="ce"), counts), CrossEntropy)
-    config = TrainConfig(loss="logit-adjusted")
-    config.loss_options.tau = 0.5
-    loss = build_loss(config, counts)
-    assert isinstance(loss, LogitAdjusted)
-    assert loss.adjustment[1].item() == pytest.approx(0.5 * math.log(0.25))
 
 
 def test_schedule_by_hand():

@@ -1,0 +1,140 @@
+"""Run, kill, resume: a process of its own for test_kill_and_resume.py, which forks every run.
+
+Imports are done once; a run is a forked child of this process, so that a kill costs no start-up.
+Usage: python killed_runs.py FOLDER KILLS SEED; prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from training.checkpoint import load_checkpoint
+from training.config import TrainConfig
+from training.run_folder import RunFolder
+from training.train import run_training
+
+TIMES = ("train_seconds", "images_per_second")
+
+
+def small_config(root: Path, name: str) -> TrainConfig:
+    """A run of three epochs of ten steps that saves after every step and averages its weights."""
+    config = TrainConfig(whitening="fused", checkpoint_every_steps=1, resume="auto")
+    config.model.width = 4
+    config.data.batch_size = 32
+    config.optim.epochs, config.optim.warmup_epochs = 3, 1
+    config.optim.ema_decay = 0.9
+    config.output.root, config.output.name = str(root), name
+    config.output.plots = False
+    return config
+
+
+def fork_run(config: TrainConfig) -> int:
+    """Start a run in a forked child; return its process id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run_training(config, Console(file=io.StringIO()))
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(1)
+    return child
+
+
+def finish(config: TrainConfig) -> None:
+    """Run to the end."""
+    status = os.waitpid(fork_run(config), 0)[1]
+    if status != 0:
+        raise RuntimeError(f"a run that nobody killed ended with status {status}")
+
+
+def killed_after(config: TrainConfig, delay: float) -> bool:
+    """Run, and kill after a delay in seconds; return False if the run was done before."""
+    child = fork_run(config)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)  # the child is not waited for yet, so its id is still its own
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return True
+    if status != 0:
+        raise RuntimeError(f"a run ended with status {status} before it was killed")
+    return False
+
+
+def same(one: Any, other: Any) -> bool:
+    """Compare nested containers bit by bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def outcome(folder: RunFolder) -> dict[str, Any]:
+    """What two runs that are the same have the same, bit by bit."""
+    found: dict[str, Any] = {}
+    for name in ("last", "best"):
+        state = load_checkpoint(folder.checkpoint(name))
+        kept = ("model", "ema", "optimizer", "schedule", "epoch", "step", "next_batch", "ranks")
+        found[name] = {key: state[key] for key in kept}
+        for rank in found[name]["ranks"]:
+            rank["meter"].pop("seconds")
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    found["metrics"] = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+    found["csv"] = [row.split(",")[:2] for row in folder.metrics_csv.read_text().splitlines()]
+    summary = json.loads(folder.summary.read_text())
+    found["summary"] = [summary["last"], summary["best"]]
+    return found
+
+
+def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Compare runs that were killed with one that was not."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    reference = small_config(root, "reference")
+    finish(reference)
+    length = time.perf_counter() - started
+    expected = outcome(RunFolder(root / "reference"))
+    generator = random.Random(seed)
+    done, in_a_save, per_run, equal = 0, 0, [0], []
+    while done < kills or per_run[-1] > 0:
+        config = small_config(root, f"killed-{len(per_run)}")
+        folder = RunFolder(root / f"killed-{len(per_run)}")
+        if done == kills:
+            finish(config)
+        elif killed_after(config, generator.uniform(0.0, 0.35) * length):
+            done += 1
+            per_run[-1] += 1
+            saved = folder.path / "checkpoints"
+            in_a_save += bool(list(saved.glob(".*.tmp")) + list(saved.glob("last-new.pt")))
+        if folder.summary.exists():  # done, or killed when nothing was left to do but to exit
+            equal.append(same(outcome(folder), expected))
+            per_run.append(0)
+    return {
+        "kills": done,
+        "killed_in_a_save": in_a_save,
+        "kills_per_run": per_run[:-1],
+        "equal": equal,
+        "steps": expected["last"]["step"],
+        "uninterrupted_seconds": length,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

@@ -1,0 +1,45 @@
+"""A finished run of two epochs, made once, and what stage 2 makes of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from training.config import Stage2Config, TrainConfig
+from training.reproducibility import cpu_threads
+from training.runs import Run, read_run
+from training.stage2 import run_stage2
+from training.train import run_training
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """digits-lt, fused whitening, a small model, bias and weights trained for two epochs."""
+    config = TrainConfig(whitening="fused", seed=3)
+    config.model.width = 4
+    config.data.batch_size = 64
+    config.optim.epochs = 2
+    config.optim.warmup_epochs = 0
+    config.output.root = str(tmp_path_factory.mktemp("runs"))
+    config.output.name = "first"
+    config.output.plots = False
+    with cpu_threads(1):
+        run_training(config, Console(file=io.StringIO()))
+    return read_run(Path(config.output.root) / "first")
+
+
+@pytest.fixture
+def stage2(run: Run, tmp_path: Path) -> Callable[..., Run]:
+    """Run stage 2 with a method and options; return the new run."""
+
+    def make(method: str, **options: object) -> Run:
+        given = {"root": str(tmp_path), "name": method, "overwrite": True, **options}
+        config = Stage2Config(method=method, source=str(run.folder.path), **given)
+        run_stage2(config, Console(file=io.StringIO()))
+        return read_run(Path(str(given["root"])) / str(given["name"]))
+
+    return make

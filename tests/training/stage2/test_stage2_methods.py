@@ -1,0 +1,171 @@
+"""What each method writes, against numpy on the features of the frozen model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from training.checkpoint import load_checkpoint
+from training.evaluate import collect_features
+from training.runs import Run, restore_dataset, restore_model
+from training.stage2.batches import ClassBalancedBatches
+from training.stage2.material import SAMPLER, derive_seed
+
+Stage2 = Callable[..., Run]
+
+
+def _features(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Whitened features float64 [N, D] and labels [N]."""
+    dataset = restore_dataset(run)
+    model = restore_model(run, dataset, "last", torch.device("cpu"))
+    images = getattr(dataset, split)
+    features = collect_features(model, dataset, images)[1]
+    return features.double().numpy(), images.labels.numpy()
+
+
+def _classifier(run: Run, checkpoint: str = "last") -> tuple[np.ndarray, np.ndarray]:
+    model = load_checkpoint(run.folder.checkpoint(checkpoint))["model"]
+    return tuple(model[f"classifier.{name}"].double().numpy() for name in ("weight", "bias"))
+
+
+def _balanced(predictions: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean([(predictions[labels == k] == k).mean() for k in range(10)]))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("crt", {"epochs": 1}),
+        ("lws", {"epochs": 1, "cache_features": True}),
+        ("tau-norm", {}),
+        ("ncm", {}),
+    ],
+)
+def test_only_the_classifier_changes(run: Run, stage2: Stage2, method: str, options: dict):
+    before = load_checkpoint(run.folder.checkpoint("last"))["model"]
+    after = load_checkpoint(stage2(method, **options).folder.checkpoint("last"))["model"]
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}  # not the running statistics
+
+
+def test_tau_is_chosen_by_the_validation_accuracy_of_numpy(run: Run, stage2: Stage2):
+    features, labels = _features(run, "validation")
+    weight, _ = _classifier(run)
+    scores, losses = [], []
+    for step in range(21):
+        scaled = weight / np.linalg.norm(weight, axis=1, keepdims=True) ** (step / 10)
+        logits = features @ scaled.T
+        scores.append(_balanced(logits.argmax(1), labels))
+        log_sum = np.log(np.exp(logits).sum(1))
+        losses.append(float((log_sum - logits[np.arange(len(labels)), labels]).mean()))
+    result = stage2("tau-norm")
+    candidates = result.summary["stage2"]["candidates"]
+    assert [c["tau"] for c in candidates] == [step / 10 for step in range(21)]
+    assert [c["balanced_accuracy"] for c in candidates] == pytest.approx(scores, abs=1e-12)
+    assert [c["loss"] for c in candidates] == pytest.approx(losses, rel=1e-5)
+    best = max(range(21), key=lambda i: (round(scores[i], 9), -losses[i]))
+    assert len(set(scores)) > 1
+    assert result.summary["stage2"]["tau"] == best / 10
+    expected = weight / np.linalg.norm(weight, axis=1, keepdims=True) ** (best / 10)
+    np.testing.assert_allclose(_classifier(result)[0], expected, rtol=1e-6)
+    assert (_classifier(result)[1] == 0).all()
+    assert result.summary["last"] == result.summary["best"]
+
+
+def test_tau_zero_is_the_run_but_for_the_bias(run: Run, stage2: Stage2):
+    weight, bias = _classifier(run)
+    kept = stage2("tau-norm", taus=[0.0], bias="keep")
+    assert all(np.array_equal(a, b) for a, b in zip(_classifier(kept), (weight, bias), strict=True))
+    assert kept.summary["last"]["test"] == run.summary["last"]["test"]
+    dropped = stage2("tau-norm", taus=[0.0])
+    assert np.array_equal(_classifier(dropped)[0], weight)
+    features, labels = _features(run, "test")
+    expected = _balanced((features @ weight.T).argmax(1), labels)
+    assert dropped.summary["last"]["test"]["balanced_accuracy"] == pytest.approx(
+        expected, abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_ncm_is_the_nearest_mean_of_numpy(run: Run, stage2: Stage2, distance: str):
+    features, labels = _features(run, "train")
+    means = np.stack([features[labels == k].mean(0) for k in range(10)])
+    images, truth = _features(run, "test")
+    if distance == "euclidean":
+        distances = ((images[:, None] - means) ** 2).sum(-1)
+    else:
+        lengths = np.linalg.norm(images, axis=1)[:, None] * np.linalg.norm(means, axis=1)
+        distances = -images @ means.T / lengths
+    result = stage2("ncm", distance=distance)
+    found = result.summary["last"]["test"]["balanced_accuracy"]
+    assert found == pytest.approx(_balanced(distances.argmin(1), truth), abs=1e-12)
+
+
+def _sgd(
+    features: np.ndarray,
+    labels: np.ndarray,
+    parameters: list[np.ndarray],
+    logits_of: Callable[[np.ndarray], np.ndarray],
+    gradients_of: Callable[[np.ndarray, np.ndarray], list[np.ndarray]],
+    seed: int,
+) -> None:
+    """Two epochs of SGD as the docstrings say, by hand, on cached features."""
+    batches = ClassBalancedBatches(torch.from_numpy(labels), 64, derive_seed(seed, SAMPLER))
+    velocity = [np.zeros_like(p) for p in parameters]
+    step, steps = 0, 2 * len(batches)
+    for epoch in (1, 2):
+        for batch in batches.batches(epoch):
+            chosen = batch.positions.numpy()
+            logits = logits_of(features[chosen])
+            softmax = np.exp(logits - logits.max(1, keepdims=True))
+            softmax /= softmax.sum(1, keepdims=True)
+            softmax[np.arange(64), labels[chosen]] -= 1
+            rate = 0.2 * 64 / 512 * 0.5 * (1 + np.cos(np.pi * step / steps))
+            gradients = gradients_of(features[chosen], softmax / 64)
+            for p, v, g in zip(parameters, velocity, gradients, strict=True):
+                v[:] = 0.9 * v + g + 5e-4 * p
+                p -= rate * v
+            step += 1
+
+
+def test_lws_is_sgd_on_the_scales(run: Run, stage2: Stage2):
+    features, labels = _features(run, "train")
+    weight, bias = _classifier(run)
+    scales = np.ones(10)
+    _sgd(
+        features,
+        labels,
+        [scales],
+        lambda z: (z @ weight.T + bias) * scales,
+        lambda z, g: [(g * (z @ weight.T + bias)).sum(0)],
+        seed=3,
+    )
+    result = stage2("lws", epochs=2, cache_features=True)
+    found = _classifier(result)
+    assert np.abs(scales - 1).max() > 0.01
+    np.testing.assert_allclose(found[0], weight * scales[:, None], rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(found[1], bias * scales, rtol=2e-4, atol=1e-6)
+
+
+def test_crt_is_sgd_from_new_weights(run: Run, stage2: Stage2):
+    features, labels = _features(run, "train")
+    # A rate of almost zero leaves the new weights as they were drawn.
+    start = _classifier(stage2("crt", epochs=1, lr=1e-12, cache_features=True))
+    weight, bias = (part.copy() for part in start)
+    assert np.abs(weight - _classifier(run)[0]).max() > 0.1
+    _sgd(
+        features,
+        labels,
+        [weight, bias],
+        lambda z: z @ weight.T + bias,
+        lambda z, g: [g.T @ z, g.sum(0)],
+        seed=3,
+    )
+    found = _classifier(stage2("crt", epochs=2, cache_features=True))
+    assert np.abs(weight - start[0]).max() > 0.1
+    np.testing.assert_allclose(found[0], weight, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found[1], bias, rtol=1e-3, atol=1e-5)

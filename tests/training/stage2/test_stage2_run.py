@@ -1,0 +1,181 @@
+"""The run folder of stage 2, what it may look at, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import training.runs
+from training.checkpoint import load_checkpoint
+from training.cli import parse
+from training.cli import run as run_command
+from training.config import Stage2Config
+from training.config.stage2 import check_stage2
+from training.data import LongTailedDataset
+from training.errors import ConfigError
+from training.evaluate import collect_features, evaluate
+from training.evaluate_run import evaluate_run
+from training.metrics import ShotGroups
+from training.models import build_model
+from training.runs import Run, read_run, restore_dataset, restore_model
+from training.stage2.run import _evaluate_features, _resolve, choose
+from training.stage2.split import choice_data
+
+Stage2 = Callable[..., Run]
+METHODS = ("crt", "lws", "tau-norm", "ncm")
+
+
+class Untouchable:
+    """A test split that may be moved to a device, and nothing else."""
+
+    def to(self, device: torch.device) -> Untouchable:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the test split was touched: {name}")
+
+    def __len__(self) -> int:
+        raise AssertionError("the test split was touched: len")
+
+
+@pytest.mark.parametrize("validation", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_chosen_on_the_test_split(run: Run, method: str, validation: bool):
+    dataset = replace(restore_dataset(run), test=Untouchable())
+    if not validation:
+        empty = dataset.validation
+        empty = replace(empty, images=empty.images[:0], labels=empty.labels[:0])
+        dataset = replace(dataset, validation=empty)
+    epochs = {"epochs": 2} if method in ("crt", "lws") else {}
+    config = _resolve(Stage2Config(method=method, source="", **epochs), run)
+    model = restore_model(run, dataset, "last", torch.device("cpu"))
+    groups = ShotGroups.from_counts(dataset.class_counts.tolist())
+    data = choice_data(dataset, 0.25, seed=0)
+    choice = choose(config, run, dataset, data, model, groups)
+    assert len(choice.results) == {"crt": 2, "lws": 2, "tau-norm": 21, "ncm": 1}[method]
+    scores = [(r.balanced_accuracy, -r.loss) for r in choice.results]
+    assert scores[choice.best] == max(scores)
+    with pytest.raises(AssertionError, match="test split was touched"):  # the trap does shut
+        len(dataset.test)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_test_labels_give_the_same_classifier(
+    run: Run, stage2: Stage2, method: str, monkeypatch: pytest.MonkeyPatch
+):
+    options = {"epochs": 2} if method in ("crt", "lws") else {}
+    first = stage2(method, name="first", **options)
+    build = training.runs.build_dataset
+
+    def poisoned(*arguments: Any) -> LongTailedDataset:
+        data = build(*arguments)
+        return replace(data, test=replace(data.test, labels=data.test.labels.flip(0)))
+
+    monkeypatch.setattr(training.runs, "build_dataset", poisoned)
+    second = stage2(method, name="second", **options)
+    assert first.summary["last"]["test"] != second.summary["last"]["test"]
+    for name in ("last", "best"):
+        models = [load_checkpoint(r.folder.checkpoint(name))["model"] for r in (first, second)]
+        assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+def test_the_new_run_is_a_run(run: Run, stage2: Stage2, method: str, checkpoint: str):
+    made = stage2(method)
+    assert made.summary.keys() == run.summary.keys() | {"stage2"}
+    for kind in ("last", "best"):
+        assert made.summary[kind].keys() == run.summary[kind].keys()
+        assert made.summary[kind]["test"].keys() == run.summary[kind]["test"].keys()
+    for split in ("validation", "test"):
+        assert evaluate_run(made, split, checkpoint)["equals_summary"] is True
+    records = [json.loads(line) for line in made.folder.metrics.read_text().splitlines()]
+    first = json.loads(run.folder.metrics.read_text().splitlines()[0])
+    assert all(record.keys() == first.keys() for record in records)
+    assert len(records) == (10 if method in ("crt", "lws") else 1)
+    best = records[made.summary["best"]["epoch"] - 1]
+    assert best["test"] == made.summary["best"]["test"]
+    assert made.summary["selection"] == {"split": "validation", "metric": "balanced_accuracy"}
+    # Loads into the model of the configuration.
+    stored = load_checkpoint(made.folder.checkpoint(checkpoint))
+    build_model(made.config, 1, 10, 0).load_state_dict(stored["model"])
+    assert stored["stage2"]["method"] == method
+
+
+def test_cached_features_give_what_the_whole_model_gives(run: Run):
+    """Epochs between the best and the last are evaluated on cached features alone."""
+    dataset = restore_dataset(run)
+    model = restore_model(run, dataset, "last", torch.device("cpu"))
+    groups = ShotGroups.from_counts(dataset.class_counts.tolist())
+    features = collect_features(model, dataset, dataset.test)[1]
+    found = _evaluate_features(model.classifier, features, dataset.test, groups)
+    assert found == evaluate(model, dataset, dataset.test, groups)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_same_seed_same_bits(stage2: Stage2, cache: bool):
+    runs = [
+        stage2("crt", epochs=2, cache_features=cache, name=name, **seed)
+        for name, seed in (("a", {}), ("b", {"seed": 3}), ("c", {"seed": 4}))
+    ]
+    weights = [
+        load_checkpoint(r.folder.checkpoint("last"))["model"]["classifier.weight"] for r in runs
+    ]
+    assert torch.equal(weights[0], weights[1])  # null is the run's seed, 3
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_command_line_and_the_stored_options(run: Run, tmp_path: Path):
+    arguments = ["stage2", "tau-norm", "--from", str(run.folder.path), "--taus", "[0.5, 1.0]"]
+    assert run_command([*arguments, "--root", str(tmp_path), "--name", "x"]) == 0
+    made = read_run(tmp_path / "x")
+    assert made.summary["stage2"]["source"] == str(run.folder.path)
+    assert made.summary["stage2"]["options"]["taus"] == [0.5, 1.0]
+    stored = made.folder.path / "stage2.yaml"
+    config = parse(["stage2", "tau-norm", "--config", str(stored)])[1]
+    assert (config.source, config.taus, config.seed) == (str(run.folder.path), [0.5, 1.0], 3)
+
+
+def _expect(capsys: pytest.CaptureFixture[str], arguments: list[str], text: str) -> None:
+    assert run_command(arguments) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_wrong_use_is_explained(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    _expect(capsys, ["stage2", "crt", "--from", str(tmp_path)], "expected a run folder")
+    broken = tmp_path / "broken"
+    shutil.copytree(run.folder.path, broken)
+    path = broken / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    _expect(capsys, ["stage2", "ncm", "--from", str(broken)], f"{path}: expected the last checkpo")
+    (broken / "summary.json").unlink()
+    _expect(capsys, ["stage2", "ncm", "--from", str(broken)], "expected a finished run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken"]  # nothing half-made
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value", "text"),
+    [
+        ("ncm", "epochs", 3, r"epochs: expected the default 10 .* use crt or lws"),
+        ("crt", "taus", [1.0], "use tau-norm"),
+        ("tau-norm", "taus", [], "at least one"),
+        ("tau-norm", "taus", [-1.0], "taus: expected a value >= 0, got -1.0"),
+        ("crt", "epochs", 0, "epochs: expected a value >= 1"),
+        ("crt", "lr", 0.0, "lr: expected a value > 0"),
+        ("crt", "holdout", 1.0, r"holdout: expected a value in \(0, 1\)"),
+        ("lws", "batch_size", 1, "batch_size: expected a value >= 2"),
+        ("lws", "momentum", 1.0, r"momentum: expected a value in \[0, 1\)"),
+        ("lws", "weight_decay", -1.0, "weight_decay: expected a value >= 0"),
+        ("lws", "seed", -1, "seed: expected a value >= 0"),
+    ],
+)
+def test_options_are_checked(method: str, option: str, value: object, text: str):
+    with pytest.raises(ConfigError, match=text):
+        check_stage2(Stage2Config(method=method, source="x", **{option: value}))

@@ -1,0 +1,66 @@
+"""How a run is carried out: precision, compilation, processes, evaluation, saving and resuming."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from training.config.checks import check
+from training.errors import ConfigError
+
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+
+# What may differ between a run and its continuation: none of these changes what is computed.
+RESUMABLE = ("resume", "dry_run", "checkpoint_every_steps")
+
+
+@dataclass
+class RuntimeConfig:
+    """How a run is carried out.
+
+    Attributes:
+        precision: fp32, or automatic mixed precision in bf16 or fp16 (fp16 with a gradient scaler).
+            The whitening layer, the loss and every evaluation compute in float32 all the same.
+        channels_last: Keep images and convolution weights in the channels-last memory format.
+        compile: Compile the training forward and backward with torch.compile. Evaluation is not
+            compiled.
+        sync_bn: Batch normalisation over the rows of all processes (torch.nn.SyncBatchNorm); CUDA
+            only. Otherwise each process normalises by its own rows, and the running statistics are
+            averaged over the processes at the end of each epoch.
+        sync_whitening: Whitening over the rows of all processes; null is yes where there are
+            several processes. (fused)
+        evaluate_every: Epochs between evaluations; >= 1. The last epoch is always evaluated.
+        evaluate_test: Evaluate the test split with each evaluation; otherwise only at the end of
+            the run, for the last and the best model. It never chooses anything.
+        checkpoint_every_steps: Save also after every so many steps; >= 1, null is after each epoch
+            only.
+        resume: auto continues the run folder of this name if it was made with the same
+            configuration, and starts a new run if there is none; none always starts a new run; or
+            the path of a run folder or of a checkpoint in it.
+        dry_run: Check and print the configuration, and do nothing.
+    """
+
+    precision: PrecisionName = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    sync_bn: bool = False
+    sync_whitening: bool | None = None
+    evaluate_every: int = 1
+    evaluate_test: bool = True
+    checkpoint_every_steps: int | None = None
+    resume: str = "none"
+    dry_run: bool = False
+
+
+def check_runtime(runtime: RuntimeConfig, whitening: str) -> None:
+    """Check the ranges, and that the layer can be synchronised if that is asked for."""
+    check("evaluate_every", runtime.evaluate_every, runtime.evaluate_every >= 1, ">= 1")
+    steps = runtime.checkpoint_every_steps
+    check("checkpoint_every_steps", steps, steps is None or steps >= 1, ">= 1 or null")
+    check("resume", runtime.resume, runtime.resume != "", "auto, none or a path")
+    if runtime.sync_whitening and whitening != "fused":
+        raise ConfigError(
+            "sync_whitening: expected false or null with "
+            f"--whitening {whitening}, which has no synchronised statistics, got true; "
+            "use --whitening fused, or leave the option out."
+        )

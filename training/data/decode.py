@@ -1,0 +1,130 @@
+"""Decoding image files, with the crops of ImageNet-size training, in pillow.
+
+Random values come from a generator that the caller makes from (seed, epoch, batch, slot), so an
+image of a batch looks the same in every worker, on every rank, and after a resumed run.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from training.data.base import FileLoading
+from training.errors import ConfigError
+
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SCALE = (0.08, 1.0)
+_RATIO = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+
+
+def open_image(path: str) -> Image.Image:
+    """Decode a file to RGB.
+
+    Raises:
+        ConfigError: If the file is missing, truncated or no image, with its name.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Broken EXIF blocks and palettes with transparency: the pixels are read all the same.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: expected an image file, found none; check --data.root and the list."
+        ) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        size = Path(path).stat().st_size if Path(path).exists() else 0
+        raise ConfigError(
+            f"{path}: expected an image that can be decoded, got a truncated or corrupt file of "
+            f"{size} bytes ({error}); fetch it again or remove it, then check the others with: "
+            "python -m training data verify"
+        ) from error
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+
+
+def training_image(
+    image: Image.Image, loading: FileLoading, rng: np.random.Generator, augmented: bool
+) -> Tensor:
+    """Random resized crop, horizontal flip and colour jitter -> uint8 [3, S, S].
+
+    Args:
+        image: RGB.
+        loading: Sizes and strength.
+        rng: Source of the random values.
+        augmented: False gives the evaluation's crop.
+    """
+    if not augmented:
+        return evaluation_image(image, loading)
+    box = random_crop_box(*image.size, rng)
+    size = (loading.image_size, loading.image_size)
+    crop = image.resize(size, Image.Resampling.BILINEAR, box=box)
+    if rng.random() < 0.5:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if loading.color_jitter > 0:
+        crop = color_jitter(crop, loading.color_jitter, rng)
+    return to_tensor(crop)
+
+
+def evaluation_image(image: Image.Image, loading: FileLoading) -> Tensor:
+    """Resize the shorter side, then cut out the centre -> uint8 [3, S, S]."""
+    width, height = image.size
+    scale = loading.resize / min(width, height)
+    resized = image.resize(
+        (max(loading.resize, round(width * scale)), max(loading.resize, round(height * scale))),
+        Image.Resampling.BILINEAR,
+    )
+    left = (resized.width - loading.image_size) // 2
+    top = (resized.height - loading.image_size) // 2
+    return to_tensor(resized.crop((left, top, left + loading.image_size, top + loading.image_size)))
+
+
+def random_crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw a box of 8 to 100 % of the area and an aspect ratio of 3/4 to 4/3.
+
+    The "Inception" crop (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015): the area is
+    uniform, the logarithm of the ratio is uniform; a box that does not fit is drawn again, and
+    after ten times the largest centred box of an allowed ratio is taken.
+
+    Returns:
+        Left, top, right, bottom in pixels, inside the image.
+
+    Example:
+        >>> random_crop_box(100, 100, np.random.default_rng(0))
+        (7, 0, 83, 87)
+    """
+    for _ in range(_ATTEMPTS):
+        area = width * height * rng.uniform(*_SCALE)
+        ratio = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(rng.integers(width - w + 1))
+            top = int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, round(height * _RATIO[1]))
+    h = min(height, round(width / _RATIO[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Scale brightness, contrast and saturation by random factors in 1 +- strength, random order.
+
+    Contrast is around the mean grey of the image, saturation towards its grey version.
+    """
+    kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    factors = rng.uniform(1 - strength, 1 + strength, len(kinds))
+    for position in rng.permutation(len(kinds)):
+        image = kinds[position](image).enhance(float(factors[position]))
+    return image

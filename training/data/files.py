@@ -1,0 +1,141 @@
+"""From lists of image files to a data set: decoded by workers, or once and kept in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.config import DataConfig
+from training.data.base import (
+    FileLoading,
+    FileSplit,
+    LongTailedDataset,
+    Split,
+    channel_statistics,
+)
+from training.data.decode import open_image, to_tensor
+from training.errors import ConfigError
+
+# The usual statistics of ImageNet's training pixels, in units of 1 / 255.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+_MAX_WORKERS = 8
+_SAMPLE = 64
+
+
+def file_dataset(
+    name: str,
+    class_names: tuple[str, ...],
+    train: FileSplit,
+    validation: FileSplit,
+    test: FileSplit,
+    data: DataConfig,
+    seed: int,
+    notes: tuple[str, ...] = (),
+    check: bool = True,
+) -> LongTailedDataset:
+    """Check the files quickly, and return the data set.
+
+    Args:
+        name: Name on the command line.
+        class_names: By label.
+        train: Files of the training split; the others likewise.
+        validation: May be empty.
+        test: Not empty.
+        data: Resolved options.
+        seed: Seed that the splits were drawn with.
+        notes: See `LongTailedDataset`.
+        check: Look at the files first (`check_files`).
+
+    Raises:
+        ConfigError: Naming a file that is missing, empty or no image.
+    """
+    splits: tuple[FileSplit | Split, ...] = (train, validation, test)
+    if data.resident:
+        size = open_image(train.paths[0]).size
+        splits = tuple(_decode_split(split, size) for split in (train, validation, test))
+        mean, std = channel_statistics(splits[0].images)
+        loading = None
+    else:
+        if check:
+            check_files([path for split in (train, validation, test) for path in split.paths])
+        mean, std = 255 * torch.tensor(_MEAN), 255 * torch.tensor(_STD)
+        workers = data.workers
+        if workers is None:
+            workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+        loading = FileLoading(data.image_size, data.resize, data.color_jitter, workers)
+    return LongTailedDataset(
+        name, class_names, *splits, mean, std, split_seed=seed, loading=loading, notes=notes
+    )
+
+
+def check_files(paths: Sequence[str]) -> None:
+    """Check that all files are there and not empty, and that 64 of them, evenly spread, decode.
+
+    Raises:
+        ConfigError: Naming the first file that fails.
+    """
+    for path in paths:
+        _check_size(path)
+    broken = broken_files(paths[:: max(1, len(paths) // _SAMPLE)])
+    if broken:
+        raise ConfigError(broken[0])
+
+
+def broken_files(paths: Sequence[str]) -> list[str]:
+    """Decode all files; return a message about each that fails."""
+
+    def problem(path: str) -> str | None:
+        try:
+            _check_size(path)
+            open_image(path)
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:  # pillow decodes without the interpreter's lock
+        return [message for message in pool.map(problem, paths) if message is not None]
+
+
+def _check_size(path: str) -> None:
+    try:
+        size = os.stat(path).st_size
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: expected an image file, got: {error.strerror}; check --data.root and the "
+            "list, or fetch the file again."
+        ) from error
+    if size == 0:
+        raise ConfigError(
+            f"{path}: expected an image file, got an empty one; fetch it again or remove it."
+        )
+
+
+def _decode_split(split: FileSplit, size: tuple[int, int]) -> Split:
+    """Decode all images of a split, which must have one size (width, height)."""
+
+    def decode(path: str) -> Tensor:
+        image = open_image(path)
+        if image.size != size:
+            raise ConfigError(
+                f"{path}: expected {size[0]} x {size[1]} pixels like the first image with "
+                f"--data.resident true, got {image.width} x {image.height}; use --data.resident "
+                "false."
+            )
+        return to_tensor(image)
+
+    images = torch.empty((len(split), 3, size[1], size[0]), dtype=torch.uint8)  # [N, 3, H, W]
+    with ThreadPoolExecutor() as pool:
+        for position, image in enumerate(pool.map(decode, split.paths)):
+            images[position] = image
+    return Split(images, split.labels, split.indices)
+
+
+def absolute(root: Path, name: str) -> str:
+    """Join a folder and a relative path of a list, quickly."""
+    return f"{root}{os.sep}{name}"

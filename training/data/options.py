@@ -1,0 +1,170 @@
+"""Which data set has which option, and the defaults that depend on the data set.
+
+To add a data set: its line here, its loader in ``_LOADERS`` of ``training/data/__init__.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from training.config import DataConfig, TrainConfig
+from training.config.data import AugmentName
+from training.errors import ConfigError
+
+_COMMON = (
+    "imbalance_type class_order_seed validation_per_class batch_size drop_last augment cutout "
+    "crop_padding shift randaugment_ops randaugment_magnitude"
+).split()
+_FILES = "resident image_size resize color_jitter workers".split()
+# Options of one augmentation only.
+_OF_AUGMENTATION: dict[str, tuple[AugmentName, ...]] = {
+    "crop_padding": ("crop-flip", "autoaugment", "randaugment"),
+    "randaugment_ops": ("randaugment",),
+    "randaugment_magnitude": ("randaugment",),
+}
+# Options of images that workers decode, and of images in memory.
+_OF_WORKERS = ("image_size", "resize", "color_jitter", "workers")
+_OF_RESIDENT = ("crop_padding", "shift")
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """The options that a data set has besides the common ones, and its defaults."""
+
+    options: tuple[str, ...] = ()
+    validation_per_class: int | None = 10
+    test_per_class: int | None = None
+    augment: AugmentName = "crop-flip"
+    root: str | None = None
+    natural: bool = False
+    own_test: bool = True
+
+
+_DATASETS: dict[str, _Defaults] = {
+    "digits-lt": _Defaults(
+        options=("test_per_class",), test_per_class=40, augment="shift", own_test=False
+    ),
+    "fashion-mnist-lt": _Defaults(
+        options=("root", "verify_md5", "validation_from"),
+        validation_per_class=100,
+        root="/usr/share/datasets/fashion-mnist",
+    ),
+    "cifar10-lt": _Defaults(
+        options=("root", "verify_md5", "validation_from"), validation_per_class=100
+    ),
+    "cifar100-lt": _Defaults(options=("root", "verify_md5", "validation_from")),
+    "image-folder": _Defaults(
+        # How many are held out depends on which folders there are: the loader decides.
+        options=("root", "test_per_class", "validation_from", *_FILES),
+        validation_per_class=None,
+    ),
+    "list-files": _Defaults(
+        options=("root", "verify_md5", "list_train", "list_val", "list_test", *_FILES),
+        validation_per_class=0,
+        natural=True,
+    ),
+}
+
+
+def resolve_options(config: TrainConfig) -> DataConfig:
+    """Fill the options that are null with the data set's defaults.
+
+    Raises:
+        ConfigError: If an option is set that the data set, or the augmentation, does not have.
+    """
+    defaults, data = _DATASETS[config.dataset], config.data
+    if data.validation_per_class and data.list_val:
+        raise ConfigError(
+            "data.validation_per_class: expected null or 0 beside data.list_val, which is the "
+            f"validation split, got {data.validation_per_class}; leave one of them out."
+        )
+    imbalance_type = data.imbalance_type or ("natural" if defaults.natural else "exp")
+    cut = imbalance_type != "natural"
+    validation_from = "dropped" if cut and defaults.own_test else "held-out"
+    resolved = replace(
+        data,
+        root=data.root if data.root is not None else defaults.root,
+        imbalance_type=imbalance_type,
+        test_per_class=data.test_per_class or defaults.test_per_class,
+        validation_per_class=(
+            defaults.validation_per_class
+            if data.validation_per_class is None
+            else data.validation_per_class
+        ),
+        validation_from=data.validation_from or validation_from,
+        augment=data.augment or defaults.augment,
+    )
+    _check_unused(config, resolved)
+    if "root" in defaults.options:
+        _check_root(config.dataset, resolved.root)
+    return resolved
+
+
+def _check_unused(config: TrainConfig, resolved: DataConfig) -> None:
+    """An option without effect is an error, not a silent no-op."""
+    has = (*_COMMON, *_DATASETS[config.dataset].options)
+    workers = "resident" in has and not resolved.resident
+    for item in fields(DataConfig):
+        name, value = item.name, getattr(config.data, item.name)
+        if value == item.default:
+            continue
+        if name not in has:
+            others = [d for d, o in _DATASETS.items() if name in o.options]
+            _unused(name, value, item.default, f"--dataset {config.dataset}", " or ".join(others))
+        if name in _OF_AUGMENTATION and resolved.augment not in _OF_AUGMENTATION[name]:
+            wanted = " or ".join(f"--data.augment {a}" for a in _OF_AUGMENTATION[name])
+            _unused(name, value, item.default, f"--data.augment {resolved.augment}", wanted)
+        if name in _OF_WORKERS and not workers:
+            _unused(name, value, item.default, "--data.resident true", "--data.resident false")
+        if name in _OF_RESIDENT and workers:
+            _unused(name, value, item.default, "--data.resident false", "--data.resident true")
+    if workers and resolved.augment == "shift":
+        raise ConfigError(
+            "data.augment: expected none, crop-flip, autoaugment or randaugment for files that are "
+            "decoded in workers, got shift; or use --data.resident true."
+        )
+    if resolved.imbalance_type == "natural":
+        _check_natural(config, resolved)
+
+
+def _check_natural(config: TrainConfig, resolved: DataConfig) -> None:
+    if resolved.class_order_seed is not None:
+        raise ConfigError(
+            "data.class_order_seed: expected null with imbalance_type natural, where no class is "
+            f"cut, got {resolved.class_order_seed}; leave it out, or cut with exp or step."
+        )
+    default = next(f.default for f in fields(TrainConfig) if f.name == "imbalance_factor")
+    if config.imbalance_factor != default:
+        raise ConfigError(
+            f"imbalance_factor: expected its default {default} with data.imbalance_type natural, "
+            f"which cuts nothing, got {config.imbalance_factor}; leave it out, or use "
+            "--data.imbalance_type exp."
+        )
+    if resolved.validation_from == "dropped":
+        raise ConfigError(
+            "data.validation_from: expected held-out with imbalance_type natural, which drops no "
+            "images, got dropped."
+        )
+
+
+def _unused(name: str, value: object, default: object, chosen: str, remedy: str) -> None:
+    raise ConfigError(
+        f"data.{name}: expected the default {default!r} with {chosen}, where it has no effect, got "
+        f"{value!r}; use {remedy or 'another data set'}, or leave the option out."
+    )
+
+
+def _check_root(dataset: str, root: str | None) -> None:
+    if root is None:
+        raise ConfigError(
+            f"data.root: expected the folder of the files of {dataset}, got none; "
+            "pass --data.root FOLDER."
+        )
+    if not Path(root).is_dir():
+        hint = (
+            "; install Debian's package dataset-fashion-mnist, or pass --data.root FOLDER"
+            if dataset == "fashion-mnist-lt"
+            else "; check --data.root"
+        )
+        raise ConfigError(f"data.root: expected a folder, got {root!r}, which is none{hint}.")

@@ -1,0 +1,78 @@
+"""Reading every file of a data set, and saying what is wrong with which."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields, replace
+
+from rich.console import Console
+
+from training.config import DataConfig, TrainConfig
+from training.data import build_dataset
+from training.data.base import FileSplit, LongTailedDataset
+from training.errors import ConfigError
+
+_SHOWN = 20
+
+
+def verify(config: TrainConfig, split_seed: int, console: Console) -> None:
+    """Check all files of a data set; print what was checked.
+
+    Whole-format files are parsed, and compared with the published checksums; of folders and lists
+    every image is decoded, those that a long-tail cut would drop included.
+
+    Raises:
+        ConfigError: Naming every file (up to 20) that is not right.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the notes are printed below
+        dataset = build_dataset(_uncut(config), split_seed, check_files=False)
+    lines = [f"{dataset.name}: {_describe(dataset)}"]
+    if not dataset.resident:
+        lines.append(f"decoded {_decode_all(dataset)} image files, none is broken")
+    lines.extend(f"note: {note}" for note in dataset.notes)
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _uncut(config: TrainConfig) -> TrainConfig:
+    """Return the configuration in which every image is in a split."""
+    if config.dataset == "digits-lt":
+        return config
+    default = next(f.default for f in fields(TrainConfig) if f.name == "imbalance_factor")
+    data: DataConfig = replace(
+        config.data, imbalance_type="natural", class_order_seed=None, validation_from=None
+    )
+    if config.dataset != "image-folder":
+        data = replace(data, validation_per_class=0)
+    return replace(config, data=data, imbalance_factor=default)
+
+
+def _describe(dataset: LongTailedDataset) -> str:
+    sizes = {
+        "training": len(dataset.train),
+        "validation": len(dataset.validation),
+        "test": len(dataset.test),
+    }
+    return (
+        ", ".join(f"{size} {name} images" for name, size in sizes.items() if size)
+        + f" of {dataset.num_classes} classes; format and labels are right"
+    )
+
+
+def _decode_all(dataset: LongTailedDataset) -> int:
+    """Decode every file once; return their number."""
+    from training.data.files import broken_files
+
+    splits = (dataset.train, dataset.validation, dataset.test)
+    paths = [path for split in splits if isinstance(split, FileSplit) for path in split.paths]
+    paths = list(dict.fromkeys(paths))  # validation and test may be one list
+    broken = broken_files(paths)
+    if broken:
+        more = f"\n... and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        raise ConfigError(
+            f"{len(broken)} of {len(paths)} image files are not right:\n"
+            + "\n".join(broken[:_SHOWN])
+            + more
+        )
+    return len(paths)

@@ -1,0 +1,208 @@
+"""Several processes, one model: who is who, what they exchange, and which rows each one takes.
+
+The plan of batches is the same on every process; of each batch, process r of n takes the rows
+r, r + n, r + 2n, … A process' mean loss is weighted by n * local rows / all rows, so that the mean
+over processes, which `DistributedDataParallel` takes of the gradients, is the gradient of the mean
+over all rows, also where the shares differ in size.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from training.data.feed import Examples
+from training.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run; every method that exchanges something is called by all of them.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
+        control: A gloo group for small exchanges between CPUs; None for a single process.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    control: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and speaks to people."""
+        return self.rank == 0
+
+    def share(self, rows: Tensor) -> Tensor:
+        """Return this process' rows of a tensor [N, ...]."""
+        return rows if self.world_size == 1 else rows[self.rank :: self.world_size]
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Add a tensor up over the processes, in place, on its device."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def maximum(self, value: int) -> int:
+        """Return the largest of the processes' integers."""
+        if self.world_size == 1:
+            return value
+        values = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=self.control)
+        return int(values)
+
+    def gather(self, value: T) -> list[T]:
+        """Return the objects of all processes, in order of rank, on every process."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Call a function on the first process; return its result, or raise its error, on all."""
+        if self.world_size == 1:
+            return function()
+        outcome: list[Any] = [None, None]
+        if self.first:
+            try:
+                outcome[0] = function()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self.control)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+
+@contextmanager
+def open_processes(device: torch.device) -> Iterator[Processes]:
+    """Join the processes that torchrun started; a process on its own is the only one.
+
+    A process group that exists already is used and left open.
+
+    Args:
+        device: That trains; NCCL connects GPUs, gloo CPUs.
+    """
+    if dist.is_initialized():
+        yield _describe(device)
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield _describe(device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _describe(device: torch.device) -> Processes:
+    if dist.get_world_size() == 1:
+        return Processes()
+    control = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
+    return Processes(dist.get_rank(), dist.get_world_size(), control)
+
+
+def local_device(device: torch.device) -> torch.device:
+    """Return the GPU of this process' own number on its machine, other devices as they are.
+
+    Raises:
+        ConfigError: If there are more processes than GPUs.
+    """
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= count:
+        raise ConfigError(
+            f"torchrun: expected at most {count} processes on this machine, one per GPU, got local "
+            f"rank {number}; lower --nproc-per-node, or use --device cpu."
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def loss_weight(examples: Examples, processes: Processes) -> float:
+    """Return world size * local rows / rows of the whole batch: 1 on a single process."""
+    if processes.world_size == 1:
+        return 1.0
+    return processes.world_size * len(examples.labels) / len(examples.batch.positions)
+
+
+def wrap_model(model: nn.Module, processes: Processes) -> nn.Module:
+    """Return what the training step calls: the model, which averages gradients if it must.
+
+    Buffers are not broadcast before each step: see `average_running_statistics`.
+    """
+    if processes.world_size == 1:
+        return model
+    return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def synchronise_layers(
+    model: nn.Module, processes: Processes, sync_bn: bool, sync_whitening: bool | None
+) -> nn.Module:
+    """Make normalisation layers use the rows of all processes, as configured.
+
+    Args:
+        model: On the CPU, not trained yet.
+        processes: A single process needs nothing.
+        sync_bn: See `training.config.RuntimeConfig`.
+        sync_whitening: See `training.config.RuntimeConfig`; null is true here.
+
+    Raises:
+        ConfigError: If the installed fastwhiten cannot synchronise its statistics.
+    """
+    if processes.world_size == 1:
+        return model
+    if sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if sync_whitening is not False:
+        from fastwhiten import ChannelWhitening
+
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, ChannelWhitening):
+                parent = model.get_submodule(name.rpartition(".")[0])
+                setattr(parent, name.rpartition(".")[2], _synchronised(layer))
+    return model
+
+
+def _synchronised(layer: nn.Module) -> nn.Module:
+    """Return a new whitening layer with the same options over all processes."""
+    parameters = inspect.signature(type(layer)).parameters
+    if "process_group" not in parameters:
+        raise ConfigError(
+            "sync_whitening: expected a fastwhiten whose ChannelWhitening has process_group, this "
+            "one has not; install the fastwhiten of this checkout, or use --sync-whitening false."
+        )
+    options = {name: getattr(layer, name) for name in parameters if hasattr(layer, name)}
+    return type(layer)(**{**options, "process_group": "world"})
+
+
+def average_running_statistics(model: nn.Module, processes: Processes) -> None:
+    """Replace the floating-point buffers of the state by their mean over the processes.
+
+    Layers that normalise by their own process' rows have seen different rows; afterwards all
+    processes evaluate and save the same model.
+    """
+    if processes.world_size == 1:
+        return
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, value in model.state_dict().items():
+        if name not in parameters and value.is_floating_point():
+            processes.sum_(value).div_(processes.world_size)

@@ -1,0 +1,105 @@
+"""The command ``eval``: a checkpoint of a run on one of its splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from training.config import EvalConfig
+from training.data.base import Split
+from training.errors import ConfigError
+from training.evaluate import evaluate
+from training.files import without_nan, write_json
+from training.metrics import ShotGroups
+from training.progress import percent
+from training.reproducibility import cpu_threads, deterministic_algorithms
+from training.runs import Run, read_run, restore_dataset, restore_model
+from training.train import select_device
+
+_COLUMNS = {
+    "many": "many",
+    "medium": "medium",
+    "few": "few",
+    "balanced_accuracy": "balanced",
+    "accuracy": "all",
+}
+
+
+def run_eval(config: EvalConfig, console: Console | None = None) -> int:
+    """Evaluate, print a table, and write the result as JSON if asked to.
+
+    Returns:
+        The exit status: 0, or 1 if ``verify`` found another result than the run had.
+
+    Raises:
+        ConfigError: If there is no such run, checkpoint or split.
+    """
+    console = console or Console()
+    if config.verify and config.split == "train":
+        raise ConfigError(
+            "verify: expected --split validation or test, got train, whose figures in summary.json "
+            "were taken in training mode; leave --verify out."
+        )
+    run = read_run(config.run)
+    result = evaluate_run(run, config.split, config.checkpoint, config.device)
+    _print(console, run, result)
+    if config.output is not None:
+        write_json(Path(config.output), result)
+        console.print(f"  {config.output}", highlight=False, soft_wrap=True)
+    return 1 if config.verify and not result["equals_summary"] else 0
+
+
+def evaluate_run(
+    run: Run, split: str, checkpoint: str, device_name: str | None = None
+) -> dict[str, Any]:
+    """Evaluate a checkpoint of a run with the run's own batches, threads and device.
+
+    Returns:
+        Plain containers: the run, the split, the checkpoint, its epoch, the "result" as in
+        summary.json, and whether it "equals_summary" to the bit (null for the training split, whose
+        figures there were taken in training mode).
+    """
+    device = select_device(device_name or run.config.device)
+    with cpu_threads(run.config.threads), deterministic_algorithms(run.config.deterministic):
+        dataset = restore_dataset(run)
+        model = restore_model(run, dataset, checkpoint, device)
+        groups = ShotGroups.from_counts(dataset.class_counts.tolist())
+        dataset = dataset.to(device)
+        images: Split = getattr(dataset, split)
+        if images is None or len(images) == 0:
+            raise ConfigError(
+                f"split: expected a split with images, {run.config.dataset} of {run.folder.path} "
+                f"has no {split} split; use --split test or train."
+            )
+        result = without_nan(evaluate(model, dataset, images, groups).as_dict())
+    known = run.summary[checkpoint].get(split)
+    return {
+        "run": str(run.folder.path),
+        "split": split,
+        "images": len(images),
+        "checkpoint": checkpoint,
+        "epoch": run.summary[checkpoint]["epoch"],
+        "result": result,
+        "equals_summary": None if split == "train" else result == known,
+    }
+
+
+def _print(console: Console, run: Run, result: dict[str, Any]) -> None:
+    title = (
+        f"{run.folder.path.name}, {result['checkpoint']} (epoch {result['epoch']}): accuracy in %"
+    )
+    table = Table(title=title, box=SIMPLE_HEAD)
+    table.add_column("split", no_wrap=True)
+    for heading in ("images", *_COLUMNS.values(), "loss"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    figures = result["result"]
+    cells = [percent(figures[name]) for name in _COLUMNS]
+    table.add_row(result["split"], str(result["images"]), *cells, f"{figures['loss']:.3f}")
+    console.print(table)
+    if result["equals_summary"] is not None:
+        verdict = "equal to" if result["equals_summary"] else "NOT equal to"
+        console.print(f"{verdict} the figures of {run.folder.summary}", highlight=False)

@@ -1,0 +1,20 @@
+"""Training losses. To add one: a subclass of `ClassificationLoss`, and a line in `build_loss`."""
+
+from __future__ import annotations
+
+from training.losses.base import ClassificationLoss, evaluation_loss
+from training.losses.build import build_loss
+from training.losses.cross_entropy import ClassBalanced, CrossEntropy, Focal, effective_weights
+from training.losses.margins import LDAM, LogitAdjusted
+
+__all__ = [
+    "LDAM",
+    "ClassBalanced",
+    "ClassificationLoss",
+    "CrossEntropy",
+    "Focal",
+    "LogitAdjusted",
+    "build_loss",
+    "effective_weights",
+    "evaluation_loss",
+]

@@ -1,0 +1,83 @@
+"""From the configuration to a loss."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from training.config import TrainConfig
+from training.errors import ConfigError
+from training.losses.base import ClassificationLoss
+from training.losses.cross_entropy import ClassBalanced, CrossEntropy, Focal
+from training.losses.margins import LDAM, LogitAdjusted
+from training.samplers.base import BatchSampler
+
+
+def build_loss(
+    config: TrainConfig, class_counts: Tensor, sampler: BatchSampler | None = None
+) -> ClassificationLoss:
+    """Return the configured training loss.
+
+    Args:
+        config: The configuration.
+        class_counts: Training images per class, [K].
+        sampler: What the batches come from; needed for priors other than the data set's.
+
+    Raises:
+        ConfigError: If a class without images, or one that is never drawn, makes a prior 0.
+    """
+    options = config.loss_options
+    if config.loss == "ce":
+        return CrossEntropy()
+    if config.loss == "focal":
+        return Focal(options.gamma)
+    _check_positive(class_counts, config.loss)
+    if config.loss == "cb":
+        return ClassBalanced(class_counts, options.beta)
+    if config.loss == "ldam":
+        return LDAM(class_counts, options.max_m, options.s)
+    if config.loss == "ldam-drw":
+        start = options.drw_epoch or drw_epoch(config.optim.epochs)
+        return LDAM(class_counts, options.max_m, options.s, options.beta, start)
+    tau = options.tau if config.loss == "logit-adjusted" else 1.0
+    prior, balanced_prior = _priors(options.prior, class_counts, sampler)
+    for frequencies in (prior, balanced_prior):
+        _check_positive(frequencies, f"{config.loss} with loss_options.prior {options.prior}")
+    return LogitAdjusted(prior, tau, balanced_prior)
+
+
+def drw_epoch(epochs: int) -> int:
+    """Return the first epoch after 80 % of the epochs, but at most the last one.
+
+    Example:
+        >>> drw_epoch(200), drw_epoch(1)
+        (161, 1)
+    """
+    return min(epochs * 4 // 5 + 1, epochs)
+
+
+def _priors(name: str, class_counts: Tensor, sampler: BatchSampler | None) -> tuple[Tensor, Tensor]:
+    """Return the priors of ordinary and of balanced batches, [K] each."""
+    if name == "dataset":
+        return class_counts, class_counts
+    if sampler is None:
+        raise ValueError(
+            f"build_loss: expected a sampler with loss_options.prior {name!r}, got none; pass the "
+            "one that the batches come from."
+        )
+    if name == "effective":
+        return sampler.class_frequencies(), sampler.class_frequencies()
+    kinds = sampler.kinds()
+    return (
+        sampler.class_frequencies(kinds[0]),
+        sampler.class_frequencies(kinds[-1]),
+    )
+
+
+def _check_positive(values: Tensor, loss: str) -> None:
+    if not bool((values > 0).all()):
+        missing = (values <= 0).nonzero().flatten().tolist()
+        raise ConfigError(
+            f"loss: expected every class to have training images, with --loss {loss}, which "
+            f"divides by their number or takes its logarithm, got none of the classes "
+            f"{missing[:10]}; remove these classes, or use --loss ce."
+        )

@@ -1,0 +1,148 @@
+"""From the configuration to a sampler."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.config import TrainConfig
+from training.errors import ConfigError
+from training.reproducibility import derive_seed
+from training.samplers.apportion import Floats, Ints
+from training.samplers.b3rs import B3RSStream
+from training.samplers.base import BatchSampler
+from training.samplers.instance import InstanceSampler, checked_bounds
+from training.samplers.schedule import Schedule
+from training.samplers.scheduled import ScheduledSampler
+from training.samplers.streams import BatchCount, DeckStream, ImageStream, Stream
+
+# The position is part of the seed: append, never reorder.
+_STREAMS = ("ordinary", "balanced", "schedule")
+
+
+def build_sampler(
+    config: TrainConfig, labels: Tensor, seed: int, num_classes: int | None = None
+) -> BatchSampler:
+    """Return the configured sampler of the training images with these labels [N].
+
+    Without Batch Embedded Training (``bet_period`` null) every batch comes from ``sampler``. With a
+    period T >= 1 its batches are embedded between instance-balanced ones, which go through the
+    images in passes of their own; a period of 0 stands for infinity: ordinary batches alone, the
+    same as ``sampler`` instance.
+
+    Args:
+        config: The configuration.
+        labels: Class of every training image, int64 [N].
+        seed: Seed of the plan.
+        num_classes: K; by default the largest label + 1.
+
+    Raises:
+        ConfigError: If the batches do not fit the data.
+    """
+    labels = labels.cpu()
+    counts = torch.bincount(labels, minlength=num_classes or 0)  # [K]
+    batch_size, drop_last = config.data.batch_size, config.data.drop_last
+    if config.sampler == "instance" or config.bet_period == 0:
+        return InstanceSampler(len(labels), batch_size, seed, drop_last, counts)
+    batches = len(checked_bounds(len(labels), batch_size, drop_last))
+    schedule = _schedule(config, batches, derive_seed(seed, _STREAMS.index("schedule")))
+    everything = np.arange(len(labels))
+    ordinary_seed = derive_seed(seed, _STREAMS.index("ordinary"))
+    balanced, frequencies = _balanced_stream(
+        config,
+        np.split(np.argsort(labels.numpy(), kind="stable"), counts.cumsum(0)[:-1].numpy()),
+        schedule.balanced_count,
+        derive_seed(seed, _STREAMS.index("balanced")),
+    )
+    return ScheduledSampler(
+        schedule,
+        ImageStream(everything, batch_size, schedule.ordinary_count, ordinary_seed),
+        balanced,
+        {
+            "ordinary": counts.double() / counts.sum(),
+            "balanced": torch.from_numpy(frequencies),
+        },
+        batch_size,
+        _parameters(config, labels, seed, batches),
+    )
+
+
+def _schedule(config: TrainConfig, batches: int, seed: int) -> Schedule:
+    options = config.sampler_options
+    period = config.bet_period or 1
+    random = options.bet_schedule == "random"
+    schedule = Schedule(batches, period, options.bet_start_epoch, random, seed)
+    if config.statistics_batches == "balanced" and not any(
+        schedule.balanced_count(epoch) for epoch in range(1, config.optim.epochs + 1)
+    ):
+        raise ConfigError(
+            f"statistics_batches: expected 'all' or 'ordinary', got 'balanced' in a run of "
+            f"{config.optim.epochs * batches} batches that has no balanced one with --bet-period "
+            f"{period}; use a smaller period."
+        )
+    return schedule
+
+
+def _balanced_stream(
+    config: TrainConfig, members: list[Ints], batches: BatchCount, seed: int
+) -> tuple[Stream, Floats]:
+    """Return the stream of ``config.sampler`` and its long-run class frequencies [K]."""
+    batch_size = config.data.batch_size
+    if config.sampler == "b3rs":
+        stream = B3RSStream(members, config.sampler_options, batch_size, batches, seed)
+        return stream, stream.frequencies
+    present = [k for k, images in enumerate(members) if len(images)]
+    images = [members[k] for k in present]
+    counts = np.array([len(m) for m in images], dtype=np.float64)
+    epochs = config.optim.epochs
+    probabilities = _probabilities(config.sampler, counts, epochs)
+    frequencies = np.zeros(len(members))
+    # The probabilities are linear in the epoch, so the mean of first and last is that of the run.
+    frequencies[present] = (probabilities(1) + probabilities(epochs)) / 2
+    return DeckStream(images, probabilities, batch_size, batches, seed), frequencies
+
+
+def _probabilities(sampler: str, counts: Floats, epochs: int) -> Callable[[int], Floats]:
+    """Return epoch -> probability of each class (Kang et al., ICLR 2020, section 4.1).
+
+    p_k is proportional to n_k^r with r = 0 (class-balanced) or 1/2 (sqrt). Progressive moves
+    linearly from instance-balanced in the first epoch to class-balanced in the last one; a run of
+    one epoch stays instance-balanced.
+    """
+    instance = counts / counts.sum()
+    balanced = np.full(len(counts), 1 / len(counts))
+    if sampler == "class-balanced":
+        return lambda epoch: balanced
+    if sampler == "sqrt":
+        root = np.sqrt(counts) / np.sqrt(counts).sum()
+        return lambda epoch: root
+
+    def progressive(epoch: int) -> Floats:
+        t = min((epoch - 1) / max(epochs - 1, 1), 1.0)
+        return (1 - t) * instance + t * balanced
+
+    return progressive
+
+
+def _parameters(config: TrainConfig, labels: Tensor, seed: int, batches: int) -> dict[str, Any]:
+    """All that the plan depends on but the epoch, as plain values with the names of the options."""
+    parameters: dict[str, Any] = {
+        "sampler": config.sampler,
+        "bet_period": config.bet_period,
+        "seed": seed,
+        "num_samples": len(labels),
+        "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest()[:16],
+        "batch_size": config.data.batch_size,
+        "batches": batches,
+    }
+    if config.sampler == "progressive":
+        parameters["epochs"] = config.optim.epochs
+    for name, value in asdict(config.sampler_options).items():
+        parameters[f"sampler_options.{name}"] = value
+    return parameters

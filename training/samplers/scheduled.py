@@ -1,0 +1,87 @@
+"""Samplers that cut batches from streams: every one but plain instance sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.samplers.base import Batch, BatchKind
+from training.samplers.schedule import Schedule
+from training.samplers.streams import Stream
+
+
+class ScheduledSampler:
+    """Balanced batches, alone or embedded between ordinary ones (see `Schedule`).
+
+    Every batch has batch_size rows and every epoch as many batches as instance sampling.
+
+    Args:
+        schedule: Which batches are balanced.
+        ordinary: Stream of the others (not used if there are none).
+        balanced: Stream of the balanced batches.
+        frequencies: Long-run class frequencies of each kind of batch, float64 [K] each.
+        batch_size: Rows per batch.
+        parameters: All that the plan depends on but the epoch.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        ordinary: Stream,
+        balanced: Stream,
+        frequencies: dict[BatchKind, Tensor],
+        batch_size: int,
+        parameters: dict[str, Any],
+    ) -> None:
+        """Remember the parts."""
+        self.schedule = schedule
+        self._streams: dict[BatchKind, Stream] = {"ordinary": ordinary, "balanced": balanced}
+        self._frequencies = frequencies
+        self._batch_size = batch_size
+        self._parameters = parameters
+
+    def __len__(self) -> int:
+        """Return the number of batches of every epoch."""
+        return self.schedule.batches
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number ``start`` on."""
+        balanced = self.schedule.balanced(epoch)
+        rows: dict[BatchKind, Iterator[Tensor]] = {
+            kind: iter(torch.from_numpy(stream.positions(epoch)))
+            for kind, stream in self._streams.items()
+        }
+        for index, is_balanced in enumerate(balanced.tolist()):
+            kind: BatchKind = "balanced" if is_balanced else "ordinary"
+            positions = next(rows[kind])
+            if index >= start:
+                yield Batch(positions, index, kind)
+
+    def smallest_batch(self) -> int:
+        """Return the number of images in every batch."""
+        return self._batch_size
+
+    def kinds(self) -> tuple[BatchKind, ...]:
+        """Return the kinds of batches that a run may get."""
+        alone = self.schedule.period == 1 and self.schedule.start_epoch == 1
+        return ("balanced",) if alone else ("ordinary", "balanced")
+
+    def class_frequencies(self, kind: BatchKind | None = None) -> Tensor:
+        """Return how often each class is drawn, float64 [K], sum 1.
+
+        Args:
+            kind: In the batches of this kind; null mixes both kinds with their shares
+                1 - 1 / T and 1 / T, as they are from the schedule's start_epoch on.
+        """
+        if kind is not None:
+            return self._frequencies[kind]
+        share = 1 / self.schedule.period
+        ordinary, balanced = self._frequencies["ordinary"], self._frequencies["balanced"]
+        return (1 - share) * ordinary + share * balanced
+
+    def parameters(self) -> dict[str, Any]:
+        """Return all that the plan depends on but the epoch."""
+        return self._parameters

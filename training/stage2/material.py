@@ -1,0 +1,112 @@
+"""From a run to what the methods work with: features, batches, a new classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from training.config import Stage2Config
+from training.data import LongTailedDataset
+from training.evaluate import collect_features
+from training.loop import build_trainer
+from training.models import WhitenedClassifier, build_model
+from training.reproducibility import derive_seed
+from training.runs import Run
+from training.samplers.base import Batch
+from training.stage2.batches import ClassBalancedBatches
+from training.stage2.methods import Material
+from training.stage2.split import ChoiceData
+from training.stage2.train_classifier import FeatureBatches
+
+# Mixed into the seed; they keep clear of the positions that `resolve_seeds` mixes in.
+SAMPLER, AUGMENTATION, INITIALISATION, HOLDOUT = 1001, 1002, 1003, 1004
+
+
+def build_material(
+    config: Stage2Config,
+    run: Run,
+    dataset: LongTailedDataset,
+    data: ChoiceData,
+    model: WhitenedClassifier,
+    seed: int,
+) -> Material:
+    """Put together what a method works with.
+
+    Args:
+        config: With its batch size filled in.
+        run: The finished run.
+        dataset: On the device.
+        data: What to learn from.
+        model: The run's model, on the device, in evaluation mode.
+        seed: Seed of the new weights, the batches and the augmentation.
+    """
+    device = dataset.train.images.device
+    positions = data.positions.to(device)  # [N']
+    labels = dataset.train.labels[positions]  # [N']
+
+    @cache
+    def features() -> Tensor:
+        return collect_features(model, dataset, dataset.train)[1].to(device)[positions]
+
+    fresh = build_model(
+        run.config,
+        dataset.train.images.shape[1],
+        dataset.num_classes,
+        derive_seed(seed, INITIALISATION),
+    ).classifier.to(device)
+    batches = ClassBalancedBatches(labels.cpu(), config.batch_size or 0, derive_seed(seed, SAMPLER))
+    if config.cache_features:
+        pairs = _cached(batches, features, labels)
+    else:
+        pairs = _augmented(batches, run, dataset, data, model, derive_seed(seed, AUGMENTATION))
+    return Material(
+        model=model,
+        fresh=fresh,
+        features=features,
+        labels=labels,
+        batches=lambda epoch: FeatureBatches(len(batches), pairs(epoch)),
+        num_classes=dataset.num_classes,
+    )
+
+
+Pairs = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+
+
+def _cached(batches: ClassBalancedBatches, features: Callable[[], Tensor], labels: Tensor) -> Pairs:
+    """Features computed once, without augmentation."""
+
+    def pairs(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches.batches(epoch):
+            chosen = batch.positions.to(labels.device)  # [B]
+            yield features()[chosen], labels[chosen]
+
+    return pairs
+
+
+def _augmented(
+    batches: ClassBalancedBatches,
+    run: Run,
+    dataset: LongTailedDataset,
+    data: ChoiceData,
+    model: WhitenedClassifier,
+    seed: int,
+) -> Pairs:
+    """Features of freshly augmented images, by the run's own feed."""
+    seeds = replace(run.seeds, augmentation=seed)
+    feed = build_trainer(run.config, dataset, seeds, dataset.train.images.device).feed
+
+    def pairs(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        plan = (
+            Batch(data.positions[batch.positions], batch.index, batch.kind)
+            for batch in batches.batches(epoch)
+        )
+        for examples in feed.examples(plan, epoch):
+            with torch.no_grad():
+                features = model.features(examples.images)[1]  # [B, D]
+            yield features, examples.labels
+
+    return pairs
