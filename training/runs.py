@@ -89,8 +89,7 @@ def restore_model(
         ConfigError: If the checkpoint is missing, corrupt or of another model.
     """
     path = run.folder.checkpoint(checkpoint)
-    channels = dataset.train.images.shape[1]
-    model = build_model(run.config, channels, dataset.num_classes, run.seeds.initialisation)
+    model = build_model(run.config, dataset.channels, dataset.num_classes, run.seeds.initialisation)
     try:
         model.load_state_dict(load_checkpoint(path)["model"])
     except ConfigError:
