@@ -231,6 +231,8 @@ def test_batches_are_those_of_the_runs_sampler_loss_and_epoch():
     assert list(found[8]) == ["all", "balanced", "ordinary"]
     counts = {name: figures["batches"] for name, figures in found[8].items()}
     assert counts["all"] == counts["balanced"] + counts["ordinary"] == 342 // 32
+    # Every third of the 30 batches of three epochs, counted over the run: 3, 3 and 4.
+    assert sum(figures["balanced"]["batches"] for figures in found.values()) == 10
     # A balanced batch holds more of the rare classes.
     assert found[8]["balanced"]["distinct_classes"] > found[8]["ordinary"]["distinct_classes"]
     # Few images of the last class, each with a large weight: its gradient grows in epoch 9.
