@@ -16,6 +16,8 @@ from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Confi
 from training.config.data_command import DataCommandConfig
 from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig
 from training.errors import ConfigError, TrainingDiverged, TrainingStopped
+from training.presets import expand_presets
+from training.presets.command import PresetsConfig, run_presets
 
 
 class _Parser(ArgumentParser):
@@ -112,6 +114,11 @@ def _run_export(options: Any) -> int:
     return 0
 
 
+def _run_presets(options: Any) -> int:
+    run_presets(options)
+    return 0
+
+
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
     "data": (DataCommandConfig, _run_data, "show or verify a data set"),
@@ -122,6 +129,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "diagnose": (DiagnoseConfig, _run_diagnose, "diagnostics of a checkpoint's features"),
     "plot": (PlotConfig, _run_plot, "draw the pictures of a run and write its report"),
     "export": (ExportConfig, _run_export, "write a run's model as safetensors, pt2 or ONNX"),
+    "presets": (PresetsConfig, _run_presets, "list the presets for --config"),
 }
 
 
@@ -136,7 +144,9 @@ def build_parser() -> ArgumentParser:
     parsers: dict[str, ArgumentParser] = {}
     for name, (config, _, text) in _COMMANDS.items():
         command = _Parser(description=text, allow_abbrev=False)
-        command.add_argument("--config", action="config", help="YAML file with any of the options")
+        command.add_argument(
+            "--config", action="config", help="YAML file, or preset PROTOCOL/METHOD"
+        )
         command.add_class_arguments(config, skip=_add_special_arguments(command, config))
         commands.add_subcommand(name, command, help=text)
         parsers[name] = command
@@ -175,6 +185,10 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     """
     parser = build_parser()
     names = [_with_underscores(argument) for argument in arguments]
+    try:
+        names = expand_presets(names)
+    except ConfigError as error:
+        parser.error(str(error))
     options = parser.instantiate(parser.parse_args(_with_values(names)))
     command = options.command
     values = vars(options[command])

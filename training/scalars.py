@@ -28,7 +28,7 @@ class ScalarReporter:
     Args:
         inner: The reporter that people see.
         path: Folder of the event files.
-        diagnose: Returns the diagnostics of the model as it is, nested.
+        diagnose: Returns the diagnostics of the model as it is after an epoch, nested.
         every: Epochs from one diagnosis to the next; 0 is never.
         epochs: The last epoch is diagnosed too.
     """
@@ -37,7 +37,7 @@ class ScalarReporter:
         self,
         inner: Reporter,
         path: Path,
-        diagnose: Callable[[], Mapping[str, Any]],
+        diagnose: Callable[[int], Mapping[str, Any]],
         every: int,
         epochs: int,
     ) -> None:
@@ -62,7 +62,7 @@ class ScalarReporter:
             self._writer = SummaryWriter(str(self._path), purge_step=epoch)
         figures = {name: value for name, value in record.items() if name != "epoch"}
         if self._every and (epoch % self._every == 0 or epoch == self._epochs):
-            figures["diagnostics"] = self._diagnose()
+            figures["diagnostics"] = self._diagnose(epoch)
         for tag, value in scalars(figures):
             self._writer.add_scalar(tag, value, epoch)
         self._writer.flush()
@@ -101,10 +101,11 @@ def with_scalars(
     if not config.output.tensorboard:
         return reporter
 
-    def figures() -> dict[str, Any]:
+    def figures(epoch: int) -> dict[str, Any]:
         from training.diagnostics.run import diagnose
 
-        result = diagnose(config, trainer.model, trainer.dataset, "validation", _HESSIAN_ROWS)
+        split = "validation" if trainer.dataset.has_validation else "test"
+        result = diagnose(config, trainer.model, trainer.dataset, split, _HESSIAN_ROWS, epoch)
         norms = result["classifier"]["weight_norms"]
         result["classifier"]["weight_norm_ratio"] = max(norms) / min(norms) if min(norms) else None
         return {name: result[name] for name in ("before", "after", "classifier", "batches")}

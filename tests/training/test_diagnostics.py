@@ -160,4 +160,6 @@ def test_cosine_and_norms_by_hand():
     # |cos|: 24/25, 1, 24/25.
     assert diagnostics.mean_abs_cosine(rows) == pytest.approx((0.96 + 1 + 0.96) / 3)
     assert math.isnan(diagnostics.mean_abs_cosine(torch.zeros(3, 2)))
+    with_zero = torch.cat([rows, torch.zeros(1, 2)])  # has no direction, so it does not count
+    assert diagnostics.mean_abs_cosine(with_zero) == pytest.approx((0.96 + 1 + 0.96) / 3)
     assert diagnostics.weight_norms(rows).tolist() == [5.0, 5.0, 5.0]

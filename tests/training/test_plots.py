@@ -19,11 +19,14 @@ from torchmetrics.classification import MulticlassCalibrationError
 
 from training.calibration import reliability
 from training.cli import run
+from training.config import TrainConfig
 from training.config.inspect import DiagnoseConfig, PlotConfig
+from training.data import build_dataset
 from training.diagnostics import covariance_matrix, weight_norms
-from training.diagnostics.run import feature_diagnostics, run_diagnose
+from training.diagnostics.run import batch_diagnostics, feature_diagnostics, run_diagnose
 from training.errors import ConfigError
 from training.inspection import inspect_split, load_run, view_model
+from training.models import build_model
 from training.plot import run_plot
 from training.plots import (
     plot_accuracy_over_frequency,
@@ -214,3 +217,37 @@ def test_a_wrong_line_in_the_metrics_is_named(folder: Path):
 def test_too_few_rows_for_the_hessian(folder: Path):
     with pytest.raises(ConfigError, match="hessian_rows: expected a value >= 2, got 1"):
         run_diagnose(DiagnoseConfig(str(folder), hessian_rows=1), _quiet())
+
+
+def test_batches_are_those_of_the_runs_sampler_loss_and_epoch():
+    config = TrainConfig(loss="ldam-drw", sampler="b3rs", bet_period=3)
+    config.model.width = 4
+    config.data.batch_size = 32
+    config.optim.epochs = 10  # class weights from epoch 9 on
+    dataset = build_dataset(config, 0)
+    model = build_model(config, dataset.channels, dataset.num_classes, seed=0)
+    train = inspect_split(model, dataset, "train")
+    found = {e: batch_diagnostics(config, model, dataset, train, e) for e in (7, 8, 9)}
+    assert list(found[8]) == ["all", "balanced", "ordinary"]
+    counts = {name: figures["batches"] for name, figures in found[8].items()}
+    assert counts["all"] == counts["balanced"] + counts["ordinary"] == 342 // 32
+    # Every third of the 30 batches of three epochs, counted over the run: 3, 3 and 4.
+    assert sum(figures["balanced"]["batches"] for figures in found.values()) == 10
+    # A balanced batch holds more of the rare classes.
+    assert found[8]["balanced"]["distinct_classes"] > found[8]["ordinary"]["distinct_classes"]
+    # Few images of the last class, each with a large weight: its gradient grows in epoch 9.
+    last = {epoch: figures["all"]["gradient_norms"][-1] for epoch, figures in found.items()}
+    assert last[9] > 2 * max(last[7], last[8])
+
+
+def test_every_batch_alike_does_not_fluctuate():
+    config = TrainConfig(loss="ce")
+    config.model.width = 4
+    config.data.batch_size = 342  # one batch with every training image
+    dataset = build_dataset(config, 0)
+    model = build_model(config, dataset.channels, dataset.num_classes, seed=0)
+    train = inspect_split(model, dataset, "train")
+    figures = batch_diagnostics(config, model, dataset, train, epoch=1)["all"]
+    assert (figures["batches"], figures["distinct_classes"]) == (1, 10)
+    assert figures["covariance_fluctuation"] == 0
+    assert figures["distance_to_split"] == pytest.approx(0, abs=1e-12)

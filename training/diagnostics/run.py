@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +83,9 @@ def batch_diagnostics(
     model: WhitenedClassifier,
     dataset: LongTailedDataset,
     train: Inspection,
+    epoch: int,
 ) -> dict[str, dict[str, Any]]:
-    """What the batches of the first epoch's plan do to covariance and gradient.
+    """What the batches of an epoch's plan do to covariance and gradient.
 
     The features are those of the checkpoint in evaluation mode, without augmentation, so that what
     differs between batches is their images alone.
@@ -95,8 +95,9 @@ def batch_diagnostics(
     """
     seeds = resolve_seeds(config.seed, config.seeds)
     sampler = build_sampler(config, train.labels, seeds.sampler, dataset.num_classes)
-    loss = build_loss(config, dataset.class_counts, sampler)
-    plan = list(sampler.batches(1))
+    plan = list(sampler.batches(epoch))
+    loss = build_loss(config, dataset.class_counts, sampler).to(model.classifier.weight.device)
+    loss.set_epoch(epoch)
     kinds = sorted({batch.kind for batch in plan})
     groups: dict[str, list[Batch]] = {"all": plan}
     if len(kinds) > 1:
@@ -107,7 +108,7 @@ def batch_diagnostics(
     for name, batches in groups.items():
         positions = [batch.positions for batch in batches]
         covariances = batch_covariances(train.before, positions)
-        gradients = _gradients(model, loss, train, batches)
+        gradients = [_gradient(model, loss, train, batch) for batch in batches]
         norms = torch.stack([torch.linalg.vector_norm(g.double(), dim=1) for g in gradients])
         cosines = torch.tensor([mean_abs_cosine(g) for g in gradients])  # [T]
         result[name] = {
@@ -124,25 +125,22 @@ def batch_diagnostics(
     return result
 
 
-def _gradients(
-    model: WhitenedClassifier,
-    loss: ClassificationLoss,
-    train: Inspection,
-    batches: Sequence[Batch],
-) -> list[Tensor]:
-    """Gradient of the training loss in the classifier's weight for each batch, [K, D] on the CPU.
+def _gradient(
+    model: WhitenedClassifier, loss: ClassificationLoss, train: Inspection, batch: Batch
+) -> Tensor:
+    """Gradient of a batch's training loss in the classifier's weight, [K, D] on the CPU.
 
-    The training mode is left alone: features come whitened with the running statistics.
+    The features come whitened with the running statistics.
     """
     device = model.classifier.weight.device
-    loss = loss.to(device)
-    found = []
-    for batch in batches:
-        rows = batch.positions
-        features, labels = train.after[rows].to(device), train.labels[rows].to(device)
-        of_kind = partial(loss, batch_kind=batch.kind)
-        found.append(class_gradients(model.classifier, of_kind, features, labels).cpu())
-    return found
+    features = train.after[batch.positions].to(device)
+    labels = train.labels[batch.positions].to(device)
+
+    def batch_loss(logits: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = loss(logits, labels, batch.kind)
+        return value
+
+    return class_gradients(model.classifier, batch_loss, features, labels).cpu()
 
 
 def diagnose(
@@ -151,6 +149,7 @@ def diagnose(
     dataset: LongTailedDataset,
     split: str,
     hessian_rows: int,
+    epoch: int,
 ) -> dict[str, Any]:
     """Compute all diagnostics of a model, as plain containers.
 
@@ -160,6 +159,7 @@ def diagnose(
         dataset: The run's.
         split: Whose features; the batches are always those of the training split.
         hessian_rows: See `DiagnoseConfig`.
+        epoch: Whose batches, from 1; the one that ended with this model.
     """
     inspection = inspect_split(model, dataset, split)
     train = inspection if split == "train" else inspect_split(model, dataset, "train")
@@ -169,7 +169,7 @@ def diagnose(
         "before": feature_diagnostics(inspection.before),
         "after": feature_diagnostics(inspection.after),
         "classifier": classifier_diagnostics(model, inspection, hessian_rows),
-        "batches": batch_diagnostics(config, model, dataset, train),
+        "batches": batch_diagnostics(config, model, dataset, train, epoch),
     }
 
 
@@ -191,7 +191,12 @@ def run_diagnose(config: DiagnoseConfig, console: Console | None = None) -> dict
             "checkpoint": config.checkpoint,
             "epoch": loaded.epoch,
             **diagnose(
-                loaded.run.config, loaded.model, loaded.dataset, config.split, config.hessian_rows
+                loaded.run.config,
+                loaded.model,
+                loaded.dataset,
+                config.split,
+                config.hessian_rows,
+                loaded.epoch,
             ),
         }
     path = Path(config.run) / "diagnostics" / f"{config.checkpoint}-{config.split}.json"
@@ -235,7 +240,7 @@ def print_diagnostics(console: Console, result: Mapping[str, Any]) -> None:
     condition = f"{classifier['hessian_condition']:.4g}"
     features.add_row("condition number of the classifier's Hessian", "", condition)
     console.print(features)
-    batches = Table(title="training batches, first epoch's plan", box=SIMPLE_HEAD)
+    batches = Table(title=f"training batches of epoch {result['epoch']}", box=SIMPLE_HEAD)
     batches.add_column("")
     for kind in result["batches"]:
         batches.add_column(kind, justify="right")

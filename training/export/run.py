@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from training.config import to_dict
 from training.config.inspect import ExportConfig
+from training.diagnostics.run import evenly_spread
 from training.errors import ConfigError
 from training.evaluate import evaluating
 from training.export.fold import affine_map, fold_whitening, freeze_whitening
@@ -83,7 +85,7 @@ def _output_path(config: ExportConfig, loaded: LoadedRun) -> Path:
 
 
 def _write(config: ExportConfig, loaded: LoadedRun, path: Path, images: Tensor) -> None:
-    facts = metadata(loaded, config.fold)
+    facts = metadata(loaded, images.shape[2:], config.fold)
     model = loaded.model.eval()
     if config.fold:
         model = fold_whitening(model)
@@ -99,20 +101,18 @@ def _write(config: ExportConfig, loaded: LoadedRun, path: Path, images: Tensor) 
 
 def example_images(loaded: LoadedRun) -> Tensor:
     """Normalised test images, evenly spread over the split: float32 [B, C, H, W]."""
-    split = loaded.dataset.test
-    count = min(_EXAMPLES, len(split))
-    positions = torch.arange(count) * len(split) // count
-    return loaded.dataset.normalise(split.images[positions])
+    dataset = loaded.dataset
+    split = dataset.test.take(evenly_spread(len(dataset.test), _EXAMPLES))
+    return next(iter(dataset.evaluation_batches(split, _EXAMPLES)))[0]
 
 
-def metadata(loaded: LoadedRun, folded: bool) -> dict[str, Any]:
+def metadata(loaded: LoadedRun, size: Sequence[int], folded: bool) -> dict[str, Any]:
     """What one needs to use the file: classes, preparation of the images, and the run's options."""
     dataset = loaded.dataset
-    channels, height, width = dataset.test.images.shape[1:]
     return {
         "class_names": list(dataset.class_names),
-        "channels": channels,
-        "size": [height, width],
+        "channels": dataset.channels,
+        "size": list(size),
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
         "preprocessing": (

@@ -1,0 +1,112 @@
+"""Presets: names, order, and that every one of them is a configuration that makes sense."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from training.cli import build_parser, parse, run
+from training.config import TrainConfig, validate
+from training.presets import FOLDER, expand_presets, methods, preset_files, protocols
+from training.presets.command import PresetsConfig, run_presets
+
+
+@pytest.fixture(scope="module")
+def parser() -> ArgumentParser:
+    return build_parser()
+
+
+@pytest.mark.parametrize("protocol", protocols())
+def test_every_preset_is_a_configuration_that_makes_sense(protocol: str, parser: ArgumentParser):
+    root = ["--data.root=/data"] if protocol not in ("digits-lt", "fashion-mnist-lt") else []
+    for method in methods():
+        arguments = expand_presets(["train", "--config", f"{protocol}/{method}", *root])
+        values = vars(parser.instantiate(parser.parse_args(arguments)).train)
+        values.pop("config")
+        config = TrainConfig(**values)
+        validate(config)
+        expected = {"ours": "fused", "batchnorm": "batchnorm"}.get(method, "none")
+        assert config.whitening == expected
+
+
+def test_the_published_numbers():
+    config = parse(["train", "--config", "cifar100-lt-50/ldam-drw", "--data.root", "/data"])[1]
+    assert (config.dataset, config.imbalance_factor, config.loss) == ("cifar100-lt", 50, "ldam-drw")
+    optim = config.optim
+    assert (optim.epochs, optim.lr, optim.weight_decay) == (200, 0.1, 2e-4)
+    assert (optim.milestones, optim.factors) == ([160, 180], [0.01, 0.01])
+    assert config.model.name == "resnet-32"
+    ours = parse(["train", "--config", "imagenet-lt/ours", "--data.root", "/data"])[1]
+    assert (ours.sampler, ours.bet_period, ours.whitening_options.groups) == ("b3rs", 8, 32)
+
+
+def test_digits_run_with_our_preset_file_and_what_is_typed_wins(tmp_path: Path):
+    config = parse(["train", "--config", "digits-lt/ce", "--loss", "logit-adjusted"])[1]
+    assert (config.dataset, config.whitening, config.loss) == (
+        "digits-lt",
+        "none",
+        "logit-adjusted",
+    )
+
+
+def test_a_name_stands_for_its_files_in_order():
+    files = [f"--config={path}" for path in preset_files("imagenet-lt/ours")]
+    assert [Path(f).name for f in files] == ["protocol.yaml", "ours.yaml", "ours.yaml"]
+    for arguments in (["--config", "imagenet-lt/ours"], ["--config=imagenet-lt/ours"]):
+        assert expand_presets(["train", *arguments, "--seed", "1"]) == [
+            "train", *files, "--seed", "1"
+        ]  # fmt: skip
+
+
+def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits-lt").mkdir()
+    (tmp_path / "digits-lt" / "ce").write_text("seed: 7\n")
+    assert parse(["train", "--config", "digits-lt/ce"])[1].seed == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar100-lt/ours", "no protocol 'cifar100-lt'. Did you mean 'cifar100-lt-"),
+        ("digits-lt/ldm", "no method 'ldm'. Did you mean 'ldam'?"),
+        ("nothing/ours", "Known ones: cifar10-lt-10, "),
+    ],
+)
+def test_an_unknown_name_is_one_clear_line(
+    name: str, message: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as stopped:
+        run(["train", "--config", name])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "config: expected a file or a preset PROTOCOL/METHOD" in error and message in error
+
+
+def test_every_file_says_what_it_is_and_where_its_numbers_come_from():
+    for path in FOLDER.glob("*/*.yaml"):
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("# ") and max(map(len, lines)) <= 100, path
+        assert isinstance(yaml.safe_load("\n".join(lines)), dict), path
+    for name in protocols():
+        text = (FOLDER / name / "protocol.yaml").read_text()
+        assert "et al." in text or "Not a published protocol" in text
+
+
+def test_the_command_lists_every_protocol_and_method():
+    console = Console(file=io.StringIO(), width=80)
+    run_presets(PresetsConfig(), console)
+    lines = console.file.getvalue().splitlines()
+    for name in (*protocols(), *methods()):
+        assert any(line.startswith(f"  {name} ") and len(line) > 30 for line in lines), name
+    assert len(protocols()) == 10 and {"ours", "ldam-drw", "tau-norm"} < set(methods())
+
+
+def test_presets_needs_no_option(capsys: pytest.CaptureFixture[str]):
+    assert run(["presets"]) == 0
+    assert "cifar100-lt-100" in capsys.readouterr().out
