@@ -6,8 +6,10 @@ Example:
     >>> from dataclasses import dataclass, field
     >>> @dataclass
     ... class PlotConfig:
-    ...     runs: list[str] = field(default_factory=list, metadata=POSITIONAL)
     ...     source: str = field(metadata=named("from"))
+    ...     runs: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    >>> PlotConfig(source="a").runs
+    []
 """
 
 from __future__ import annotations
