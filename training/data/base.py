@@ -181,9 +181,11 @@ class LongTailedDataset:
 
             yield from evaluation_files(self, chosen, batch_size, rank, world_size)
             return
-        share = torch.arange(rank, len(chosen), world_size, device=chosen.labels.device)
-        for positions in share.split(batch_size):
-            yield self.normalise(chosen.images[positions]), chosen.labels[positions]
+        share = range(rank, len(chosen), world_size)
+        for start in range(0, len(share), batch_size):
+            part = share[start : start + batch_size]
+            here = slice(part.start, part.stop, part.step)
+            yield self.normalise(chosen.images[here]), chosen.labels[here]
 
     def to(self, device: torch.device) -> LongTailedDataset:
         """Return the data set with all tensors on a device."""

@@ -19,6 +19,10 @@ from training.data.base import FileLoading
 from training.errors import ConfigError
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Broken EXIF blocks, palettes with transparency: the pixels are read all the same. (Not with
+# catch_warnings around each image: it is not safe in threads.)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
 _SCALE = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
@@ -31,11 +35,8 @@ def open_image(path: str) -> Image.Image:
         ConfigError: If the file is missing, truncated or no image, with its name.
     """
     try:
-        with warnings.catch_warnings():
-            # Broken EXIF blocks and palettes with transparency: the pixels are read all the same.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                return image.convert("RGB")
+        with Image.open(path) as image:
+            return image.convert("RGB")
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: expected an image file, found none; check --data.root and the list."

@@ -77,9 +77,13 @@ def _collate(items: list[tuple[Tensor, Tensor] | _Failure]) -> tuple[Tensor, Ten
 
 
 def _start_worker(_: int) -> None:
-    """Leave interrupts to the training process, which stops its workers itself."""
+    """Leave signals to the training process, which stops its workers itself.
+
+    Ctrl-C and a scheduler's SIGTERM reach the whole process group; a worker that died of it would
+    break the epoch before the training process has saved.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

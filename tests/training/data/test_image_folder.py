@@ -1,0 +1,140 @@
+"""image-folder: folders in every arrangement, cut, natural, resident, and broken files."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.data import FileSplit, Split, build_dataset
+from training.errors import ConfigError
+
+
+def names(split: FileSplit) -> set[str]:
+    return set(split.paths)
+
+
+def test_a_cut_of_the_training_folder(image_root, data_config):
+    data = build_dataset(data_config("image-folder", image_root, validation_per_class=2), 0)
+    assert data.class_names == ("ant", "bee", "cat", "dog")
+    assert data.class_counts.tolist() == [12, 7, 4, 3]  # 12 * 4^(-k/3)
+    assert torch.bincount(data.validation.labels, minlength=4).tolist() == [0, 2, 2, 2]
+    assert len(data.test) == 12
+    assert not names(data.train) & names(data.validation)
+    assert all("/train/" in path for path in data.train.paths)
+    assert all("/test/" in path for path in data.test.paths)
+    for split in (data.train, data.validation, data.test):
+        for path, label in zip(split.paths, split.labels.tolist(), strict=True):
+            assert path.split("/")[-2] == data.class_names[label]
+    assert not data.resident
+    assert data.channels == 3
+
+
+def test_a_val_folder_alone_is_the_test(image_root, data_config):
+    (image_root / "test").rename(image_root / "val")
+    data = build_dataset(data_config("image-folder", image_root, validation_per_class=0), 0)
+    assert all("/val/" in path for path in data.test.paths)
+    assert not data.has_validation
+
+
+def test_a_val_folder_beside_a_test_folder_is_the_validation_split(image_root, data_config):
+    shutil.copytree(image_root / "test", image_root / "val")
+    data = build_dataset(data_config("image-folder", image_root), 0)
+    assert all("/val/" in path for path in data.validation.paths)
+    assert all("/test/" in path for path in data.test.paths)
+    with pytest.raises(ConfigError, match=r"validation_per_class: expected null beside"):
+        build_dataset(data_config("image-folder", image_root, validation_per_class=2), 0)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_without_a_test_folder_one_is_held_out(image_root, data_config, nested):
+    shutil.rmtree(image_root / "test")
+    root = image_root if nested else image_root / "train"
+    config = data_config("image-folder", root, 2, test_per_class=3, validation_per_class=1)
+    data = build_dataset(config, 0)
+    assert torch.bincount(data.test.labels).tolist() == [3] * 4
+    assert torch.bincount(data.validation.labels).tolist() == [1] * 4
+    assert data.class_counts.tolist() == [8, 6, 5, 4]
+    assert not names(data.test) & (names(data.train) | names(data.validation))
+
+
+def test_natural_imbalance(image_root, data_config):
+    for number in range(9):
+        (image_root / "train" / "dog" / f"{number:04}.jpg").unlink()
+    config = data_config(
+        "image-folder", image_root, 50.0, imbalance_type="natural", validation_per_class=1
+    )
+    data = build_dataset(config, 0)
+    assert data.class_counts.tolist() == [11, 11, 11, 2]
+    assert data.imbalance_factor == 5.5
+
+
+def test_resident_images_are_the_files(image_root, data_config):
+    config = data_config("image-folder", image_root, resident=True, validation_per_class=2)
+    data = build_dataset(config, 0)
+    files = build_dataset(data_config("image-folder", image_root, validation_per_class=2), 0)
+    assert isinstance(data.train, Split)
+    assert data.train.images.shape == (26, 3, 16, 20)
+    for image, path in zip(data.train.images, files.train.paths, strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(Image.open(path)))
+    pixels = data.train.images.double().transpose(0, 1).flatten(1)
+    assert torch.allclose(data.mean.double(), pixels.mean(1))
+
+
+def test_resident_images_of_two_sizes(image_root, data_config, write_images):
+    write_images(image_root / "test" / "dog", 1, size=(9, 9))
+    with pytest.raises(ConfigError, match=r"dog/0000.jpg: expected 20 x 16 .*got 9 x 9"):
+        build_dataset(data_config("image-folder", image_root, resident=True), 0)
+
+
+def test_grey_and_transparent_images_become_rgb(image_root, data_config):
+    folder = image_root / "train" / "ant"
+    Image.new("L", (20, 16), 77).save(folder / "0000.png")
+    Image.new("RGBA", (20, 16), (1, 2, 3, 4)).save(folder / "0001.png")
+    config = data_config("image-folder", image_root, 1, resident=True, validation_per_class=0)
+    data = build_dataset(config, 0)
+    images = data.train.images
+    assert (images == 77).flatten(1).all(1).sum() == 1
+    assert (images == torch.tensor([1, 2, 3])[:, None, None]).flatten(1).all(1).sum() == 1
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _text(path):
+    path.write_text("<html>404</html>")
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(_empty, "empty one|0 bytes"), (_truncate, "truncated or corrupt"), (_text, "16 bytes")],
+)
+def test_a_broken_file_is_named_before_the_first_step(
+    image_root, data_config, resident, damage, message
+):
+    path = image_root / "test" / "cat" / "0001.jpg"
+    damage(path)
+    with pytest.raises(ConfigError, match=message) as error:
+        build_dataset(data_config("image-folder", image_root, resident=resident), 0)
+    assert str(error.value).startswith(str(path))
+
+
+def test_folders_that_make_no_sense(image_root, data_config):
+    config = data_config("image-folder", image_root)
+    (image_root / "test" / "dog").rename(image_root / "test" / "dogs")
+    with pytest.raises(ConfigError, match="same class folders as for training, but 'dog'"):
+        build_dataset(config, 0)
+    (image_root / "train" / "eel").mkdir()
+    with pytest.raises(ConfigError, match=r"eel: expected images \(.bmp"):
+        build_dataset(config, 0)
+    with pytest.raises(ConfigError, match=r"two or more classes, got 0 folder"):
+        build_dataset(data_config("image-folder", image_root / "train" / "ant"), 0)
