@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from training.config import TrainConfig
-from training.data.base import LongTailedDataset, Split
+from training.data.base import Split
 from training.evaluate import evaluate
 from training.loop import EpochStatistics, Trainer
 from training.metrics import Evaluation, ShotGroups
@@ -34,11 +34,6 @@ class EpochResults:
         return {name: r.confusion for name, r in self.model.items() if r is not None}
 
 
-def has_validation(dataset: LongTailedDataset) -> bool:
-    """Whether there is a validation split to choose a model on."""
-    return len(dataset.validation) > 0
-
-
 def evaluate_epoch(
     config: TrainConfig, trainer: Trainer, groups: ShotGroups, epoch: int
 ) -> EpochResults:
@@ -47,7 +42,7 @@ def evaluate_epoch(
     evaluated = last or epoch % config.evaluate_every == 0
     dataset = trainer.dataset
     splits: dict[str, Split | None] = {
-        "validation": dataset.validation if evaluated and has_validation(dataset) else None,
+        "validation": dataset.validation if evaluated and dataset.has_validation else None,
         "test": dataset.test if evaluated and (last or config.evaluate_test) else None,
     }
 

@@ -19,7 +19,6 @@ from training.inspection import view_model
 from training.loop import Trainer
 from training.metrics import ShotGroups
 from training.progress import print_results
-from training.records import has_validation
 from training.report import draw_plots, write_report
 from training.run_folder import RunFolder
 
@@ -86,10 +85,14 @@ def _summarise(
     """The content of summary.json, but for the wall time."""
     dataset = trainer.dataset
     counts = dataset.class_counts.tolist()
-    chosen = has_validation(dataset)
+    chosen = dataset.has_validation
     return {
         "dataset": config.dataset,
-        "imbalance_factor": config.imbalance_factor,
+        "imbalance_factor": (
+            dataset.imbalance_factor
+            if config.data.imbalance_type == "natural"
+            else config.imbalance_factor
+        ),
         "whitening": config.whitening,
         "loss": config.loss,
         "seed": config.seed,

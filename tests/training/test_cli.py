@@ -44,8 +44,12 @@ def test_false_is_false():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train", "--whitening", "zca"], "'none', 'batchnorm', 'eager', 'fused'"),
-        (["train", "--loss=focal"], "'ce', 'logit-adjusted'"),
+        (["train", "--whitening", "zca"], "'none', 'batchnorm', 'eager', 'cholesky', 'iternorm'"),
+        (["train", "--loss=mse"], "'ce', 'focal', 'cb', 'ldam', 'ldam-drw', 'balanced-softmax'"),
+        (
+            ["train", "--sampler=uniform"],
+            "'instance', 'class-balanced', 'sqrt', 'progressive', 'b3rs'",
+        ),
         (["train", "--whitening_options.kind", "svd"], "'zca', 'pca', 'cholesky'"),
         (["train", "--imbalance-facto", "3"], "Did you mean 'imbalance_factor'?"),
         (["train", "--optim.lrr", "3"], "Did you mean 'optim.lr'?"),
@@ -68,7 +72,7 @@ def test_wrong_arguments_name_what_is_allowed(
     [
         ("optim:\n  lrr: 1.0\n", "Did you mean 'optim.lr'?"),
         ("whiteningg: none\n", "Did you mean 'whitening'?"),
-        ("whitening: zca\n", "'none', 'batchnorm', 'eager', 'fused'"),
+        ("whitening: zca\n", "'none', 'batchnorm', 'eager', 'cholesky', 'iternorm', 'fused'"),
     ],
 )
 def test_wrong_yaml_names_what_is_allowed(
@@ -107,4 +111,4 @@ def test_help_of_the_module_runs():
         check=False,
     )
     assert result.returncode == 0
-    assert "--whitening {none,batchnorm,eager,fused}" in result.stdout
+    assert "--whitening {none,batchnorm,eager,cholesky,iternorm,fused}" in result.stdout
