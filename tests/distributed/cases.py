@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import fastwhiten
+from fastwhiten import distributed
 from tests.distributed.processes import collectives, groups
 
 
@@ -118,3 +119,14 @@ def error_outside(rank: int) -> str:
         assert collectives(3) == before
         return str(e)
     return "nothing was raised"
+
+
+def combine(
+    rank: int, means: Tensor, covariances: Tensor, headers: Tensor
+) -> distributed.Moments | None:
+    """Moments of all processes from ``[R, C]``, ``[R, G, D, D]`` and ``[R, 3]``."""
+    if rank >= len(means):
+        return None
+    group = distributed.resolve("combine", groups[len(means)])
+    assert group is not None
+    return distributed.combine(means[rank], covariances[rank], headers[rank], group)
