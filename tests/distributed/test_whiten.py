@@ -138,6 +138,31 @@ def test_mean_far_larger_than_deviation(kind: str, processes: Processes) -> None
     assert (sums - covariance[0]).norm() > covariance.norm()
 
 
+@pytest.mark.parametrize("processes_used", [2, 3])
+def test_combined_moments(processes_used: int, processes: Processes) -> None:
+    """Mean and covariance from their definitions, the mean to half a unit in the last place."""
+    sizes, weights = torch.tensor([30.0, 5.0, 29.0])[:processes_used], [0.7, 31.0, 5.0]
+    parts = [(spectra.large_mean(int(n), 48) + i).float() for i, n in enumerate(sizes)]
+    pairs = [fastwhiten.batch_statistics(t, groups=2) for t in parts]
+    weight = torch.tensor(weights)[:processes_used]
+    headers = torch.stack([sizes, weight, 1.0 / sizes], 1)
+    means, covariances = (torch.stack(column) for column in zip(*pairs, strict=True))
+    results = processes.run(cases.combine, means, covariances, headers)[:processes_used]
+    share = (weight.double() / weight.double().sum()).reshape(-1, 1)
+    mean = (share * means.double()).sum(0)  # below 2^14: a last place of 2^-10 at most
+    deviation = (means.double() - mean).reshape(-1, 2, 24)
+    covariance = (share.reshape(-1, 1, 1, 1) * covariances.double()).sum(0)
+    covariance += torch.einsum("r,rgi,rgj->gij", share[:, 0], deviation, deviation)
+    for i, result in enumerate(results):
+        assert (result.mean.double() - mean).abs().max() <= 0.51 * 2.0**-10
+        relative = (result.covariance - covariance).norm() / covariance.norm()
+        assert relative < 1e-6 + 2.0**-10  # the mean's rounding, to first order
+        torch.testing.assert_close(result.share.double(), share[i, 0])
+        rows = 1.0 / (share[:, 0].square() / sizes).sum()
+        torch.testing.assert_close(result.effective_rows.double(), rows)
+        assert float(result.rows) == sizes.sum() and torch.equal(result.mean, results[0].mean)
+
+
 def test_statistics_in_float64_of_float32_input(processes: Processes) -> None:
     sizes = (30, 5, 29)
     x = spectra.large_mean(64, 8).float()
@@ -180,7 +205,9 @@ def test_second_derivative(
     torch.testing.assert_close(gather(results, "dgrad"), d_grad, rtol=0.0, atol=1e-10)
 
 
-@pytest.mark.parametrize("how", ["backward", "grad", "compile", "checkpoint", "vmap"])
+@pytest.mark.parametrize(
+    "how", ["backward", "grad", "compile", "compiled layer", "checkpoint", "vmap"]
+)
 @pytest.mark.parametrize("sizes", [(6, 9, 5), (14, 6)], ids=["world", "group"])
 def test_transforms(how: str, sizes: tuple[int, ...], processes: Processes) -> None:
     x = torch.randn(20, 3, 4, dtype=torch.float64) if how == "vmap" else shifted((20, 4), sizes)
