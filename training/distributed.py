@@ -8,7 +8,6 @@ over all rows, also where the shares differ in size.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -175,9 +174,6 @@ def synchronise_layers(
         processes: A single process needs nothing.
         sync_bn: See `training.config.RuntimeConfig`.
         sync_whitening: See `training.config.RuntimeConfig`; null is true here.
-
-    Raises:
-        ConfigError: If the installed fastwhiten cannot synchronise its statistics.
     """
     if processes.world_size == 1:
         return model
@@ -186,23 +182,8 @@ def synchronise_layers(
     if sync_whitening is not False:
         from fastwhiten import ChannelWhitening
 
-        for name, layer in list(model.named_modules()):
-            if isinstance(layer, ChannelWhitening):
-                parent = model.get_submodule(name.rpartition(".")[0])
-                setattr(parent, name.rpartition(".")[2], _synchronised(layer))
+        ChannelWhitening.convert_sync(model, "world")
     return model
-
-
-def _synchronised(layer: nn.Module) -> nn.Module:
-    """Return a new whitening layer with the same options over all processes."""
-    parameters = inspect.signature(type(layer)).parameters
-    if "process_group" not in parameters:
-        raise ConfigError(
-            "sync_whitening: expected a fastwhiten whose ChannelWhitening has process_group, this "
-            "one has not; install the fastwhiten of this checkout, or use --sync-whitening false."
-        )
-    options = {name: getattr(layer, name) for name in parameters if hasattr(layer, name)}
-    return type(layer)(**{**options, "process_group": "world"})
 
 
 def average_running_statistics(model: nn.Module, processes: Processes) -> None:

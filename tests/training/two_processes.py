@@ -65,9 +65,15 @@ def double_dataset(config: TrainConfig) -> LongTailedDataset:
 
 
 def train_steps(folder: Path, processes: Processes, whitening: str = "none") -> None:
-    """Two epochs in float64; saves model, average and what the epochs saw."""
+    """Two epochs in float64; saves model, average and what the epochs saw.
+
+    "recipe" is fused whitening with everything that is weighted or depends on a batch's kind.
+    """
     config = small_config(folder)
     config.whitening = whitening
+    if whitening == "recipe":
+        config.whitening, config.whitening_weights, config.loss = "fused", "class-balanced", "cb"
+        config.sampler, config.bet_period, config.statistics_batches = "b3rs", 2, "balanced"
     config.sync_whitening = None
     config.optim.clip_norm, config.optim.ema_decay = 0.5, 0.9
     torch.set_default_dtype(torch.float64)
@@ -168,6 +174,7 @@ def all_scenes(folder: Path, processes: Processes) -> None:
     running_statistics(folder, processes)
     train_steps(folder, processes)
     train_steps(folder, processes, "fused")
+    train_steps(folder, processes, "recipe")
     evaluate_split(folder, processes)
     whole_runs(folder, processes)
 
