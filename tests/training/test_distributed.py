@@ -74,7 +74,7 @@ def test_weights_are_those_of_one_process(folder: Path, tmp_path: Path, whitenin
     single = torch.load(tmp_path / f"steps-{whitening}-0.pt")
     first, second = (torch.load(folder / f"steps-{whitening}-{rank}.pt") for rank in range(2))
     assert max(first["shares"]) > 0.5  # 17 + 16 rows; the last batch of instance sampling is 6 + 6
-    assert single["seen"][1][0] < single["seen"][0][0] - 0.01  # the run does go somewhere
+    assert single["seen"][1][0] < single["seen"][0][0] - 1e-3  # the run does go somewhere
     assert first["plan"] == second["plan"] == single["plan"]
     for name in ("model", "ema"):
         assert _same(first[name], second[name])
