@@ -79,8 +79,9 @@ def test_weights_are_those_of_one_process(folder: Path, tmp_path: Path, whitenin
     for name in ("model", "ema"):
         assert _same(first[name], second[name])
         for key, value in single[name].items():
-            # Up to 3e-16 was measured.
-            assert torch.allclose(first[name][key], value, rtol=0, atol=1e-12), key
+            # Up to 3e-16 was measured; 3e-10 with class weights, whose sums are float32.
+            atol = 1e-8 if whitening == "recipe" else 1e-12
+            assert torch.allclose(first[name][key], value, rtol=0, atol=atol), key
     if whitening != "recipe":  # a mean of weighted means is not the weighted mean
         assert torch.allclose(torch.tensor(first["seen"]), torch.tensor(single["seen"]), atol=1e-6)
     assert first["seen"] == second["seen"]
