@@ -5,7 +5,8 @@ the pooled features and the linear classifier, and logit margins. It is a reimpl
 papers' abstracts and public reviews; what they leave open is a named option here, and no number of
 theirs is claimed to be reproduced.
 
-Where to find what: `config` (typed configuration), `cli`, `train` (one run from start to end),
-`data` and `samplers`, `models`, `losses`, `optim`, `loop` (the training step and epoch), `evaluate`
-and `metrics`, `diagnostics`, `checkpoint`, and `plots`, `report`, `progress` (what a person sees).
+Where to find what: `config` (a file per section), `cli`, `data`, `samplers`, `losses`, `models`; one run is `train`
+(start to end), `loop` and `step`, `optim`, `precision`, `ema`, `distributed`, `resume` and `checkpoint`, `evaluate`,
+`tally` and `metrics`, `summary`; what a person sees is `progress`, `plots`, `report`, `scalars`. Around runs:
+`runs` (reading one back), `stage2`, `evaluate_run`, `compare`, `ablate`, `diagnostics`, `export`, `presets`.
 """
