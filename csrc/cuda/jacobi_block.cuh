@@ -111,17 +111,6 @@ __device__ void load_symmetric(int D, const T* a, const Scale<T>& scale, const T
   }
 }
 
-// True in all threads if start [D, D] is there and finite. With a barrier inside.
-template <class T>
-__device__ bool usable_start(int D, const T* start) {
-  bool finite = true;
-  for (int i = static_cast<int>(threadIdx.x); start != nullptr && i < D * D;
-       i += static_cast<int>(blockDim.x)) {
-    finite = finite && fabs(start[i]) <= Precision<T>::largest;
-  }
-  return __syncthreads_and(start != nullptr && finite) != 0;
-}
-
 // Rows of a tile: with four chunks of columns, more would exceed the 64 registers of 1024 threads.
 template <int kChunks>
 constexpr int kTileRows = kChunks == 4 ? 2 : 4;
@@ -177,6 +166,24 @@ __device__ __forceinline__ void store_tile(int rows, int columns, int first,
       }
     }
   }
+}
+
+// True in all threads if start [D, D] is there and orthogonal, which what is not finite never is.
+// With a barrier inside.
+template <class T, int kChunks>
+__device__ bool usable_start(int D, const T* start) {
+  const Place me = place();
+  const int step = kTileRows<kChunks>;
+  bool fine = start != nullptr;
+  for (int first = step * me.warp; start != nullptr && first < D; first += step * me.warps) {
+    const auto tile = warp_product<T, kChunks>(
+        D, D, D, first, [&](int r, int k) { return start[k * D + r]; },
+        [&](int k, int c) { return start[k * D + c]; });
+    store_tile(D, D, first, tile, [&](int r, int c, T sum) {
+      fine = fine && fabs(sum - T(r == c)) <= kStartDefect<T>;
+    });
+  }
+  return __syncthreads_and(fine) != 0;
 }
 
 // scratch = Q^T S Q for the symmetric S in `scratch` [.., stride], both triangles, by way of

@@ -185,8 +185,8 @@ __device__ int one_sided_basis(const EigenShared<T>& s, bool both, const T* a,
 }
 
 // Eigenvalues [D] ascending and eigenvectors [D, D] (columns) of a [D, D], of which the lower
-// triangle is read; returns the sweeps. Sweeps begin from the orthogonal start [D, D] unless it is
-// null or not finite. `both` says that the views have two arrays. To be called by all threads of a
+// triangle is read; returns the sweeps. Sweeps begin from the start [D, D] unless it is null or
+// not orthogonal. `both` says that the views have two arrays. To be called by all threads of a
 // block of whole warps, with D <= 32 kChunks; needs a barrier before and after, as two_sided_eigh.
 template <class T, int kChunks>
 __device__ int one_sided_eigh(const EigenShared<T>& s, bool both, const T* a, const T* start,
@@ -197,7 +197,7 @@ __device__ int one_sided_eigh(const EigenShared<T>& s, bool both, const T* a, co
     return 0;
   }
   const Scale<T> scale(largest);
-  const T* const q = usable_start(s.D, start) ? start : nullptr;
+  const T* const q = usable_start<T, kChunks>(s.D, start) ? start : nullptr;
   const int sweeps = one_sided_basis<T, kChunks>(s, both, a, scale, q, vectors);
   orthogonalize<T, kChunks>(s, vectors, s.D);
   rayleigh_quotients<T, kChunks>(s, a, scale, vectors, s.D);

@@ -166,8 +166,8 @@ __device__ int two_sided_basis(const EigenShared<T>& s, const T* a, const Scale<
 }
 
 // Eigenvalues [D] ascending and eigenvectors [D, D] (columns) of a [D, D], of which the lower
-// triangle is read; returns the sweeps. Sweeps begin from the orthogonal start [D, D] unless it is
-// null or not finite. To be called by all threads of a block of whole warps, with D <= 32 kChunks;
+// triangle is read; returns the sweeps. Sweeps begin from the start [D, D] unless it is null or
+// not orthogonal. To be called by all threads of a block of whole warps, with D <= 32 kChunks;
 // begins and ends with whatever is in shared memory unordered: a barrier before, and one after.
 template <class T, int kChunks>
 __device__ int two_sided_eigh(const EigenShared<T>& s, const T* a, const T* start, T* values,
@@ -178,7 +178,7 @@ __device__ int two_sided_eigh(const EigenShared<T>& s, const T* a, const T* star
     return 0;
   }
   const Scale<T> scale(largest);
-  const T* const q = usable_start(s.D, start) ? start : nullptr;
+  const T* const q = usable_start<T, kChunks>(s.D, start) ? start : nullptr;
   const int sweeps = two_sided_basis<T, kChunks>(s, a, scale, q, vectors);
   orthogonalize<T, kChunks>(s, s.matrix, s.stride);
   rayleigh_quotients<T, kChunks>(s, a, scale, s.matrix, s.stride);
