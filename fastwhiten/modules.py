@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import backends, validation
+from . import backends, validation, warm_start
 from .backends import reference
 from .functional import batch_whiten, make_options
 from .precision import no_autocast
@@ -38,7 +38,8 @@ class ChannelWhitening(nn.Module):
             averaged).
         batch_weight: in (0, 1]. Below 1, training whitens with
             ``batch_weight * S_batch + (1 - batch_weight) * S_running``; the gradient flows through
-            the batch's part. Damps the fluctuation of small batches.
+            the batch's part. Damps the fluctuation of small batches, and on a GPU lets the
+            eigensolver begin from the last step's eigenvectors (``last_basis``).
         shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]. Estimated
             intensities apply to batches in training only: the running covariance averages many
             batches. A fixed one applies always.
@@ -57,6 +58,10 @@ class ChannelWhitening(nn.Module):
         running_cov: ``[G, D, D]``, biased (divisor M), starts at the identity; with
             ``running="matrix"`` it is ``running_matrix`` instead.
         num_batches_tracked: number of batches that updated the running statistics.
+        last_basis: ``[G, D, D]``, the last step's eigenvectors, where ``batch_weight`` is below 1
+            and D at most 128, else None. Not in the ``state_dict``; a reset or a load forgets it.
+            It moves results by rounding only: set it to None if a training that is resumed on a GPU
+            has to repeat an uninterrupted one to the last bit.
 
     Raises:
         ValueError: an option outside its range, or an input of the wrong shape.
@@ -82,6 +87,7 @@ class ChannelWhitening(nn.Module):
     running_matrix: Tensor | None
     num_batches_tracked: Tensor | None
     eval_matrix: Tensor | None
+    last_basis: Tensor | None
 
     def __init__(
         self,
@@ -181,15 +187,19 @@ class ChannelWhitening(nn.Module):
             torch.empty(self.groups, size, size, **factory) if self.track_running_stats else None
         )
         mean = torch.empty(self.num_features, **factory) if self.track_running_stats else None
+        order = 1 if self.running == "covariance" else -1
+        used, unused = ("running_cov", "running_matrix")[::order]
+        # Those that are there come first: torch.export miscounts behind one that is None.
         self.register_buffer("running_mean", mean)
-        covariance = self.running == "covariance"
-        self.register_buffer("running_cov", square if covariance else None)
-        self.register_buffer("running_matrix", None if covariance else square)
+        self.register_buffer(used, square)
         count = torch.tensor(0, dtype=torch.long, device=factory["device"])
         self.register_buffer("num_batches_tracked", count if self.track_running_stats else None)
-        # Derived from running_cov, so not part of the state; a buffer so that it moves and traces
-        # with the module.
+        double = self._options.double_precision
+        basis = warm_start.first_basis(square, self.batch_weight, self.kind, double)
+        self.register_buffer("last_basis", basis, persistent=False)
+        # Derived, so no part of the state; a buffer so that it moves and traces with the module.
         self.register_buffer("eval_matrix", None, persistent=False)
+        self.register_buffer(unused, None)
         self._eval_source: tuple[Any, ...] | None = None
 
     def reset_running_stats(self) -> None:
@@ -202,6 +212,21 @@ class ChannelWhitening(nn.Module):
         square.copy_(
             torch.eye(square.shape[-1], device=square.device, dtype=square.dtype).expand_as(square)
         )
+        self._forget_basis()
+
+    def _forget_basis(self) -> None:
+        """Let the next eigensolve begin from nothing."""
+        double, basis = self._options.double_precision, self.last_basis
+        if basis is not None and self.running_cov is not None:
+            self.last_basis = warm_start.forget(basis, self.running_cov, double)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ChannelWhitening:
+        """Convert parameters and buffers; a basis that was rounded is orthogonal no longer."""
+        before = None if self.last_basis is None else self.last_basis.dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.last_basis is not None and self.last_basis.dtype != before:
+            self._forget_basis()
+        return self
 
     def reset_parameters(self) -> None:
         """Reset the running statistics, the scale to 1 and the shift to 0."""
@@ -250,6 +275,7 @@ class ChannelWhitening(nn.Module):
             self.bias,
             self._blended_in(),
             need=self.running if tracking else None,
+            start=self.last_basis,
         )
         if tracking:
             self._update(result)
@@ -282,6 +308,8 @@ class ChannelWhitening(nn.Module):
         for running, new in ((self.running_mean, result.mean), (square, batch)):
             safe = torch.where(finite, new, running.to(new.dtype))
             running.copy_(torch.lerp(running.to(new.dtype), safe, step))
+        if self.last_basis is not None and result.basis is not None:
+            warm_start.remember(self.last_basis, result.basis)
 
     def train(self, mode: bool = True) -> ChannelWhitening:
         """Switch mode; entering evaluation computes the cached whitening matrix."""
@@ -367,6 +395,8 @@ class ChannelWhitening(nn.Module):
 
 
 def _refresh_after_load(module: nn.Module, incompatible_keys: Any) -> None:
-    """Recompute the cached matrix after load_state_dict on a module in evaluation mode."""
-    if isinstance(module, ChannelWhitening) and not module.training:
-        module.refresh_eval_matrix()
+    """Recompute, or forget, what load_state_dict has made out of date."""
+    if isinstance(module, ChannelWhitening):
+        module._forget_basis()
+        if not module.training:
+            module.refresh_eval_matrix()

@@ -207,3 +207,21 @@ def check_symmetric(caller: str, a: Tensor, name: str) -> None:
         raise ValueError(
             f"{caller}: expected {name} of shape [..., D, D] with D >= 1, got {list(a.shape)}"
         )
+
+
+def check_start(caller: str, start: Tensor | None, a: Tensor) -> Tensor | None:
+    """Check matrices ``a`` and what an eigensolver may begin from; return that, contiguous.
+
+    Raises:
+        TypeError: ``a`` is not a float32 or float64 tensor.
+        ValueError: ``a`` is not of shape ``[..., D, D]``, or ``start`` is not like ``a``.
+    """
+    check_symmetric(caller, a, "a")
+    if start is None:
+        return None
+    if start.shape != a.shape or start.dtype != a.dtype or start.device != a.device:
+        raise ValueError(
+            f"{caller}: expected start like a, {list(a.shape)} {a.dtype} on {a.device}, got "
+            f"{list(start.shape)} {start.dtype} on {start.device}"
+        )
+    return start.detach().contiguous()

@@ -14,6 +14,11 @@ import torch
 
 from . import cuda_module, native, reference, triton
 
+# Up to which order a backend's eigensolver on a GPU is Jacobi's, which gains from a start (the
+# limits of csrc/cuda/jacobi_block.cuh and kernels/common.py). Above it, and on the CPU, solvers are
+# direct.
+JACOBI_UP_TO = {"native": 128, "triton": 64}
+
 BACKENDS: dict[str, ModuleType] = {"native": native, "reference": reference, "triton": triton}
 
 
@@ -124,6 +129,12 @@ def _require_triton(device: torch.device) -> None:
     if reason == triton.import_error():
         raise RuntimeError(f'backend="triton": {reason}')
     raise ValueError(f'backend="triton": {reason}; move the tensor or use backend="auto"')
+
+
+def takes_start(name: str, device: torch.device, size: int) -> bool:
+    """Return whether eigenvectors to begin from save the eigensolver of order ``size`` sweeps."""
+    iterative = name == "triton" or (name == "native" and device.type == "cuda")
+    return iterative and size <= JACOBI_UP_TO[name]
 
 
 def get(name: str) -> ModuleType:

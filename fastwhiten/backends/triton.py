@@ -101,10 +101,13 @@ def _kernels() -> Any:
     return SimpleNamespace(
         check=checks.check,
         check_input=checks.check_input,
+        check_kind=checks.check_kind,
+        check_spectrum=checks.check_spectrum,
         check_square=checks.check_square,
         whole=common.WHOLE,
         statistics=statistics.launch_statistics,
         eigh=eigh.launch_eigh,
+        eigh_sweeps=eigh.launch_sweeps,
         factor=factor.launch_factor,
         apply=apply.launch_apply,
         backward_reduce=backward.launch_backward_reduce,
@@ -132,13 +135,26 @@ def _statistics(
     return mean, covariance
 
 
-def _eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+def _check_eigh(a: Tensor, start: Tensor | None) -> bool:
+    """Check the arguments; return whether the eigensolver is ours."""
     k = _kernels()
     k.check_square("eigh", "a", a)
-    if a.shape[-1] > k.whole:
+    k.check("eigh", "start", start, tuple(a.shape), a.dtype, a)
+    return bool(a.shape[-1] <= k.whole)
+
+
+def _eigh(a: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    if not _check_eigh(a, start):
         return reference.eigh(a)
-    eigenvalues, vectors = k.eigh(a)
+    eigenvalues, vectors = _kernels().eigh(a, start)
     return eigenvalues, vectors
+
+
+def _eigh_sweeps(a: Tensor, start: Tensor | None = None) -> Tensor:
+    if not _check_eigh(a, start):
+        return reference.eigh_sweeps(a)
+    sweeps: Tensor = _kernels().eigh_sweeps(a, start)
+    return sweeps
 
 
 def _factor(
@@ -148,23 +164,20 @@ def _factor(
     batch_weight: float,
     eps: float,
     kind: int,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     k, dtype = _kernels(), covariance.dtype
     k.check_square("factor", "covariance", covariance)
     shape = tuple(covariance.shape)
     k.check("factor", "running_covariance", running_covariance, shape, dtype, covariance)
     k.check("factor", "rho", rho, shape[:1], dtype, covariance)
-    _check_kind("factor", kind)
+    k.check("factor", "start", start, shape, dtype, covariance)
+    k.check_kind("factor", kind)
     arguments = (covariance, running_covariance, rho, batch_weight, eps, kind)
     if shape[-1] > k.whole:
         return reference.factor(*arguments)
-    eigenvalues, basis, matrix = k.factor(*arguments)
+    eigenvalues, basis, matrix = k.factor(*arguments, start)
     return eigenvalues, basis, matrix
-
-
-def _check_kind(op: str, kind: int) -> None:
-    if kind not in (reference.ZCA, reference.PCA, reference.CHOLESKY):
-        raise ValueError(f"{op}: expected kind 0 (ZCA), 1 (PCA) or 2 (Cholesky), got {kind}")
 
 
 def _apply(
@@ -206,7 +219,7 @@ def _backward_matrix(
 ) -> tuple[Tensor, Tensor]:
     k, dtype = _kernels(), cross.dtype
     k.check_square("backward_matrix", "cross", cross)
-    _check_kind("backward_matrix", kind)
+    k.check_kind("backward_matrix", kind)
     shape = tuple(cross.shape)
     groups, size = shape[:2]
     k.check("backward_matrix", "matrix", matrix, shape, dtype, cross)
@@ -263,13 +276,14 @@ def _whiten_forward(
     double_precision: bool,
     shrink_method: int,
     shrink_value: float,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     mean, covariance = _statistics(x, row_weight, groups, double_precision)
     rho = None
     if shrink_method != reference.NO_SHRINKAGE:
         blending = (running_covariance, row_weight, batch_weight)
         rho = reference.intensity(x, mean, covariance, *blending, shrink_method, shrink_value)
-    factors = _factor(covariance, running_covariance, rho, batch_weight, eps, kind)
+    factors = _factor(covariance, running_covariance, rho, batch_weight, eps, kind, start)
     y = _apply(x, mean, factors[2], gamma, beta)
     return y, mean, covariance, *factors, mean.new_empty(0) if rho is None else rho
 
@@ -309,23 +323,6 @@ def _sample_statistics(
     return mean, scaled, gram
 
 
-def _check_spectrum(
-    op: str,
-    eigenvalues: Tensor,
-    eigenvectors: Tensor,
-    row_weight: Tensor | None,
-    rho: Tensor | None,
-    like: Tensor,
-    sizes: tuple[int, int],
-) -> None:
-    """Check what the two last stages of the sample side share; ``sizes`` is ``(G, M)``."""
-    k, (groups, rows) = _kernels(), sizes
-    k.check(op, "eigenvalues", eigenvalues, (groups, rows), like.dtype, like)
-    k.check(op, "eigenvectors", eigenvectors, (groups, rows, rows), like.dtype, like)
-    k.check(op, "row_weight", row_weight, (rows,), like.dtype, like)
-    k.check(op, "rho", rho, (groups,), like.dtype, like)
-
-
 def _sample_apply(
     scaled: Tensor,
     eigenvalues: Tensor,
@@ -339,7 +336,7 @@ def _sample_apply(
     groups = eigenvalues.shape[0]
     k.check_input("sample_apply", scaled, groups)
     sizes = (groups, rows)
-    _check_spectrum("sample_apply", eigenvalues, eigenvectors, row_weight, rho, scaled, sizes)
+    k.check_spectrum("sample_apply", eigenvalues, eigenvectors, row_weight, rho, scaled, sizes)
     arguments = (scaled, eigenvalues, eigenvectors, row_weight, rho, eps, out_dtype)
     if rows > k.whole:
         return reference.sample_apply(*arguments)
@@ -362,7 +359,9 @@ def _sample_backward(
     k.check("sample_backward", "grad", grad, (rows, groups * size), grad.dtype, projected)
     k.check("sample_backward", "projected", projected, (groups, rows, size), projected.dtype, grad)
     sizes = (groups, rows)
-    _check_spectrum("sample_backward", eigenvalues, eigenvectors, row_weight, rho, projected, sizes)
+    k.check_spectrum(
+        "sample_backward", eigenvalues, eigenvectors, row_weight, rho, projected, sizes
+    )
     arguments = (grad, projected, eigenvalues, eigenvectors, row_weight, rho, eps)
     if rows > k.whole:
         return reference.sample_backward(*arguments)
@@ -380,6 +379,7 @@ def _operator(name: str, function: Callable[..., Any]) -> Any:
 
 statistics = _operator("statistics", _statistics)
 eigh = _operator("eigh", _eigh)
+eigh_sweeps = _operator("eigh_sweeps", _eigh_sweeps)
 # A few sums over D x D matrices and, for Ledoit-Wolf, over rows: PyTorch's reductions.
 intensity = _operator("intensity", reference.intensity)
 factor = _operator("factor", _factor)

@@ -52,3 +52,26 @@ def check_device(op: str, x: Tensor) -> None:
     if x.device.type != expected:
         how = "are interpreted on the CPU (TRITON_INTERPRET=1)" if INTERPRETED else "run on a GPU"
         raise ValueError(f"{op}: the Triton kernels {how}, got a tensor on {x.device}")
+
+
+def check_kind(op: str, kind: int) -> None:
+    """Raise unless ``kind`` is one of ZCA, PCA and Cholesky."""
+    if kind not in (0, 1, 2):
+        raise ValueError(f"{op}: expected kind 0 (ZCA), 1 (PCA) or 2 (Cholesky), got {kind}")
+
+
+def check_spectrum(
+    op: str,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
+    row_weight: Tensor | None,
+    rho: Tensor | None,
+    like: Tensor,
+    sizes: tuple[int, int],
+) -> None:
+    """Check what the two last stages of the sample side share; ``sizes`` is ``(G, M)``."""
+    groups, rows = sizes
+    check(op, "eigenvalues", eigenvalues, (groups, rows), like.dtype, like)
+    check(op, "eigenvectors", eigenvectors, (groups, rows, rows), like.dtype, like)
+    check(op, "row_weight", row_weight, (rows,), like.dtype, like)
+    check(op, "rho", rho, (groups,), like.dtype, like)

@@ -119,6 +119,7 @@ def factor_kernel(
     eigenvalues,  # [G, D] T
     basis,  # [G, D, D] T
     matrix,  # [G, D, D] T
+    start,  # [G, D, D] T
     beta_bits,
     eps_bits,
     size,  # D
@@ -127,6 +128,7 @@ def factor_kernel(
     SHRINK: tl.constexpr,
     N: tl.constexpr,  # D rounded up to a block
     ROUNDS: tl.constexpr,  # D rounded up to a power of two
+    WARM: tl.constexpr,
 ):
     """Decompose group ``program_id(0)`` and store eigenvalues, basis and W."""
     T: tl.constexpr = covariance.dtype.element_ty
@@ -136,7 +138,8 @@ def factor_kernel(
     a = load_blended(covariance, running, beta, offset, size, T, N, BLEND)
     keep, shift = shrink_and_shift(a, rho, exact(eps_bits, T), group, size, T, N, SHRINK)
     finite = is_finite(a)
-    values, vectors = eigensystem(tl.where(finite, a, 0.0), N, ROUNDS)
+    a = tl.where(finite, a, 0.0)
+    values, vectors, _ = eigensystem(a, start + offset, size, N, ROUNDS, WARM)
     row = tl.broadcast_to(tl.arange(0, N)[:, None], (N, N))
     vectors = positive_pivot(vectors, row, N)
     # S' is positive semidefinite: an eigenvalue below zero is rounding.
@@ -161,8 +164,12 @@ def launch_factor(
     batch_weight: float,
     eps: float,
     kind: int,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return eigenvalues ``[G, D]``, basis and W ``[G, D, D]``; D at most WHOLE."""
+    """Return eigenvalues ``[G, D]``, basis and W ``[G, D, D]``; D at most WHOLE.
+
+    ``start`` as for :func:`fastwhiten.kernels.eigh.launch_eigh`.
+    """
     groups, size = covariance.shape[:2]
     matrix = covariance.new_empty(covariance.shape)
     inputs = (covariance, or_dummy(running, covariance), or_dummy(rho, covariance))
@@ -178,9 +185,11 @@ def launch_factor(
         eigenvalues,
         basis,
         matrix,
+        or_dummy(start, covariance),
         *scalars,
         KIND=kind,
         **flags,
         ROUNDS=power_of_two(size),
+        WARM=start is not None,
     )
     return eigenvalues, basis, matrix

@@ -72,7 +72,9 @@ class EmulatedStages:
         size = a.shape[-1]
         if size > 128:
             return reference.eigh(a)  # left to the library
-        out = run("eigh", order=self.order, sanitize=self.sanitize, a=a, start=start, B=a.shape[0], D=size)
+        out = run(
+            "eigh", order=self.order, sanitize=self.sanitize, a=a, start=start, B=a.shape[0], D=size
+        )
         return out["values"].reshape(a.shape[:-1]), out["vectors"].reshape(a.shape)
 
     def intensity(self, x, mean, covariance, running, row_weight, batch_weight, method, value):
