@@ -197,7 +197,7 @@ __device__ int one_sided_eigh(const EigenShared<T>& s, bool both, const T* a, co
     return 0;
   }
   const Scale<T> scale(largest);
-  const T* const q = usable_start<T, kChunks>(s.D, start) ? start : nullptr;
+  const T* const q = usable_start(s, start) ? start : nullptr;
   const int sweeps = one_sided_basis<T, kChunks>(s, both, a, scale, q, vectors);
   orthogonalize<T, kChunks>(s, vectors, s.D);
   rayleigh_quotients<T, kChunks>(s, a, scale, vectors, s.D);

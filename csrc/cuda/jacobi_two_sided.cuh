@@ -178,7 +178,7 @@ __device__ int two_sided_eigh(const EigenShared<T>& s, const T* a, const T* star
     return 0;
   }
   const Scale<T> scale(largest);
-  const T* const q = usable_start<T, kChunks>(s.D, start) ? start : nullptr;
+  const T* const q = usable_start(s, start) ? start : nullptr;
   const int sweeps = two_sided_basis<T, kChunks>(s, a, scale, q, vectors);
   orthogonalize<T, kChunks>(s, s.matrix, s.stride);
   rayleigh_quotients<T, kChunks>(s, a, scale, s.matrix, s.stride);
