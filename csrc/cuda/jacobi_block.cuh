@@ -43,6 +43,7 @@ __host__ __device__ constexpr int64_t eigen_shared_bytes(int D, bool both) {
 
 template <class T>
 struct EigenShared {
+  using Number = T;
   using At = EigenLayout<T>;
   // From byte `offset` (a multiple of 16) of the arena on; `both`: the matrix has a place, too.
   __device__ EigenShared(char* arena, int64_t offset, int size, bool both)

@@ -102,27 +102,46 @@ __device__ __forceinline__ void rotate_matrix(const EigenShared<T>& s, TriangleW
   }
 }
 
+// The views where shared memory has room for A alone: the eigenvectors turn in global memory.
 template <class T>
-__device__ __forceinline__ void rotate_basis(const EigenShared<T>& s, int round, int buffer) {
+struct GlobalBasis : EigenShared<T> {
+  __device__ GlobalBasis(const EigenShared<T>& s, T* vectors) : EigenShared<T>(s), basis(vectors) {
+    this->matrix = s.basis;
+  }
+  T* basis;  // V^T [D, D]
+};
+
+template <class T>
+__device__ __forceinline__ int basis_stride(const EigenShared<T>& s) {
+  return s.stride;
+}
+template <class T>
+__device__ __forceinline__ int basis_stride(const GlobalBasis<T>& s) {
+  return s.D;
+}
+
+template <class Views>
+__device__ __forceinline__ void rotate_basis(const Views& s, int round, int buffer) {
+  using T = typename Views::Number;
   const Place me = place();
-  const int n = eigen_rows(s.D), pairs = n / 2;
+  const int n = eigen_rows(s.D), pairs = n / 2, stride = basis_stride(s);
   for (int k = me.warp; k < pairs; k += me.warps) {
     const T sine = s.rotations[(3 * buffer + 1) * pairs + k];
     if (sine == 0) continue;  // also where an odd D leaves a player without partner
     const T half = s.rotations[3 * buffer * pairs + k];
     const Pair at = round_robin(n, round, k);
     for (int r = me.lane; r < s.D; r += 32) {
-      T p = s.basis[at.p * s.stride + r], q = s.basis[at.q * s.stride + r];
+      T p = s.basis[at.p * stride + r], q = s.basis[at.q * stride + r];
       turn(sine, half, p, q);
-      s.basis[at.p * s.stride + r] = p;
-      s.basis[at.q * s.stride + r] = q;
+      s.basis[at.p * stride + r] = p;
+      s.basis[at.q * stride + r] = q;
     }
   }
 }
 
 // Sweeps until one finds no pair that is far off; returns how many that took.
-template <class T>
-__device__ int two_sided_sweeps(const EigenShared<T>& s) {
+template <class Views>
+__device__ int two_sided_sweeps(const Views& s) {
   const int rounds = eigen_rows(s.D) - 1;
   const TriangleWalk walk(eigen_rows(s.D) / 2);
   Off off = prepare_rotations(s, 0, 0);
