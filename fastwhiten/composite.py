@@ -25,18 +25,20 @@ def whiten_features(
     running_covariance: Tensor | None,
     rho: Tensor | None,
     options: tuple[int, int, float, float, bool, str],
+    total: Callable[[Tensor], Tensor] = lambda t: t,
 ) -> Tensor:
     """Return what :class:`fastwhiten.autograd.Whiten` returns first, for rows or planes ``x``.
 
-    ``options`` is ``(kind, groups, eps, batch_weight, double_precision, backend)``.
+    ``options`` is ``(kind, groups, eps, batch_weight, double_precision, backend)``. ``total`` adds
+    up sums over rows where other processes hold rows too; ``row_weight`` sums to 1 over all.
     """
     kind, groups, eps, batch_weight, double_precision, backend = options
     dtype = reference.accumulation_dtype(x.dtype, double_precision)
     grouped = reference.to_groups(x, groups, dtype)  # [G, M, D]
     rows, size = grouped.shape[1:]
     p = (1.0 / rows) if row_weight is None else row_weight.to(dtype).reshape(-1, 1)
-    centered = grouped - (grouped * p).sum(1, keepdim=True)
-    covariance = (centered * p).mT @ centered
+    centered = grouped - total((grouped * p).sum(1, keepdim=True))
+    covariance = total((centered * p).mT @ centered)
     s = _shrink(reference.blend(covariance, running_covariance, batch_weight), rho, eps)
     y = centered @ inverse_factor(s, kind, eps, backend)
     if gamma is not None:

@@ -5,10 +5,12 @@ They validate, choose the layout, the side and the backend, and call the Functio
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from . import backends, sides, validation
+from . import backends, distributed, sides, synchronized, validation
 from .backends import reference
 from .function_base import run
 from .layout import as_rows_or_planes, row_weights
@@ -16,6 +18,9 @@ from .matrix_functions import SymmetricEigh, inverse_factor
 from .precision import no_autocast
 from .sides import Batch, Options, Whitened
 from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def make_options(
@@ -59,6 +64,7 @@ def batch_whiten(
     running_covariance: Tensor | None = None,
     need: str | None = None,
     start: Tensor | None = None,
+    process_group: ProcessGroup | str | None = None,
 ) -> Whitened:
     """Whiten with batch statistics.
 
@@ -73,9 +79,18 @@ def batch_whiten(
         running_covariance: ``[G, D, D]``, blended in with weight ``1 - batch_weight``.
         need: ``"covariance"`` or ``"matrix"`` if that is wanted on the sample side too.
         start: ``[G, D, D]`` of the last step's ``basis``, where an iterative eigensolver begins.
+        process_group: as in :func:`whiten`.
     """
-    validation.check_input(options.caller, x, options.groups)
+    group = distributed.resolve(options.caller, process_group)
+    validation.check_input(options.caller, x, options.groups, min_rows=2 if group is None else 0)
     backend = backends.choose(options.backend, x.device)
+    if group is not None:
+        if sample_weight is not None:
+            validation.check_sample_weight(options.caller, sample_weight, x, may_be_zero=True)
+        with no_autocast(x):
+            return synchronized.whiten_over(
+                group, x, options, backend, sample_weight, gamma, beta, running_covariance
+            )
     side = sides.choose(x, options, backend)
     double = options.double_precision
     p = None
@@ -97,6 +112,7 @@ def whiten(
     eps: float = 1e-3,
     sample_weight: Tensor | None = None,
     shrinkage: str | float | None = None,
+    process_group: ProcessGroup | str | None = None,
     backend: str = "auto",
     statistics_dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -118,6 +134,11 @@ def whiten(
             weighs rows equally. No gradient flows into it.
         shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]; moves the
             eigenvalues towards their mean. The intensity is a constant for the gradient.
+        process_group: None uses the rows of this process alone. ``"world"`` (the default group of
+            ``torch.distributed``) or a ProcessGroup uses the rows of all its processes, as one
+            process holding them would: one all-reduce forward and one backward (one more forward
+            for ``"ledoit-wolf"``). Every process has to call; batch sizes may differ and be 0, with
+            at least two rows in all.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see ``python -m fastwhiten.info``.
         statistics_dtype: ``torch.float64`` computes everything inside in double precision; by
             default float32, and float64 for float64 input.
@@ -128,7 +149,13 @@ def whiten(
 
     Raises:
         TypeError: ``x`` or ``sample_weight`` is not a floating-point tensor.
-        ValueError: wrong shape, fewer than two rows, or an option outside its range.
+        ValueError: wrong shape, fewer than two rows, an option outside its range, or a process
+            group that is not initialised or does not contain this process.
+
+    Note:
+        With a process group every process backpropagates its own loss, and the gradient is that of
+        the sum of all losses, as in ``nn.SyncBatchNorm``. The D x D covariance is decomposed on
+        every process, also where there are fewer rows than channels.
 
     Note:
         The gradient never divides by an eigenvalue gap for ZCA and Cholesky. PCA's is undefined
@@ -143,7 +170,7 @@ def whiten(
         True
     """
     options = make_options("whiten", kind, groups, eps, shrinkage, statistics_dtype, backend)
-    return batch_whiten(x, options, sample_weight).y
+    return batch_whiten(x, options, sample_weight, process_group=process_group).y
 
 
 def batch_statistics(

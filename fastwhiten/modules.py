@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import backends, validation, warm_start
+from . import backends, distributed, validation, warm_start
 from .backends import reference
 from .functional import batch_whiten, make_options
 from .precision import no_autocast
 from .sides import Whitened
+from .sync_module import SyncModule
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
-class ChannelWhitening(nn.Module):
+class ChannelWhitening(SyncModule):
     """Whiten channels with batch statistics in training and with running statistics in evaluation.
 
     In training, as :func:`fastwhiten.whiten`: the batch is centred and decorrelated exactly, and
@@ -43,6 +47,9 @@ class ChannelWhitening(nn.Module):
         shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]. Estimated
             intensities apply to batches in training only: the running covariance averages many
             batches. A fixed one applies always.
+        process_group: whose rows training statistics are made of, as in :func:`fastwhiten.whiten`:
+            None (this process's), ``"world"`` or a ProcessGroup (which PyTorch cannot pickle).
+            Running statistics are then the same on every process. Not used in evaluation.
         backend: as in :func:`fastwhiten.whiten`.
         statistics_dtype: as in :func:`fastwhiten.whiten`.
         device: of parameters and buffers.
@@ -102,6 +109,7 @@ class ChannelWhitening(nn.Module):
         running: str = "covariance",
         batch_weight: float = 1.0,
         shrinkage: str | float | None = None,
+        process_group: ProcessGroup | str | None = None,
         backend: str = "auto",
         statistics_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -122,6 +130,8 @@ class ChannelWhitening(nn.Module):
         self.running = running
         self.batch_weight = batch_weight
         self.shrinkage = shrinkage
+        distributed.check_process_group("ChannelWhitening", process_group)
+        self.process_group = process_group
         self.backend = backend
         self.statistics_dtype = statistics_dtype
         self._options = make_options(
@@ -253,7 +263,10 @@ class ChannelWhitening(nn.Module):
             Tensor of the shape and dtype of ``x``.
         """
         use_batch = self.training or not self.track_running_stats
-        validation.check_input("ChannelWhitening", x, self.groups, min_rows=2 if use_batch else 0)
+        # As in nn.SyncBatchNorm: evaluation on one process alone must not wait for the others.
+        process_group = self.process_group if self.training else None
+        alone = use_batch and process_group is None
+        validation.check_input("ChannelWhitening", x, self.groups, min_rows=2 if alone else 0)
         if x.shape[1] != self.num_features:
             raise ValueError(
                 f"ChannelWhitening: expected x of shape [N, {self.num_features}, ...], "
@@ -276,6 +289,7 @@ class ChannelWhitening(nn.Module):
             self._blended_in(),
             need=self.running if tracking else None,
             start=self.last_basis,
+            process_group=process_group,
         )
         if tracking:
             self._update(result)
@@ -312,9 +326,15 @@ class ChannelWhitening(nn.Module):
             warm_start.remember(self.last_basis, result.basis)
 
     def train(self, mode: bool = True) -> ChannelWhitening:
-        """Switch mode; entering evaluation computes the cached whitening matrix."""
+        """Switch mode; entering evaluation computes the cached whitening matrix.
+
+        Training drops it: DistributedDataParallel broadcasts buffers, and a process that has
+        evaluated must not have one more than the others.
+        """
         super().train(mode)
-        if not mode:
+        if mode:
+            self.eval_matrix = None
+        else:
             self.refresh_eval_matrix()
         return self
 
@@ -381,16 +401,17 @@ class ChannelWhitening(nn.Module):
             f"momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}"
         )
-        if self.running != "covariance":
-            text += f", running={self.running!r}"
-        if self.batch_weight != 1.0:
-            text += f", batch_weight={self.batch_weight}"
-        if self.shrinkage is not None:
-            text += f", shrinkage={self.shrinkage!r}"
-        if self.backend != "auto":
-            text += f", backend={self.backend!r}"
-        if self.statistics_dtype is not None:
-            text += f", statistics_dtype={self.statistics_dtype}"
+        defaults = {
+            "running": "covariance",
+            "batch_weight": 1.0,
+            "shrinkage": None,
+            "process_group": None,
+            "backend": "auto",
+            "statistics_dtype": None,
+        }
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)!r}"
         return text
 
 

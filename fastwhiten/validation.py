@@ -139,12 +139,14 @@ def check_input(caller: str, x: Tensor, groups: int, *, min_rows: int = 2) -> No
         )
 
 
-def check_sample_weight(caller: str, weight: Tensor, x: Tensor) -> None:
+def check_sample_weight(
+    caller: str, weight: Tensor, x: Tensor, *, may_be_zero: bool = False
+) -> None:
     """Check sample weights against the input they belong to.
 
     Values are looked at only where that costs no synchronisation: on CPU tensors, outside of
     compilation and of ``torch.func`` transforms. Elsewhere a negative or all-zero weight gives NaN
-    output.
+    output. ``may_be_zero`` allows none and all-zero weights: other processes may have others.
 
     Raises:
         TypeError: not a floating-point tensor.
@@ -174,8 +176,10 @@ def check_sample_weight(caller: str, weight: Tensor, x: Tensor) -> None:
         )
     if torch.compiler.is_compiling() or weight.device.type != "cpu" or _is_transformed(weight):
         return
+    if may_be_zero and weight.numel() == 0:
+        return
     low, total = float(weight.min()), float(weight.sum())
-    if not (low >= 0.0 and 0.0 < total < math.inf):
+    if not (low >= 0.0 and (0.0 < total < math.inf or (may_be_zero and total == 0.0))):
         raise ValueError(
             f"{caller}: expected sample_weight with finite values >= 0 that are not all zero, "
             f"got minimum {low} and sum {total}"

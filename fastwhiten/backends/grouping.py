@@ -14,7 +14,8 @@ def accumulation_dtype(dtype: torch.dtype, double_precision: bool = False) -> to
 def to_groups(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     """Return rows ``[M, C]`` or planes ``[N, C, L]`` as ``[G, M, D]`` in ``dtype``."""
     rows = x if x.dim() == 2 else x.transpose(1, 2).reshape(-1, x.shape[1])  # [M, C]
-    return rows.to(dtype).reshape(rows.shape[0], groups, -1).transpose(0, 1)  # [G, M, D]
+    size = x.shape[1] // groups  # not -1: it cannot be inferred where M is 0
+    return rows.to(dtype).reshape(rows.shape[0], groups, size).transpose(0, 1)  # [G, M, D]
 
 
 def from_groups(grouped: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""Base of layers whose training statistics can be those of a process group."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from . import distributed
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class SyncModule(nn.Module):
+    """A layer with the attribute ``process_group``: None, ``"world"`` or a ProcessGroup."""
+
+    process_group: ProcessGroup | str | None = None
+
+    @classmethod
+    def convert_sync(
+        cls, module: nn.Module, process_group: ProcessGroup | str | None = "world"
+    ) -> nn.Module:
+        """Set the process group of every ChannelWhitening layer in ``module``, in place.
+
+        Like ``nn.SyncBatchNorm.convert_sync_batchnorm``; None ends synchronisation.
+
+        Args:
+            module: a layer or a model that contains some; returned.
+            process_group: as in the constructor.
+
+        Raises:
+            TypeError, ValueError: ``process_group`` is none; see :func:`fastwhiten.whiten`.
+
+        Example:
+            >>> import torch, fastwhiten
+            >>> model = torch.nn.Sequential(fastwhiten.ChannelWhitening(8))
+            >>> fastwhiten.ChannelWhitening.convert_sync(model)[0].process_group
+            'world'
+        """
+        distributed.check_process_group("ChannelWhitening.convert_sync", process_group)
+        for layer in module.modules():
+            if isinstance(layer, cls):
+                layer.process_group = process_group
+        return module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SyncModule:
+        """Copy the layer; a ProcessGroup object cannot be copied, so the copy shares it."""
+        memo[id(self.process_group)] = self.process_group
+        layer = self.__class__.__new__(self.__class__)
+        memo[id(self)] = layer
+        layer.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return layer
