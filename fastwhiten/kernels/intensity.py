@@ -2,8 +2,8 @@
 
 With S' = beta S + (1 - beta) S_running, a = tr(S'), b = |S'|^2, n = 1 / (sum_n p_n^2 beta^2):
 
-    oas:          ((1 - 2/D) b + a^2) / ((n + 1 - 2/D)(b - a^2/D))      (Chen et al. 2010, eq. 23)
-    ledoit-wolf:  min(f / n, h) / h,  h = b - a^2/D,  f = sum_n p_n |xc_n|^4 - |S|^2  (2004, sec. 3.2)
+    OAS:          ((1 - 2/D) b + a^2) / ((n + 1 - 2/D)(b - a^2/D))      (Chen et al. 2010, eq. 23)
+    Ledoit-Wolf:  min(f / n, h) / h,  h = b - a^2/D,  f = sum p |xc|^4 - |S|^2   (2004, sec. 3.2)
 
 clamped to [0, 1]; 1 where S' is a multiple of the identity already. Reads S (and S_running) once, X
 once more for Ledoit-Wolf, writes one value a chunk and group. Deterministic: no atomics, chunks are
