@@ -20,6 +20,7 @@ from torch import Tensor
 from .common import (
     bits,
     block_of,
+    device_function,
     divide,
     exact,
     layout_of,
@@ -59,12 +60,12 @@ def fourth_moment_kernel(
     program = tl.program_id(0).to(tl.int64)
     group = program % groups
     chunk = program // groups
-    total = tl.zeros((BLOCK_ROWS,), T)
+    total = tl.full((BLOCK_ROWS,), 0.0, T)
     for step in range(steps):
         m = (chunk * steps + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         inside = m < rows
         start = row_start(m, channels, length, PLANES)
-        square = tl.zeros((BLOCK_ROWS,), T)
+        square = tl.full((BLOCK_ROWS,), 0.0, T)
         for first in range(0, size, BLOCK):
             local = first + tl.arange(0, BLOCK)
             channel, mask = group * size + local, local < size
@@ -77,7 +78,7 @@ def fourth_moment_kernel(
     tl.store(partial + chunk * groups + group, tl.sum(total, 0))
 
 
-@triton.jit
+@device_function
 def covariance_sums(
     covariance,
     running,
@@ -89,9 +90,9 @@ def covariance_sums(
     BLOCK: tl.constexpr,
 ):
     """Return ``(tr S', |S'|^2, |S|^2)`` of one group."""
-    trace = tl.zeros((BLOCK,), T)
-    square = tl.zeros((BLOCK,), T)
-    own = tl.zeros((BLOCK,), T)
+    trace = tl.full((BLOCK,), 0.0, T)
+    square = tl.full((BLOCK,), 0.0, T)
+    own = tl.full((BLOCK,), 0.0, T)
     entries = size * size
     for start in range(0, entries, BLOCK):
         e = start + tl.arange(0, BLOCK)
@@ -106,18 +107,18 @@ def covariance_sums(
     return tl.sum(trace, 0), tl.sum(square, 0), tl.sum(own, 0)
 
 
-@triton.jit
+@device_function
 def effective_rows(weight, rows, T: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
     """Return ``1 / sum_n p_n^2`` (Kish), M for uniform weights."""
     if WEIGHTED:
-        total = tl.zeros((BLOCK,), T)
+        total = tl.full((BLOCK,), 0.0, T)
         for start in range(0, rows, BLOCK):
             m = start + tl.arange(0, BLOCK)
             p = tl.load(weight + m, mask=m < rows, other=0.0)
             total += p * p
         return divide(tl.full((), 1.0, T), tl.sum(total, 0))
     else:
-        return tl.zeros((), T) + rows
+        return tl.full((), 0.0, T) + rows
 
 
 @triton.jit
@@ -143,10 +144,10 @@ def intensity_kernel(
     beta = exact(beta_bits, T)
     trace, square, own = covariance_sums(covariance, running, beta, group, size, T, BLEND, BLOCK)
     n = divide(effective_rows(weight, rows, T, WEIGHTED, BLOCK), beta * beta)
-    d = tl.zeros((), T) + size
+    d = tl.full((), 0.0, T) + size
     distance = square - divide(trace * trace, d)
     if METHOD == _LEDOIT_WOLF:
-        moment = tl.zeros((BLOCK,), T)
+        moment = tl.full((BLOCK,), 0.0, T)
         for start in range(0, chunks, BLOCK):
             chunk = start + tl.arange(0, BLOCK)
             moment += tl.load(fourth + chunk * groups + group, mask=chunk < chunks, other=0.0)
