@@ -1,4 +1,4 @@
-"""Every CUDA and Triton kernel once, on small inputs: what tools/gpu_check.sh runs under compute-sanitizer."""
+"""Every CUDA and Triton kernel once, on small inputs: tools/gpu_check.sh runs it in sanitizers."""
 
 from __future__ import annotations
 

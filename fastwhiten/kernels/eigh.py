@@ -6,7 +6,11 @@ by :mod:`fastwhiten.kernels.jacobi`. Reads D^2 values of a matrix (its lower tri
 and writes D^2 + D. No host synchronisation, unlike ``torch.linalg.eigh``. Deterministic: no
 atomics, and one matrix never looks at another. The matrix and its eigenvectors stay in registers;
 shared memory is what gathers and products exchange. Registers and shared memory of every
-configuration: ``tools/triton_resources.json``.
+configuration: ``tools/triton_resources.json``. Timed by ``benchmarks/bench_eigh.py``.
+
+It needs nothing else of this package; on CUDA tensors, or CPU ones with TRITON_INTERPRET=1::
+
+    values, vectors = launch_eigh(a)  # a [B, D, D] float32 or float64, contiguous, D at most 64
 """
 
 from __future__ import annotations

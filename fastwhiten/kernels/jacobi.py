@@ -14,6 +14,33 @@ A device function for other kernels: :func:`eigensystem` gives eigenvalues and v
 that a program holds in registers. It makes no assumption beyond symmetry: indefinite, tied, graded
 and zero matrices are fine. Deterministic; bounded (``SWEEPS``); the caller replaces a non-finite
 matrix. Order 64 takes about eight sweeps of 63 rounds; order 128 would spill to local memory.
+
+Example, a kernel of one's own (``tests/kernels/test_jacobi.py`` runs it; with TRITON_INTERPRET=1 on
+CPU tensors)::
+
+    import torch
+    import triton
+    import triton.language as tl
+
+    from fastwhiten.kernels.jacobi import eigensystem
+
+    @triton.jit
+    def log_determinant_kernel(a, out, N: tl.constexpr):  # a [B, N, N], positive definite
+        i = tl.arange(0, N)
+        batch = tl.program_id(0).to(tl.int64)
+        matrix = tl.load(a + batch * N * N + i[:, None] * N + i[None, :])
+        eigenvalues, eigenvectors = eigensystem(matrix, N, N)
+        tl.store(out + batch, tl.sum(tl.log(eigenvalues), 0))
+
+    def log_determinants(a: torch.Tensor) -> torch.Tensor:  # N a power of two, 16 to 64
+        out = a.new_empty(a.shape[0])
+        log_determinant_kernel[(a.shape[0],)](a, out, N=a.shape[-1], num_warps=4)
+        return out
+
+A smaller matrix is padded with zeros to 16 or more; ``ROUNDS`` is the power of two that holds its
+order, so that no round is spent on padding. Whole batches, sorted, with signs fixed and non-finite
+matrices kept apart: :func:`fastwhiten.kernels.eigh.launch_eigh`, or
+``fastwhiten.symmetric_eigh(a, backend="triton")`` with gradients.
 """
 
 from __future__ import annotations
