@@ -6,9 +6,9 @@ shape class and dtype alone: same input, same bits, on every machine and in ever
 and keeps the fastest for as long as the process lives. Warps and rows of a tile decide the order of
 sums: with it, results may differ in rounding from one process (or rank) to the next.
 
-Which others there are: twice the warps, and half the rows of a tile. Both take registers away from
-a thread, so they spill where the first does not in a few cases only (``SPILLS``, by ptxas of Triton
-3.7.1); ``tools/triton_resources.py`` compiles all of them and refuses local memory.
+Which others there are: twice the warps, and half the rows of a tile. Both leave fewer values to a
+thread, but more warps also leave it fewer registers; ``tools/triton_resources.py --candidates``
+compiles all of them and refuses local memory, and a launcher leaves one out with ``spills``.
 """
 
 from __future__ import annotations
