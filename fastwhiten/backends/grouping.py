@@ -20,9 +20,9 @@ def to_groups(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
 
 def from_groups(grouped: Tensor, like: Tensor) -> Tensor:
     """Undo :func:`to_groups`: ``[G, M, D]`` to the layout and dtype of ``like``."""
-    rows = grouped.transpose(0, 1).reshape(grouped.shape[1], -1)  # [M, C]
+    rows = grouped.transpose(0, 1).reshape(grouped.shape[1], like.shape[1])  # [M, C]
     if like.dim() == 3:
-        rows = rows.reshape(like.shape[0], like.shape[2], -1).transpose(1, 2)  # [N, C, L]
+        rows = rows.reshape(like.shape[0], like.shape[2], like.shape[1]).transpose(1, 2)
     return rows.to(like.dtype).contiguous()
 
 

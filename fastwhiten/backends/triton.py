@@ -93,6 +93,7 @@ def _kernels() -> Any:
         common,
         eigh,
         factor,
+        intensity,
         sample,
         sample_backward,
         statistics,
@@ -100,12 +101,14 @@ def _kernels() -> Any:
 
     return SimpleNamespace(
         check=checks.check,
-        check_input=checks.check_input,
         check_kind=checks.check_kind,
+        check_intensity=checks.check_intensity,
         check_spectrum=checks.check_spectrum,
+        check_input=checks.check_input,
         check_square=checks.check_square,
         whole=common.WHOLE,
         statistics=statistics.launch_statistics,
+        intensity=intensity.launch_intensity,
         eigh=eigh.launch_eigh,
         eigh_sweeps=eigh.launch_sweeps,
         factor=factor.launch_factor,
@@ -178,6 +181,24 @@ def _factor(
         return reference.factor(*arguments)
     eigenvalues, basis, matrix = k.factor(*arguments, start)
     return eigenvalues, basis, matrix
+
+
+def _intensity(
+    x: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    running_covariance: Tensor | None,
+    row_weight: Tensor | None,
+    batch_weight: float,
+    method: int,
+    value: float,
+) -> Tensor:
+    k, blending = _kernels(), (running_covariance, row_weight, batch_weight)
+    k.check_intensity(x, mean, covariance, running_covariance, row_weight, method)
+    if method == reference.FIXED or covariance.shape[-1] >= LIBRARY:
+        return reference.intensity(x, mean, covariance, *blending, method, value)
+    rho: Tensor = k.intensity(x, mean, covariance, *blending, method)
+    return rho
 
 
 def _apply(
@@ -282,7 +303,7 @@ def _whiten_forward(
     rho = None
     if shrink_method != reference.NO_SHRINKAGE:
         blending = (running_covariance, row_weight, batch_weight)
-        rho = reference.intensity(x, mean, covariance, *blending, shrink_method, shrink_value)
+        rho = _intensity(x, mean, covariance, *blending, shrink_method, shrink_value)
     factors = _factor(covariance, running_covariance, rho, batch_weight, eps, kind, start)
     y = _apply(x, mean, factors[2], gamma, beta)
     return y, mean, covariance, *factors, mean.new_empty(0) if rho is None else rho
@@ -380,8 +401,7 @@ def _operator(name: str, function: Callable[..., Any]) -> Any:
 statistics = _operator("statistics", _statistics)
 eigh = _operator("eigh", _eigh)
 eigh_sweeps = _operator("eigh_sweeps", _eigh_sweeps)
-# A few sums over D x D matrices and, for Ledoit-Wolf, over rows: PyTorch's reductions.
-intensity = _operator("intensity", reference.intensity)
+intensity = _operator("intensity", _intensity)
 factor = _operator("factor", _factor)
 apply = _operator("apply", _apply)
 backward_reduce = _operator("backward_reduce", _backward_reduce)

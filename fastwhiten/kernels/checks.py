@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from .common import INTERPRETED
+from .factor import CHOLESKY, PCA, ZCA
+from .intensity import FIXED, LEDOIT_WOLF, OAS
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -46,18 +48,36 @@ def check_square(op: str, name: str, a: Tensor) -> None:
     check_device(op, a)
 
 
-def check_device(op: str, x: Tensor) -> None:
-    """Raise for tensors of a device that the kernels were not made for."""
-    expected = "cpu" if INTERPRETED else "cuda"
-    if x.device.type != expected:
-        how = "are interpreted on the CPU (TRITON_INTERPRET=1)" if INTERPRETED else "run on a GPU"
-        raise ValueError(f"{op}: the Triton kernels {how}, got a tensor on {x.device}")
-
-
 def check_kind(op: str, kind: int) -> None:
-    """Raise unless ``kind`` is one of ZCA, PCA and Cholesky."""
-    if kind not in (0, 1, 2):
+    """Raise unless ``kind`` is one of the three."""
+    if kind not in (ZCA, PCA, CHOLESKY):
         raise ValueError(f"{op}: expected kind 0 (ZCA), 1 (PCA) or 2 (Cholesky), got {kind}")
+
+
+def check_intensity(
+    x: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    running_covariance: Tensor | None,
+    row_weight: Tensor | None,
+    method: int,
+) -> None:
+    """Check the arguments of the stage ``intensity``."""
+    op, dtype, channels = "intensity", mean.dtype, x.shape[1]
+    check_square(op, "covariance", covariance)
+    groups = covariance.shape[0]
+    check_input(op, x, groups)
+    size = channels // groups
+    check(op, "mean", mean, (channels,), dtype, x)
+    for name, t in (("covariance", covariance), ("running_covariance", running_covariance)):
+        check(op, name, t, (groups, size, size), dtype, x)
+    check(op, "row_weight", row_weight, (x.numel() // channels,), dtype, x)
+    if not x.numel():
+        raise ValueError(f"{op}: expected at least one row, got {list(x.shape)}")
+    if method not in (FIXED, OAS, LEDOIT_WOLF):
+        raise ValueError(
+            f"{op}: expected method 1 (fixed), 2 (OAS) or 3 (Ledoit-Wolf), got {method}"
+        )
 
 
 def check_spectrum(
@@ -75,3 +95,11 @@ def check_spectrum(
     check(op, "eigenvectors", eigenvectors, (groups, rows, rows), like.dtype, like)
     check(op, "row_weight", row_weight, (rows,), like.dtype, like)
     check(op, "rho", rho, (groups,), like.dtype, like)
+
+
+def check_device(op: str, x: Tensor) -> None:
+    """Raise for tensors of a device that the kernels were not made for."""
+    expected = "cpu" if INTERPRETED else "cuda"
+    if x.device.type != expected:
+        how = "are interpreted on the CPU (TRITON_INTERPRET=1)" if INTERPRETED else "run on a GPU"
+        raise ValueError(f"{op}: the Triton kernels {how}, got a tensor on {x.device}")
