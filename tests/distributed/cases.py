@@ -76,9 +76,13 @@ def transformed(rank: int, x: Tensor, sizes: tuple[int, ...], how: str) -> Tenso
     if rank >= len(sizes):
         return None
     group = groups[len(sizes)]
+    layer = fastwhiten.ChannelWhitening(x.shape[-1], eps=0.1, process_group=group).double()
 
     def loss(t: Tensor) -> Tensor:
-        y = fastwhiten.whiten(t, eps=0.1, process_group=group)
+        if how == "compiled layer":
+            y = layer(t)
+        else:
+            y = fastwhiten.whiten(t, eps=0.1, process_group=group)
         return (y.tanh() * torch.linspace(0, 1, t.shape[-1]).to(y)).sum()
 
     if how == "vmap":  # [N, B, C]: B problems at once
@@ -86,7 +90,7 @@ def transformed(rank: int, x: Tensor, sizes: tuple[int, ...], how: str) -> Tenso
     here = part(x, sizes, rank)
     if how == "grad":
         return torch.func.grad(loss)(here)
-    if how == "compile":
+    if how in ("compile", "compiled layer"):
         torch._dynamo.reset()
         loss = torch.compile(loss, fullgraph=True, backend="aot_eager")
     here.requires_grad_()

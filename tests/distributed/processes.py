@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Seconds; a case takes milliseconds, and a hang must fail. Where one process raised, the others
-# wait for the group's time: they answer before the pool's is over.
-GROUP_TIMEOUT, TIMEOUT = 20.0, 50.0
+# Seconds; a case takes milliseconds (compiling: seconds), and a hang must fail. Where one process
+# raised, the others wait for the group's time: they answer before the pool's is over.
+GROUP_TIMEOUT, TIMEOUT = 60.0, 100.0
 
 # In a process of the pool: the group of that many processes. The last rank is outside of the
 # smaller one, and has PyTorch's placeholder there.

@@ -205,7 +205,9 @@ def test_second_derivative(
     torch.testing.assert_close(gather(results, "dgrad"), d_grad, rtol=0.0, atol=1e-10)
 
 
-@pytest.mark.parametrize("how", ["backward", "grad", "compile", "checkpoint", "vmap"])
+@pytest.mark.parametrize(
+    "how", ["backward", "grad", "compile", "compiled layer", "checkpoint", "vmap"]
+)
 @pytest.mark.parametrize("sizes", [(6, 9, 5), (14, 6)], ids=["world", "group"])
 def test_transforms(how: str, sizes: tuple[int, ...], processes: Processes) -> None:
     x = torch.randn(20, 3, 4, dtype=torch.float64) if how == "vmap" else shifted((20, 4), sizes)
