@@ -67,8 +67,7 @@ class ChannelWhitening(SyncModule):
         num_batches_tracked: number of batches that updated the running statistics.
         last_basis: ``[G, D, D]``, the last step's eigenvectors, where ``batch_weight`` is below 1
             and D at most 128, else None. Not in the ``state_dict``; a reset or a load forgets it.
-            It moves results by rounding only: set it to None if a training that is resumed on a GPU
-            has to repeat an uninterrupted one to the last bit.
+            Set it to None if a training resumed on a GPU has to repeat every bit.
 
     Raises:
         ValueError: an option outside its range, or an input of the wrong shape.
@@ -197,8 +196,9 @@ class ChannelWhitening(SyncModule):
             torch.empty(self.groups, size, size, **factory) if self.track_running_stats else None
         )
         mean = torch.empty(self.num_features, **factory) if self.track_running_stats else None
-        order = 1 if self.running == "covariance" else -1
-        used, unused = ("running_cov", "running_matrix")[::order]
+        used, unused = ("running_cov", "running_matrix")[
+            :: 1 if self.running == "covariance" else -1
+        ]
         # Those that are there come first: torch.export miscounts behind one that is None.
         self.register_buffer("running_mean", mean)
         self.register_buffer(used, square)
@@ -207,7 +207,7 @@ class ChannelWhitening(SyncModule):
         double = self._options.double_precision
         basis = warm_start.first_basis(square, self.batch_weight, self.kind, double)
         self.register_buffer("last_basis", basis, persistent=False)
-        # Derived, so no part of the state; a buffer so that it moves and traces with the module.
+        # Derived, so no state; a buffer so that it moves and traces with the module.
         self.register_buffer("eval_matrix", None, persistent=False)
         self.register_buffer(unused, None)
         self._eval_source: tuple[Any, ...] | None = None
