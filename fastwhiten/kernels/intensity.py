@@ -190,7 +190,7 @@ def launch_fourth_moments(
         WEIGHTED=row_weight is not None,
         BLOCK=block,
         BLOCK_ROWS=block_rows,
-        num_warps=4,
+        num_warps=8 if mean.dtype == torch.float64 else 4,  # four spill in float64 planes
         num_stages=1,
     )
     return partial
