@@ -42,8 +42,8 @@ class ChannelWhitening(SyncModule):
             averaged).
         batch_weight: in (0, 1]. Below 1, training whitens with
             ``batch_weight * S_batch + (1 - batch_weight) * S_running``; the gradient flows through
-            the batch's part. Damps the fluctuation of small batches, and on a GPU lets the
-            eigensolver begin from the last step's eigenvectors (``last_basis``).
+            the batch's part. Damps the fluctuation of small batches, and lets the eigensolver of
+            the CUDA kernels begin from the last step's eigenvectors (``last_basis``).
         shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]. Estimated
             intensities apply to batches in training only: the running covariance averages many
             batches. A fixed one applies always.
@@ -66,7 +66,8 @@ class ChannelWhitening(SyncModule):
             ``running="matrix"`` it is ``running_matrix`` instead.
         num_batches_tracked: number of batches that updated the running statistics.
         last_basis: ``[G, D, D]``, the last step's eigenvectors, where ``batch_weight`` is below 1
-            and D at most 128, else None. Not in the ``state_dict``; a reset or a load forgets it.
+            and D at most 128, else None; the identity where the eigensolver takes no start (on the
+            CPU, and Triton's). Not in the ``state_dict``; a reset or a load forgets it.
             Set it to None if a training resumed on a GPU has to repeat every bit.
 
     Raises:
@@ -116,7 +117,7 @@ class ChannelWhitening(SyncModule):
     ) -> None:
         """Validate the options and create parameters and buffers."""
         super().__init__()
-        self._check(
+        validation.check_layer(
             num_features, groups, kind, momentum, track_running_stats, running, batch_weight
         )
         self.num_features = num_features
@@ -155,40 +156,6 @@ class ChannelWhitening(SyncModule):
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             _refresh_after_load
         )
-
-    @staticmethod
-    def _check(
-        num_features: int,
-        groups: int,
-        kind: str,
-        momentum: float | None,
-        track_running_stats: bool,
-        running: str,
-        batch_weight: float,
-    ) -> None:
-        """Raise ValueError for options that do not go together."""
-        caller = "ChannelWhitening"
-        if not isinstance(num_features, int) or num_features < 1:
-            raise ValueError(
-                f"{caller}: expected num_features to be a positive integer, got {num_features!r}"
-            )
-        validation.check_groups(caller, groups, num_features)
-        if momentum is not None and not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"{caller}: expected momentum in [0, 1] or None, got {momentum!r}")
-        if running not in ("covariance", "matrix"):
-            raise ValueError(
-                f"{caller}: expected running to be 'covariance' or 'matrix', got {running!r}"
-            )
-        if running == "matrix" and kind == "pca":
-            raise ValueError(
-                f"{caller}: running='matrix' averages whitening matrices over batches, and PCA's "
-                "rows change order and sign from batch to batch; use running='covariance'"
-            )
-        if batch_weight != 1.0 and not (track_running_stats and running == "covariance"):
-            raise ValueError(
-                f"{caller}: batch_weight={batch_weight!r} blends with the running covariance; "
-                "it needs track_running_stats=True and running='covariance'"
-            )
 
     def _make_buffers(self, factory: dict[str, Any]) -> None:
         size = self.num_features // self.groups

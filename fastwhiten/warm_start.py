@@ -1,10 +1,11 @@
-"""The last step's eigenvectors, kept for the next: where Jacobi's eigensolver begins.
+"""The last step's eigenvectors, kept for the next: where the CUDA kernels' eigensolver begins.
 
 Blending in the running covariance makes the decomposed matrix change little from step to step. In
 the eigenvectors of the last one it is almost diagonal, and few sweeps are left to do. They are a
 hint and change results by rounding only: the identity stands for "none" (sweeps begin there
 anyway), and the eigensolvers ignore what is not orthogonal to rounding, whoever has averaged or
-rounded it.
+rounded it. Triton's eigensolver begins anew every time: with a start its kernel would need local
+memory. Those of the CPU are direct.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def first_basis(
     """
     if square is None or batch_weight == 1.0 or kind == "cholesky":
         return None
-    if square.shape[-1] > max(backends.JACOBI_UP_TO.values()):
+    if square.shape[-1] > max(backends.START_UP_TO.values()):
         return None
     return identity_basis(square, double_precision)
 

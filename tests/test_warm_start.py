@@ -1,4 +1,8 @@
-"""The last step's eigenvectors as a start: the same result, fewer sweeps, and no state."""
+"""The last step's eigenvectors as a start: passed on, remembered, and no state.
+
+That it saves sweeps, and that one which is not orthogonal is none, is tested on the eigensolvers
+that take one: those of the CUDA kernels, in tests/csrc/test_eigh.py, and on a GPU in tests/gpu.
+"""
 
 import copy
 
@@ -8,16 +12,28 @@ from torch import Tensor
 
 import fastwhiten
 from fastwhiten import ChannelWhitening, backends, warm_start
-from fastwhiten.kernels import common
+from tests.csrc.eigensystems import solve
+from tests.csrc.emulated_stages import EmulatedStages
 from tests.helpers import spectra
 from tests.helpers.reference_error import assert_close_to_fp64
 
 C, G, ROWS = 12, 2, 40
 D = C // G
-ITERATIVE = "triton"  # the one whose eigensolver is Jacobi's on the CPU, interpreted
 
 
-def make(backend: str = ITERATIVE, **options) -> ChannelWhitening:
+@pytest.fixture
+def gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU counts as a device whose eigensolver takes a start: layers remember as on a GPU."""
+    monkeypatch.setattr(backends, "takes_start", lambda name, device, size: name == "native")
+
+
+@pytest.fixture
+def emulated(gains: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA kernels, emulated, are the native backend."""
+    monkeypatch.setitem(backends.BACKENDS, "native", EmulatedStages())
+
+
+def make(backend: str = "native", **options) -> ChannelWhitening:
     given = {"groups": G, "batch_weight": 0.1, "backend": backend, **options}
     return ChannelWhitening(C, **given).train()
 
@@ -34,56 +50,15 @@ def step_pair(dtype: torch.dtype, size: int = D) -> tuple[Tensor, Tensor]:
     return old.to(dtype), (0.9 * old + 0.1 * new).to(dtype)
 
 
-def inverse_root(values: Tensor, vectors: Tensor) -> Tensor:
-    return (vectors * (values + 1e-3).rsqrt().unsqueeze(-2)) @ vectors.mT
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_symmetric_eigh_gives_the_same_matrix(dtype: torch.dtype, backend: str) -> None:
-    before, after = step_pair(dtype)
+@pytest.mark.parametrize(
+    "backend", ["reference", "native", pytest.param("triton", marks=pytest.mark.interpret)]
+)
+def test_solvers_that_take_no_start_ignore_it_and_count_nothing(backend: str) -> None:
+    """Triton's begins anew: with a start its kernel would need local memory."""
+    before, after = step_pair(torch.float64)
     start = fastwhiten.symmetric_eigh(before, backend=backend)[1]
     cold = fastwhiten.symmetric_eigh(after, backend=backend)
     warm = fastwhiten.symmetric_eigh(after, start=start, backend=backend)
-    truth = inverse_root(*torch.linalg.eigh(after.double()))
-    assert_close_to_fp64(inverse_root(*warm), truth, inverse_root(*cold), 3.0, "another path")
-    torch.testing.assert_close(warm[0], cold[0], rtol=1e-5, atol=8 * torch.finfo(dtype).eps)
-
-
-@pytest.mark.interpret
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("size", [5, 13])
-def test_it_takes_fewer_sweeps(size: int, dtype: torch.dtype) -> None:
-    before, after = step_pair(dtype, size)
-    start = fastwhiten.symmetric_eigh(before, backend=ITERATIVE)[1]
-    count = fastwhiten.symmetric_eigh_sweeps
-    cold, warm = (count(after, start=s, backend=ITERATIVE) for s in (None, start))
-    assert cold.dtype == torch.int32 and cold.shape == (3,)
-    assert (warm < cold).all(), (cold.tolist(), warm.tolist())
-    exact = fastwhiten.symmetric_eigh(after, backend=ITERATIVE)[1]
-    assert (count(after, start=exact, backend=ITERATIVE) <= 2).all()
-
-
-@pytest.mark.interpret
-@pytest.mark.parametrize(
-    "spoil",
-    [lambda q: q * 1.001, lambda q: q.half().float(), lambda q: q * float("nan"), lambda q: 0 * q],
-    ids=["stretched", "rounded", "nan", "zero"],
-)
-def test_what_is_not_orthogonal_is_no_start(spoil) -> None:
-    before, after = step_pair(torch.float32)
-    start = spoil(fastwhiten.symmetric_eigh(before, backend=ITERATIVE)[1])
-    cold = fastwhiten.symmetric_eigh(after, backend=ITERATIVE)
-    for value, expected in zip(
-        fastwhiten.symmetric_eigh(after, start=start, backend=ITERATIVE), cold, strict=True
-    ):
-        assert torch.equal(value, expected)
-
-
-@pytest.mark.parametrize("backend", ["reference", "native"])
-def test_direct_solvers_ignore_it_and_have_no_sweeps(backend: str) -> None:
-    before, after = step_pair(torch.float64)
-    cold = fastwhiten.symmetric_eigh(after, backend=backend)
-    warm = fastwhiten.symmetric_eigh(after, start=before, backend=backend)
     assert torch.equal(cold[0], warm[0]) and torch.equal(cold[1], warm[1])
     sweeps = fastwhiten.symmetric_eigh_sweeps(after.reshape(3, 1, D, D), backend=backend)
     assert sweeps.tolist() == [[-1], [-1], [-1]]
@@ -111,19 +86,18 @@ def test_start_is_vmapped_and_has_no_gradient(backend: str) -> None:
     assert start.grad is None and a.grad is not None
 
 
-def test_the_table_of_limits_is_the_kernels() -> None:
-    assert backends.JACOBI_UP_TO["triton"] == common.WHOLE
+def test_who_takes_a_start() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert backends.takes_start("native", gpu, 128) and not backends.takes_start("native", gpu, 129)
     assert not backends.takes_start("native", cpu, 4)
-    assert backends.takes_start("triton", gpu, 64) and not backends.takes_start("triton", gpu, 65)
+    assert not backends.takes_start("triton", gpu, 4)
     assert not backends.takes_start("reference", gpu, 4)
 
 
 # The layer.
 
 
-@pytest.mark.interpret
+@pytest.mark.usefixtures("gains")
 @pytest.mark.parametrize("kind", ["zca", "pca"])
 def test_layer_remembers_its_eigenvectors(kind: str) -> None:
     layer = make(kind=kind)
@@ -136,18 +110,19 @@ def test_layer_remembers_its_eigenvectors(kind: str) -> None:
     assert off.abs().max() < 1e-6 < (layer.last_basis - torch.eye(D)).abs().max()
 
 
-@pytest.mark.interpret
+@pytest.mark.emulated
+@pytest.mark.usefixtures("emulated")
 def test_the_next_step_takes_fewer_sweeps() -> None:
     layer, (first, second) = make(momentum=0.5), batches(2)
     layer(first)
-    statistics = fastwhiten.batch_statistics(second, groups=G)[1]
+    statistics = fastwhiten.batch_statistics(second, groups=G, backend="reference")[1]
     blended = 0.1 * statistics + 0.9 * layer.running_cov
-    count = fastwhiten.symmetric_eigh_sweeps
-    cold = count(blended, backend=ITERATIVE)
-    assert (count(blended, start=layer.last_basis, backend=ITERATIVE) < cold).all()
+    cold, warm = solve(blended)[2], solve(blended, start=layer.last_basis)[2]
+    assert (warm < cold).all(), (cold.tolist(), warm.tolist())
 
 
-@pytest.mark.interpret
+@pytest.mark.emulated
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_outputs_and_gradients_do_not_change(dtype: torch.dtype) -> None:
     warm, cold, exact = make(), make(), make("reference", statistics_dtype=torch.float64)
@@ -165,7 +140,7 @@ def test_outputs_and_gradients_do_not_change(dtype: torch.dtype) -> None:
             assert_close_to_fp64(ours, truth, plain, 3.0, "another path to the same eigenvectors")
 
 
-@pytest.mark.interpret
+@pytest.mark.usefixtures("gains")
 def test_a_batch_that_is_not_finite_leaves_it() -> None:
     layer, (first, second) = make(), batches(2)
     layer(first)
@@ -181,7 +156,7 @@ def test_a_layer_that_cannot_gain_keeps_nothing(options: dict) -> None:
     assert ChannelWhitening(200, **{"batch_weight": 0.5, "groups": 2, **options}).last_basis is None
 
 
-@pytest.mark.interpret
+@pytest.mark.usefixtures("gains")
 def test_it_is_no_state() -> None:
     layer = make()
     layer(batches(1)[0])
@@ -200,7 +175,7 @@ def test_it_is_no_state() -> None:
     assert twin.last_basis.data_ptr() != layer.last_basis.data_ptr()
 
 
-@pytest.mark.interpret
+@pytest.mark.usefixtures("gains")
 def test_it_moves_and_converts_with_the_module() -> None:
     layer = make()
     layer(batches(1)[0])
@@ -218,14 +193,14 @@ def test_it_moves_and_converts_with_the_module() -> None:
     assert torch.equal(empty.last_basis, identity)
 
 
-@pytest.mark.interpret
+@pytest.mark.usefixtures("gains")
 def test_input_of_another_dtype_neither_reads_nor_writes_it() -> None:
     layer = make()
     y = layer(batches(1)[0].double())
     assert y.dtype == torch.float64 and torch.equal(layer.last_basis, torch.eye(D).expand(G, D, D))
 
 
-@pytest.mark.interpret
+@pytest.mark.usefixtures("gains")
 def test_compile_export_functional_call_and_vmap() -> None:
     layer, (first, second) = make(), batches(2)
     layer(first)

@@ -61,7 +61,6 @@ NAMES = {
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
     torch.float64: "fp64",
-    torch.int32: "i32",
 }
 # Input dtype and accumulation dtype: every pair that the package uses.
 PAIRS = [
@@ -174,10 +173,9 @@ def _matrix_stages(size: int, t: torch.dtype, options: bool) -> None:
     groups = 3 if options else 1
     matrix, vector = torch.empty(groups, size, size, dtype=t), torch.empty(groups, size, dtype=t)
     rho, gamma = (vector[:, 0], vector.flatten()) if options else (None, None)
-    start = matrix if options else None
-    eigh.launch_eigh(matrix, start)
+    eigh.launch_eigh(matrix)
     for kind in (factor.ZCA, factor.PCA, factor.CHOLESKY):
-        factor.launch_factor(matrix, start, rho, 0.5, 1e-3, kind, start)
+        factor.launch_factor(matrix, matrix if options else None, rho, 0.5, 1e-3, kind)
         backward_matrix.launch_backward_matrix(
             matrix, vector, matrix, matrix, gamma, rho, 0.5, kind, 1e-4
         )

@@ -14,10 +14,10 @@ import torch
 
 from . import cuda_module, native, reference, triton
 
-# Up to which order a backend's eigensolver on a GPU is Jacobi's, which gains from a start (the
-# limits of csrc/cuda/jacobi_block.cuh and kernels/common.py). Above it, and on the CPU, solvers are
-# direct.
-JACOBI_UP_TO = {"native": 128, "triton": 64}
+# Up to which order a backend's eigensolver on a GPU gains from eigenvectors to begin from: that of
+# the CUDA kernels does (csrc/cuda/jacobi_block.cuh). Triton's begins anew, for with a start its
+# kernel would need local memory; libraries' solvers, above and elsewhere, are direct.
+START_UP_TO = {"native": 128, "reference": 0, "triton": 0}
 
 BACKENDS: dict[str, ModuleType] = {"native": native, "reference": reference, "triton": triton}
 
@@ -133,8 +133,7 @@ def _require_triton(device: torch.device) -> None:
 
 def takes_start(name: str, device: torch.device, size: int) -> bool:
     """Return whether eigenvectors to begin from save the eigensolver of order ``size`` sweeps."""
-    iterative = name == "triton" or (name == "native" and device.type == "cuda")
-    return iterative and size <= JACOBI_UP_TO[name]
+    return device.type == "cuda" and size <= START_UP_TO[name]
 
 
 def get(name: str) -> ModuleType:

@@ -82,7 +82,7 @@ def eigh(a: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 
 def eigh_sweeps(a: Tensor, start: Tensor | None = None) -> Tensor:
-    """Return the sweeps ``[B]`` (int32) that :func:`eigh` takes: -1, for there are none."""
+    """Return the sweeps ``[B]`` (int32) of a solver that takes no start: -1, for not counted."""
     return torch.full(a.shape[:1], -1, dtype=torch.int32, device=a.device)
 
 

@@ -110,7 +110,6 @@ def _kernels() -> Any:
         statistics=statistics.launch_statistics,
         intensity=intensity.launch_intensity,
         eigh=eigh.launch_eigh,
-        eigh_sweeps=eigh.launch_sweeps,
         factor=factor.launch_factor,
         apply=apply.launch_apply,
         backward_reduce=backward.launch_backward_reduce,
@@ -138,26 +137,15 @@ def _statistics(
     return mean, covariance
 
 
-def _check_eigh(a: Tensor, start: Tensor | None) -> bool:
-    """Check the arguments; return whether the eigensolver is ours."""
+def _eigh(a: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    # Jacobi's method begins anew here: with a start its kernel would need local memory.
     k = _kernels()
     k.check_square("eigh", "a", a)
     k.check("eigh", "start", start, tuple(a.shape), a.dtype, a)
-    return bool(a.shape[-1] <= k.whole)
-
-
-def _eigh(a: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    if not _check_eigh(a, start):
+    if a.shape[-1] > k.whole:
         return reference.eigh(a)
-    eigenvalues, vectors = _kernels().eigh(a, start)
+    eigenvalues, vectors = k.eigh(a)
     return eigenvalues, vectors
-
-
-def _eigh_sweeps(a: Tensor, start: Tensor | None = None) -> Tensor:
-    if not _check_eigh(a, start):
-        return reference.eigh_sweeps(a)
-    sweeps: Tensor = _kernels().eigh_sweeps(a, start)
-    return sweeps
 
 
 def _factor(
@@ -179,7 +167,7 @@ def _factor(
     arguments = (covariance, running_covariance, rho, batch_weight, eps, kind)
     if shape[-1] > k.whole:
         return reference.factor(*arguments)
-    eigenvalues, basis, matrix = k.factor(*arguments, start)
+    eigenvalues, basis, matrix = k.factor(*arguments)
     return eigenvalues, basis, matrix
 
 
@@ -384,23 +372,20 @@ def _sample_backward(
         "sample_backward", eigenvalues, eigenvectors, row_weight, rho, projected, sizes
     )
     arguments = (grad, projected, eigenvalues, eigenvectors, row_weight, rho, eps)
-    if rows > k.whole:
-        return reference.sample_backward(*arguments)
-    dx: Tensor = k.sample_backward(*arguments)
+    dx: Tensor = (reference if rows > k.whole else k).sample_backward(*arguments)
     return dx
 
 
 def _operator(name: str, function: Callable[..., Any]) -> Any:
     """Register ``function`` as ``fastwhiten_triton::name`` with its fake kernel."""
     op = torch.library.custom_op(f"fastwhiten_triton::{name}", function, mutates_args=())
-
     op.register_fake(fakes.FAKES[name])
     return getattr(torch.ops.fastwhiten_triton, name)
 
 
 statistics = _operator("statistics", _statistics)
 eigh = _operator("eigh", _eigh)
-eigh_sweeps = _operator("eigh_sweeps", _eigh_sweeps)
+eigh_sweeps = _operator("eigh_sweeps", reference.eigh_sweeps)
 intensity = _operator("intensity", _intensity)
 factor = _operator("factor", _factor)
 apply = _operator("apply", _apply)

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .common import block_of, device_function, load_matrix, or_dummy, power_of_two
+from .common import block_of, device_function, load_matrix, power_of_two
 from .jacobi import eigensystem, positive_pivot, ranks
 
 
@@ -68,14 +68,11 @@ def store_system(
 @triton.jit
 def eigh_kernel(
     a_ptr,  # [B, D, D] T
-    start_ptr,  # [B, D, D] T
     values_ptr,  # [B, D] T
     vectors_ptr,  # [B, D, D] T
-    sweeps_ptr,  # [B] int32
     size,  # D
     N: tl.constexpr,  # D rounded up to a block
     ROUNDS: tl.constexpr,  # D rounded up to a power of two
-    WARM: tl.constexpr,
 ):
     """Decompose matrix ``program_id(0)``."""
     T: tl.constexpr = a_ptr.dtype.element_ty
@@ -83,9 +80,7 @@ def eigh_kernel(
     a = load_symmetric(a_ptr + matrix * size * size, size, T, N)
     finite = is_finite(a)
     a = tl.where(finite, a, 0.0)
-    start = start_ptr + matrix * size * size
-    values, vectors, sweeps = eigensystem(a, start, size, N, ROUNDS, WARM)
-    tl.store(sweeps_ptr + matrix, tl.where(finite, sweeps, 0))
+    values, vectors = eigensystem(a, N, ROUNDS)
     row = tl.broadcast_to(tl.arange(0, N)[:, None], (N, N))
     vectors = positive_pivot(vectors, row, N)
     store_system(
@@ -109,33 +104,17 @@ def whole_options(size: int, dtype: torch.dtype) -> dict[str, int]:
     return {"num_warps": warps[block_of(size)], "num_stages": 1}
 
 
-def _launch(a: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def launch_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues ``[B, D]`` and eigenvectors ``[B, D, D]`` of ``a``, D at most WHOLE."""
     batch, size = a.shape[:2]
     values, vectors = a.new_empty(batch, size), a.new_empty(a.shape)
-    sweeps = a.new_empty(batch, dtype=torch.int32)
     if a.numel():
-        outputs, blocks = (values, vectors, sweeps), (block_of(size), power_of_two(size))
-        warm = start is not None
+        outputs, blocks = (values, vectors), (block_of(size), power_of_two(size))
         tuning.launch(
             "eigh",
-            (batch, size, a.dtype, warm),
+            (batch, size, a.dtype),
             a.device,
             tuning.configurations(whole_options(size, a.dtype)),
-            lambda options: eigh_kernel[(batch,)](
-                a, or_dummy(start, a), *outputs, size, *blocks, warm, **options
-            ),
+            lambda options: eigh_kernel[(batch,)](a, *outputs, size, *blocks, **options),
         )
-    return values, vectors, sweeps
-
-
-def launch_eigh(a: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues ``[B, D]`` and eigenvectors ``[B, D, D]`` of ``a``, D at most WHOLE.
-
-    With ``start`` ``[B, D, D]``, orthogonal and near the eigenvectors, in fewer sweeps.
-    """
-    return _launch(a, start)[:2]
-
-
-def launch_sweeps(a: Tensor, start: Tensor | None = None) -> Tensor:
-    """Return ``[B]`` int32: the sweeps that :func:`launch_eigh` takes, 0 where not finite."""
-    return _launch(a, start)[2]
+    return values, vectors

@@ -129,7 +129,6 @@ def factor_kernel(
     eigenvalues,  # [G, D] T
     basis,  # [G, D, D] T
     matrix,  # [G, D, D] T
-    start,  # [G, D, D] T
     beta_bits,
     eps_bits,
     size,  # D
@@ -138,7 +137,6 @@ def factor_kernel(
     SHRINK: tl.constexpr,
     N: tl.constexpr,  # D rounded up to a block
     ROUNDS: tl.constexpr,  # D rounded up to a power of two
-    WARM: tl.constexpr,
 ):
     """Decompose group ``program_id(0)`` and store eigenvalues, basis and W."""
     T: tl.constexpr = covariance.dtype.element_ty
@@ -148,8 +146,7 @@ def factor_kernel(
     a = load_blended(covariance, running, beta, offset, size, T, N, BLEND)
     keep, shift = shrink_and_shift(a, rho, exact(eps_bits, T), group, size, T, N, SHRINK)
     finite = is_finite(a)
-    a = tl.where(finite, a, 0.0)
-    values, vectors, _ = eigensystem(a, start + offset, size, N, ROUNDS, WARM)
+    values, vectors = eigensystem(tl.where(finite, a, 0.0), N, ROUNDS)
     row = tl.broadcast_to(tl.arange(0, N)[:, None], (N, N))
     vectors = positive_pivot(vectors, row, N)
     # S' is positive semidefinite: an eigenvalue below zero is rounding.
@@ -174,12 +171,8 @@ def launch_factor(
     batch_weight: float,
     eps: float,
     kind: int,
-    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return eigenvalues ``[G, D]``, basis and W ``[G, D, D]``; D at most WHOLE.
-
-    ``start`` as for :func:`fastwhiten.kernels.eigh.launch_eigh`.
-    """
+    """Return eigenvalues ``[G, D]``, basis and W ``[G, D, D]``; D at most WHOLE."""
     groups, size = covariance.shape[:2]
     matrix = covariance.new_empty(covariance.shape)
     inputs = (covariance, or_dummy(running, covariance), or_dummy(rho, covariance))
@@ -199,8 +192,8 @@ def launch_factor(
         )
         return covariance.new_empty(0), covariance.new_empty(0), matrix
     eigenvalues, basis = covariance.new_empty(groups, size), covariance.new_empty(covariance.shape)
-    outputs = (eigenvalues, basis, matrix, or_dummy(start, covariance))
-    flags |= {"KIND": kind, "ROUNDS": power_of_two(size), "WARM": start is not None}
+    outputs = (eigenvalues, basis, matrix)
+    flags |= {"KIND": kind, "ROUNDS": power_of_two(size)}
     tuning.launch(
         "factor",
         *choice,

@@ -11,11 +11,9 @@ all columns is ``c_j A[:, j] - t_j c_j A[:, j XOR r]``: one ``tl.gather`` for co
 and one for the eigenvectors. ``j XOR r`` permutes the 32 banks of shared memory: no conflicts.
 
 A device function for other kernels: :func:`eigensystem` gives eigenvalues and vectors of a matrix
-that a program holds in registers, from scratch or from a basis near the eigenvectors
-(:func:`begin`: A is rotated into it first). It makes no assumption beyond symmetry: indefinite,
-tied, graded and zero matrices are fine. Deterministic; bounded (``SWEEPS``); the caller replaces a
-non-finite matrix. Order 64 takes about eight sweeps of 63 rounds; order 128 would spill to local
-memory.
+that a program holds in registers. It makes no assumption beyond symmetry: indefinite, tied, graded
+and zero matrices are fine. Deterministic; bounded (``SWEEPS``); the caller replaces a non-finite
+matrix. Order 64 takes about eight sweeps of 63 rounds; order 128 would spill to local memory.
 
 Example, a kernel of one's own (``tests/kernels/test_jacobi.py`` runs it; with TRITON_INTERPRET=1 on
 CPU tensors)::
@@ -31,8 +29,7 @@ CPU tensors)::
         i = tl.arange(0, N)
         batch = tl.program_id(0).to(tl.int64)
         matrix = tl.load(a + batch * N * N + i[:, None] * N + i[None, :])
-        # Without a start: any pointer is as good.
-        eigenvalues, eigenvectors, sweeps = eigensystem(matrix, a, N, N, N, WARM=False)
+        eigenvalues, eigenvectors = eigensystem(matrix, N, N)
         tl.store(out + batch, tl.sum(tl.log(eigenvalues), 0))
 
     def log_determinants(a: torch.Tensor) -> torch.Tensor:  # N a power of two, 16 to 64
@@ -50,12 +47,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from .common import device_function, divide, load_matrix, product, root
-
-# How far from the identity an entry of Q^T Q may be for Q to serve as a start, in roundings.
-# Eigenvectors of the last step are within four; what was averaged, or rounded to a narrower type,
-# is not, and would leave its error in the eigenvectors.
-START_DEFECT = tl.constexpr(32.0)
+from .common import device_function, divide, product, root
 
 # Convergence is quadratic: 6 to 9 sweeps at order 64. The cap is for what theory does not exclude.
 SWEEPS = tl.constexpr(20)
@@ -78,28 +70,6 @@ def power_of_two_scale(largest):
         scale = (exponent << 23).to(tl.float32, bitcast=True)
         inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
     return scale, inverse
-
-
-@device_function
-def begin(a, start, size, T: tl.constexpr, N: tl.constexpr, WARM: tl.constexpr):
-    """Return what the sweeps turn: ``Q^T a Q`` and ``Q^T``, with Q the ``[D, D]`` at ``start``.
-
-    ``a`` and the identity if not WARM, or if Q is not orthogonal (nor is what is not finite).
-    """
-    i = tl.arange(0, N)[:, None]
-    j = tl.arange(0, N)[None, :]
-    identity = tl.where(i == j, 1.0, 0.0).to(T)
-    if WARM:
-        rows = load_matrix(start, j, i, size, T) + tl.where(i < size, 0.0, identity)
-        defect = tl.abs(product(rows, tl.trans(rows)) - identity)
-        EPS: tl.constexpr = 2.0**-52 if T == tl.float64 else 2.0**-23
-        bad = (defect > START_DEFECT * EPS) | (defect != defect)
-        fine = tl.max(tl.max(bad.to(tl.int32), 1), 0) == 0
-        turned = product(rows, product(a, tl.trans(rows)))
-        turned = 0.5 * (turned + tl.trans(turned))
-        return tl.where(fine, turned, a), tl.where(fine, rows, identity)
-    else:
-        return a, identity
 
 
 @device_function
@@ -129,17 +99,18 @@ def rotations(d, other, off, first):
 
 
 @device_function
-def diagonalize(a, v, N: tl.constexpr, ROUNDS: tl.constexpr):
-    """Turn the rows of ``v`` ``[N, N]`` into approximate eigenvectors; return them and the sweeps.
+def diagonalize(a, N: tl.constexpr, ROUNDS: tl.constexpr):
+    """Return ``[N, N]``: approximate eigenvectors of ``a`` in rows.
 
-    ``a`` is the matrix seen from the rows of ``v``. Sweeps go on while a rotation turned by more
-    than the fourth root of rounding: those of the next sweep would be its square, and their
-    couplings below rounding. Indices from ``ROUNDS`` on are padding without couplings.
+    Sweeps go on while a rotation turned by more than the fourth root of rounding: those of the next
+    sweep would be its square, and their couplings below rounding. Indices from ``ROUNDS`` on are
+    padding without couplings.
     """
     TURN: tl.constexpr = 2.0**-26 if a.dtype == tl.float64 else 2.0**-13
     index = tl.broadcast_to(tl.arange(0, N)[:, None], (N, N))
     lane = tl.broadcast_to(tl.arange(0, N)[None, :], (N, N))
     own = tl.arange(0, N)
+    v = tl.where(index == lane, 1.0, 0.0).to(a.dtype)  # [N, N], eigenvectors so far
     sweep = tl.full((), 0, tl.int32)
     largest = tl.full((), 1.0, a.dtype)
     while (sweep < SWEEPS) & (largest > TURN):
@@ -163,33 +134,29 @@ def diagonalize(a, v, N: tl.constexpr, ROUNDS: tl.constexpr):
             turned = tl.maximum(turned, tl.abs(tangent))
         largest = tl.max(turned, 0)
         sweep += 1
-    return v, sweep
+    return v
 
 
 @device_function
-def eigensystem(a, start, size, N: tl.constexpr, ROUNDS: tl.constexpr, WARM: tl.constexpr):
-    """Return eigenvalues ``[N]``, eigenvectors ``[N, N]`` (columns), both unordered, and sweeps.
+def eigensystem(a, N: tl.constexpr, ROUNDS: tl.constexpr):
+    """Return eigenvalues ``[N]`` and eigenvectors ``[N, N]`` (in columns), unordered.
 
     One Newton-Schulz step takes back the orthogonality that hundreds of rotations have lost, and
     Rayleigh quotients with the matrix itself the error of the eigenvalues.
 
     Args:
         a: ``[N, N]`` symmetric, finite; rows and columns of padding are zero.
-        start: pointer to ``[D, D]``, orthogonal and near the eigenvectors; read if WARM.
-        size: D.
         N: order, a power of two of at least 16.
         ROUNDS: power of two from which on indices are padding.
-        WARM: begin from ``start``, which saves sweeps, instead of the identity.
     """
     scale, inverse = power_of_two_scale(tl.max(tl.max(tl.abs(a), 1), 0))
     a = a * inverse
-    turned, rows = begin(a, start, size, a.dtype, N, WARM)
-    rows, sweeps = diagonalize(turned, rows, N, ROUNDS)
+    rows = diagonalize(a, N, ROUNDS)
     gram = product(rows, tl.trans(rows))
     rows = 1.5 * rows - 0.5 * product(gram, rows)
     vectors = tl.trans(rows)
     eigenvalues = tl.sum(vectors * product(a, vectors), 0) * scale
-    return eigenvalues, vectors, sweeps
+    return eigenvalues, vectors
 
 
 @device_function
