@@ -10,6 +10,7 @@ import torch
 
 from fastwhiten import backends
 
+from . import memory
 from .providers import EPS, unavailable
 from .scenes import SCENES, Scene
 
@@ -29,7 +30,7 @@ CASES = [
 ]
 
 
-def _feature_calls(stages: Any, scene: Scene, x: torch.Tensor) -> dict[str, tuple[Any, ...]]:
+def feature_calls(stages: Any, scene: Scene, x: torch.Tensor) -> dict[str, tuple[Any, ...]]:
     """Return the arguments of every feature-side stage, made by running the stages before it."""
     grad = torch.randn_like(x)
     statistics = (x, None, scene.groups, False)
@@ -50,7 +51,7 @@ def _feature_calls(stages: Any, scene: Scene, x: torch.Tensor) -> dict[str, tupl
     }
 
 
-def _sample_calls(stages: Any, scene: Scene, x: torch.Tensor) -> dict[str, tuple[Any, ...]]:
+def sample_calls(stages: Any, scene: Scene, x: torch.Tensor) -> dict[str, tuple[Any, ...]]:
     """Return the arguments of every sample-side stage."""
     statistics = (x, None, scene.groups, False)
     _, scaled, gram = stages.sample_statistics(*statistics)
@@ -66,24 +67,31 @@ def _sample_calls(stages: Any, scene: Scene, x: torch.Tensor) -> dict[str, tuple
     }
 
 
+def calls_of(scene: Scene, device: str) -> dict[str, tuple[Any, ...]]:
+    """Return ``{stage: its arguments}`` of a scene; the sizes are those of the whitening."""
+    x = scene.input(device=device)
+    x = x if x.dim() == 2 else x.reshape(x.shape[0], x.shape[1], -1)
+    return (sample_calls if scene.sample_side else feature_calls)(backends.reference, scene, x)
+
+
 @pytest.mark.parametrize("backend", ["reference", "native", "triton"])
 @pytest.mark.parametrize(("scene", "stage"), CASES)
-def bench_stage(benchmark: Callable[..., Any], scene: Scene, stage: str, backend: str) -> None:
+def bench_stage(
+    benchmark: Callable[..., Any], scene: Scene, stage: str, backend: str, device: str
+) -> None:
     """Time one stage of one backend; results agree before the clock starts."""
-    reason = unavailable(backend)
+    reason = unavailable(backend, device)
     if reason is not None:
         pytest.skip(reason)
-    x = scene.input()
-    x = x if x.dim() == 2 else x.reshape(x.shape[0], x.shape[1], -1)
-    calls = (_sample_calls if scene.sample_side else _feature_calls)(backends.reference, scene, x)
+    calls = calls_of(scene, device)
     function = getattr(backends.get(backend), stage)
     expected = getattr(backends.reference, stage)(*calls[stage])
-    _agree(function(*calls[stage]), expected)
+    agree(function(*calls[stage]), expected)
     benchmark.group = f"{stage} {scene.name}"
-    benchmark(function, *calls[stage])
+    benchmark(memory.synchronised(function, device), *calls[stage])
 
 
-def _agree(ours: Any, expected: Any) -> None:
+def agree(ours: Any, expected: Any) -> None:
     """Compare the first result of a stage; float32 rounding times the scenes' condition numbers."""
     first = ours if isinstance(ours, torch.Tensor) else ours[0]
     truth = expected if isinstance(expected, torch.Tensor) else expected[0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from . import memory
-from .providers import INEXACT, PROVIDERS, exact, relative_error, residual, unavailable
+from .providers import INEXACT, PROVIDERS, exact, make, relative_error, residual, unavailable
 from .scenes import SCENES, Scene
 
 # Float32 rounding amplified by the scenes' condition numbers; an error above it is a bug.
@@ -34,21 +34,21 @@ def _verify(
 @pytest.mark.parametrize("mode", ["forward", "both"])
 @pytest.mark.parametrize("provider", list(PROVIDERS))
 @pytest.mark.parametrize("scene", SCENES, ids=lambda s: s.id)
-def bench_whiten(benchmark, scene: Scene, provider: str, mode: str) -> None:
+def bench_whiten(benchmark, scene: Scene, provider: str, mode: str, device: str) -> None:
     """Time one provider on fresh inputs; `extra_info` holds error, flops, bytes and peak memory."""
-    reason = unavailable(provider)
+    reason = unavailable(provider, device)
     if reason is not None:
         pytest.skip(reason)
-    whiten = PROVIDERS[provider](scene)
-    grad = torch.randn(scene.shape, generator=torch.Generator().manual_seed(1))
-    x = scene.input().requires_grad_()
+    whiten = make(provider, scene, device)
+    grad = torch.randn(scene.shape, generator=torch.Generator().manual_seed(1)).to(device)
+    x = scene.input(device=device).requires_grad_()
     y = whiten(x)
     y.backward(grad)
-    info = {"scene": scene.name, "provider": provider, "mode": mode}
+    info = {"scene": scene.name, "provider": provider, "mode": mode, "device": device}
     benchmark.extra_info.update(info, flops=scene.flops(), bytes=scene.bytes())
     benchmark.extra_info.update(_verify(provider, scene, y, x, grad))
     benchmark.group = f"{scene.name} {mode}"
-    inputs = [scene.input(seed).requires_grad_(mode == "both") for seed in range(4)]
+    inputs = [scene.input(seed, device).requires_grad_(mode == "both") for seed in range(4)]
 
     def setup() -> tuple[tuple[torch.Tensor], dict[str, object]]:
         inputs.append(inputs.pop(0))  # fresh input: not the one that is in cache
@@ -58,10 +58,9 @@ def bench_whiten(benchmark, scene: Scene, provider: str, mode: str) -> None:
     def both(x: torch.Tensor) -> None:
         whiten(x).backward(grad)
 
-    estimate = memory.seconds(lambda: both(inputs[0]) if mode == "both" else whiten(inputs[0]))
+    run = memory.synchronised(both if mode == "both" else whiten, device)
+    estimate = memory.seconds(lambda: run(inputs[0]))
     rounds = int(min(400, max(10, 0.6 / estimate)))
-    benchmark.pedantic(
-        both if mode == "both" else whiten, setup=setup, rounds=rounds, warmup_rounds=3
-    )
-    if mode == "both" and provider in ("eager", "fused", "cholesky"):
+    benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=3)
+    if device == "cpu" and mode == "both" and provider in ("eager", "fused", "cholesky"):
         benchmark.extra_info["peak_inputs"] = memory.peak_in_inputs(provider, scene)

@@ -11,12 +11,41 @@ import torch
 import fastwhiten
 
 from . import memory, report
+from .providers import unavailable
 from .scenes import SCENES
 
 _ceilings: dict[str, Any] = {}
 
 
-def ceilings() -> dict[str, Any]:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the device axis."""
+    parser.addoption(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="where the benchmarks run; cuda needs a GPU",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a device that is not there; with a GPU, kernels are compiled, not interpreted."""
+    if config.getoption("--device", default="cpu") == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda: torch.cuda.is_available() is False here")
+        if os.environ.get("TRITON_INTERPRET", "0") == "1":
+            raise pytest.UsageError(
+                "--device cuda: TRITON_INTERPRET=1 is set, which interprets Triton kernels on CPU "
+                "tensors; unset it"
+            )
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the benchmarks run: "cpu" or "cuda"."""
+    return str(request.config.getoption("--device"))
+
+
+def ceilings(device: str) -> dict[str, Any]:
     """Measure, once per run, what bounds all: copy bandwidth, products, eigensolvers.
 
     Each is the fastest that this machine was seen to do by any means at hand: the best of several
@@ -24,31 +53,35 @@ def ceilings() -> dict[str, Any]:
     """
     if _ceilings:
         return _ceilings
-    block = torch.randn(1 << 22)  # 16 MiB
+    block = torch.randn(1 << (22 if device == "cpu" else 28), device=device)  # 16 MiB, 1 GiB
     target = torch.empty_like(block)
-    squares = [torch.randn(n, n) for n in (256, 512, 1024)]
-    _ceilings["bytes_per_second"] = 2 * 4 * block.numel() / _best(lambda: target.copy_(block))
+    squares = [torch.randn(n, n, device=device) for n in (256, 512, 1024)]
+    _ceilings["bytes_per_second"] = (
+        2 * 4 * block.numel() / _best(lambda: target.copy_(block), device)
+    )
     _ceilings["flops_per_second"] = max(
-        2 * len(a) ** 3 / _best(lambda a=a: a @ a)  # type: ignore[misc]
+        2 * len(a) ** 3 / _best(lambda a=a: a @ a, device)  # type: ignore[misc]
         for a in squares
     )
     _ceilings["eigh"] = {}
     for scene in SCENES:
         key = f"{scene.groups}x{scene.eigen_size}"
-        rows = scene.input().movedim(1, -1).reshape(-1, scene.groups, scene.size).transpose(0, 1)
+        rows = scene.input(device=device).movedim(1, -1)
+        rows = rows.reshape(-1, scene.groups, scene.size).transpose(0, 1)
         rows = rows.mT if scene.sample_side else rows
         matrix = rows.mT @ rows
         if key not in _ceilings["eigh"]:
-            one = _best(lambda m=matrix: torch.linalg.eigh(m))  # type: ignore[misc]
+            one = _best(lambda m=matrix: torch.linalg.eigh(m), device)  # type: ignore[misc]
             # The library decomposes groups one after another; they could run side by side.
-            library = one / min(scene.groups, torch.get_num_threads())
-            ours = _best(lambda m=matrix: fastwhiten.symmetric_eigh(m))  # type: ignore[misc]
+            library = one / (min(scene.groups, torch.get_num_threads()) if device == "cpu" else 1)
+            ours = _best(lambda m=matrix: fastwhiten.symmetric_eigh(m), device)  # type: ignore[misc]
             _ceilings["eigh"][key] = min(library, ours)
     return _ceilings
 
 
-def _best(function: Any) -> float:
-    return min(memory.seconds(function) for _ in range(10))
+def _best(function: Any, device: str) -> float:
+    timed = memory.synchronised(function, device)
+    return min(memory.seconds(timed) for _ in range(10))
 
 
 def pytest_benchmark_update_machine_info(
@@ -60,7 +93,10 @@ def pytest_benchmark_update_machine_info(
     machine_info["torch"] = torch.__version__
     machine_info["threads"] = torch.get_num_threads()
     machine_info["cores"] = os.cpu_count()
-    machine_info["ceilings"] = ceilings()
+    device = machine_info["device"] = config.getoption("--device")
+    if device == "cuda":
+        machine_info["gpu"] = torch.cuda.get_device_name()
+    machine_info["ceilings"] = ceilings(device)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -72,10 +108,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         bench.as_dict(include_data=False) for bench in session.benchmarks if not bench.has_error
     ]
     results = report.collect(entries)
-    table = report.speed_table(results, ceilings())
+    device = config.getoption("--device")
+    table = report.speed_table(results, ceilings(device))
     if table.count("\n") < 2:
         return
     terminalreporter.section("forward + backward: times faster than eager eigh + autograd, float32")
     terminalreporter.write_line(table)
-    missed = report.misses(results)
-    terminalreporter.write_line("\n".join(missed) if missed else "every target reached")
+    for provider in report.ORDER:
+        reason = unavailable(provider, device)
+        if reason is not None:
+            terminalreporter.write_line(f"{provider} was not measured: {reason}")
+    if device == "cpu":  # those for a GPU are checked by benchmarks/gpu.py
+        missed = report.misses(results)
+        terminalreporter.write_line("\n".join(missed) if missed else "every target reached")

@@ -5,11 +5,16 @@ than the L2 cache is written, so that inputs come from memory; providers take tu
 that falls hits all. What can be captured runs as a CUDA graph, without the host's launch times;
 what waits for the device (``torch.linalg.eigh``) cannot, and is timed by events around eager calls,
 as is everybody a second time. Times are medians in microseconds.
+
+Whole passes first, then every stage alone: CUDA C++, Triton and plain PyTorch side by side, on the
+same arguments, each compared with plain PyTorch before it is timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.metadata
 import json
 import statistics
 import time
@@ -21,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 import fastwhiten
+from fastwhiten import backends
 from training.models.resnet import SmallResNet
 
-from . import providers
+from . import bench_stages, providers
 from .bench_whiten import FORWARD_TOLERANCE
 from .scenes import SCENES, Scene
 
@@ -32,7 +38,8 @@ ROUNDS = 30
 # Targets of forward + backward, float32; the time is an H100's.
 MICROSECONDS = {"(128, 64)": 200.0}
 TIMES_EAGER = {"(128, 64)": 10.0, "(256, 2048)": 8.0}
-NAMES = ("eager", "closed-form", "cholesky", "iternorm", "batchnorm", "fused")
+NAMES = ("eager", "closed-form", "cholesky", "iternorm", "batchnorm", "fused", "triton")
+BACKENDS = ("native", "triton", "reference")
 
 
 class Timer:
@@ -97,8 +104,9 @@ def time_scene(scene: Scene, device: torch.device) -> dict[str, Any]:
     runs: dict[str, dict[str, Callable[[], Any]]] = {}
     found: dict[str, Any] = {}
     for name in NAMES:
-        whiten = providers.PROVIDERS[name](scene)
-        whiten = whiten.to(device) if isinstance(whiten, nn.Module) else whiten
+        if providers.unavailable(name, device.type) is not None:
+            continue
+        whiten = providers.make(name, scene, device.type)
         found[name] = {"error": verified(name, scene, whiten, x, grad)}
 
         def both(whiten: providers.Forward = whiten) -> None:
@@ -107,13 +115,40 @@ def time_scene(scene: Scene, device: torch.device) -> dict[str, Any]:
         both()
         replay = capture(both)
         runs[name] = {"eager_us": both} | ({"graph_us": replay} if replay else {})
+    for name, times in medians(runs, timer).items():
+        found[name] |= times
+    return found
+
+
+def medians(
+    runs: dict[str, dict[str, Callable[[], Any]]], timer: Timer
+) -> dict[str, dict[str, float]]:
+    """Return {name: {way: median microseconds}}; all take turns in every round."""
     samples: dict[tuple[str, str], list[float]] = {}
     for _ in range(ROUNDS):
         for name, ways in runs.items():
             for way, run in ways.items():
                 samples.setdefault((name, way), []).append(timer.once(run))
+    found: dict[str, dict[str, float]] = {name: {} for name in runs}
     for (name, way), values in samples.items():
         found[name][way] = statistics.median(values)
+    return found
+
+
+def time_stages(scene: Scene, device: torch.device) -> dict[str, dict[str, dict[str, float]]]:
+    """Return {stage: {backend: eager and graph microseconds}} of a scene."""
+    timer, found = Timer(device), {}
+    for stage, arguments in bench_stages.calls_of(scene, device.type).items():
+        runs: dict[str, dict[str, Callable[[], Any]]] = {}
+        expected = getattr(backends.reference, stage)(*arguments)
+        for name in BACKENDS:
+            if providers.unavailable(name, device.type) is not None:
+                continue
+            run = functools.partial(getattr(backends.get(name), stage), *arguments)
+            bench_stages.agree(run(), expected)
+            replay = capture(run)
+            runs[name] = {"eager_us": run} | ({"graph_us": replay} if replay else {})
+        found[stage] = medians(runs, timer)
     return found
 
 
@@ -144,6 +179,14 @@ def training_step(device: torch.device) -> dict[str, float]:
             if turn >= 5:
                 samples[name].append(seconds)
     return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def triton_version() -> str | None:
+    """Return the version of Triton, None where it is not installed."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def best(entry: dict[str, float]) -> float:
@@ -193,14 +236,23 @@ def main() -> None:
         "fastwhiten": fastwhiten.__version__,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "triton": triton_version(),
+        # Who is missing, and why: on a CPU, Triton's kernels.
+        "not_measured": {
+            name: reason
+            for name in NAMES
+            if (reason := providers.unavailable(name, device.type)) is not None
+        },
         "scenes": {},
+        "stages": {},
     }
     for scene in (*SCENES, *EXTRA):
         if options.scene and scene.name not in options.scene:
             continue
         found = results["scenes"][scene.name] = time_scene(scene, device)
-        shown = (f"{name} {best(found[name]):.0f}" for name in NAMES)
+        shown = (f"{name} {best(entry):.0f}" for name, entry in found.items())
         print(f"{scene.name}: " + ", ".join(shown) + " us", flush=True)
+        results["stages"][scene.name] = time_stages(scene, device)
         options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     results["training_step_us"] = training_step(device)
     results["missed"] = missed_targets(results)

@@ -18,6 +18,23 @@ from .scenes import SCENES, Scene
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def synchronised(function: Callable[..., object], device: str) -> Callable[..., object]:
+    """Return ``function`` that comes back when the device has done the work, not when it is queued.
+
+    On the CPU that is the function itself.
+    """
+    if device == "cpu":
+        return function
+    import torch
+
+    def run(*arguments: object) -> object:
+        result = function(*arguments)
+        torch.cuda.synchronize(device)
+        return result
+
+    return run
+
+
 def seconds(function: Callable[[], object]) -> float:
     """Return the shortest of three runs, in seconds."""
     times = []

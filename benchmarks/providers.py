@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 import fastwhiten
 from fastwhiten import peers
+from fastwhiten.backends import cuda_module
+from fastwhiten.backends import triton as triton_backend
 
 from .scenes import Scene
 
@@ -74,13 +76,23 @@ PROVIDERS: dict[str, Callable[[Scene], Forward]] = {
 }
 
 
-def unavailable(name: str) -> str | None:
-    """Return why a provider cannot be measured here, None if it can.
+def make(name: str, scene: Scene, device: str) -> Forward:
+    """Return a provider for tensors on ``device``."""
+    whiten = PROVIDERS[name](scene)
+    return whiten.to(device) if isinstance(whiten, nn.Module) else whiten
+
+
+def unavailable(name: str, device: str) -> str | None:
+    """Return why a provider (or backend) cannot be measured on ``device``, None if it can.
 
     An interpreted kernel would be measured for nothing: it takes a thousand times as long.
     """
-    if name == "triton" and not torch.cuda.is_available():
-        return "Triton kernels need an NVIDIA GPU"
+    if name == "triton" and device == "cpu":
+        return "Triton kernels run on an NVIDIA GPU: --device cuda"
+    if name == "triton":
+        return triton_backend.unserved(torch.device(device))
+    if name in ("fused", "native") and device != "cpu":
+        return cuda_module.import_error
     return None
 
 
@@ -102,5 +114,5 @@ def residual(y: Tensor, groups: int) -> float:
     """Return how far from white `y` is: the mean over groups of |cov(y) - I|_F / sqrt(D)."""
     covariance = fastwhiten.batch_statistics(y.detach().double(), groups=groups)[1]
     size = covariance.shape[-1]
-    identity = torch.eye(size, dtype=torch.float64)
+    identity = torch.eye(size, dtype=torch.float64, device=y.device)
     return float(((covariance - identity).square().sum((-2, -1)) / size).sqrt().mean())

@@ -19,7 +19,16 @@ BEGIN, END = (
     "<!-- speed table: made by python -m benchmarks.report -->",
     "<!-- end of speed table -->",
 )
-ORDER = ("eager", "compiled", "closed-form", "cholesky", "iternorm", "batchnorm", "fused")
+ORDER = (
+    "eager",
+    "compiled",
+    "closed-form",
+    "cholesky",
+    "iternorm",
+    "batchnorm",
+    "fused",
+    "triton",
+)
 
 
 def collect(benchmarks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -101,6 +110,9 @@ def summarize(run: dict[str, Any]) -> dict[str, Any]:
     """Return a run as it is committed: statistics and versions, no raw samples, no host details."""
     kept = ("python_version", "system", "machine", "fastwhiten", "torch", "threads", "cores")
     machine = {key: run["machine_info"][key] for key in (*kept, "ceilings")}
+    machine |= {
+        key: run["machine_info"][key] for key in ("device", "gpu") if key in run["machine_info"]
+    }
     machine["processor"] = run["machine_info"]["cpu"].get("brand_raw", "unknown")
     figures = ("min", "median", "iqr", "rounds")
     benchmarks = [

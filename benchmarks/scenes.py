@@ -77,8 +77,11 @@ class Scene:
         passes = 4 if self.sample_side else 8
         return 4.0 * passes * self.numel
 
-    def input(self, seed: int = 0) -> torch.Tensor:
-        """Return correlated channels of unequal variance with a mean, ``[N, C, *spatial]``."""
+    def input(self, seed: int = 0, device: str = "cpu") -> torch.Tensor:
+        """Return correlated channels of unequal variance with a mean, ``[N, C, *spatial]``.
+
+        Drawn on the CPU, so that every device gets the same numbers.
+        """
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(self.rows, self.shape[1], generator=generator)
         mixing = (
@@ -86,7 +89,7 @@ class Scene:
         )
         rows = rows @ mixing + torch.randn(self.shape[1], generator=generator)
         n, c, *spatial = self.shape
-        return rows.reshape(n, *spatial, c).movedim(-1, 1).contiguous()
+        return rows.reshape(n, *spatial, c).movedim(-1, 1).contiguous().to(device)
 
 
 SCENES = (

@@ -12,7 +12,13 @@ Example:
     torch.Size([64, 16])
 """
 
-from .functional import batch_statistics, symmetric_eigh, whiten, whitening_matrix
+from .functional import (
+    batch_statistics,
+    symmetric_eigh,
+    symmetric_eigh_sweeps,
+    whiten,
+    whitening_matrix,
+)
 from .modules import ChannelWhitening
 
 __version__ = "0.1.0"
@@ -22,6 +28,7 @@ __all__ = [
     "__version__",
     "batch_statistics",
     "symmetric_eigh",
+    "symmetric_eigh_sweeps",
     "whiten",
     "whitening_matrix",
 ]

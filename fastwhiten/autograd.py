@@ -27,10 +27,10 @@ def _optional(t: Tensor) -> Tensor | None:
 class Whiten(Function):
     """Feature side of whitening.
 
-    ``(x, gamma, beta, row_weight, running_covariance, ...) -> (y, mean, covariance, ...)``.
+    ``(x, gamma, beta, row_weight, running_covariance, start, ...) -> (y, mean, covariance, ...)``.
     """
 
-    ROLES = (ROWS, CHANNEL, CHANNEL, ROW_WEIGHT, GROUP) + (None,) * 7
+    ROLES = (ROWS, CHANNEL, CHANNEL, ROW_WEIGHT, GROUP, GROUP) + (None,) * 7
     OUT_ROLES = (ROWS, CHANNEL, GROUP, GROUP, GROUP, GROUP, GROUP)
 
     @staticmethod
@@ -40,6 +40,7 @@ class Whiten(Function):
         beta: Tensor | None,  # [C] T
         row_weight: Tensor | None,  # [M] T
         running_covariance: Tensor | None,  # [G, D, D] T
+        start: Tensor | None,  # [G, D, D] T, where an iterative eigensolver begins
         kind: int,
         groups: int,
         eps: float,
@@ -64,13 +65,14 @@ class Whiten(Function):
             kind,
             double_precision,
             *shrinkage.encode(shrink),
+            start,
         )
         return outputs
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep the inputs of the backward; only ``y`` is differentiable."""
-        x, gamma, beta, row_weight, running_covariance, *options = inputs
+        x, gamma, beta, row_weight, running_covariance, _, *options = inputs
         _, mean, covariance, *factors = output
         ctx.mark_non_differentiable(mean, covariance, *factors)
         ctx.set_materialize_grads(False)
@@ -83,19 +85,19 @@ class Whiten(Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``x``, ``gamma`` and ``beta``."""
         if grads[0] is None:
-            return (None,) * 12
+            return (None,) * 13
         x, gamma, *rest = ctx.saved_tensors
         dx, dgamma, dbeta = run(
             WhitenBackward, grads[0].contiguous(), x, gamma, *rest, *ctx.options
         )
         gradients = (dx, None if gamma is None else dgamma, dbeta if ctx.has_beta else None)
-        return gradients + (None,) * 9
+        return gradients + (None,) * 10
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         """Fold the vmapped dimension into the groups."""
         return vmap_by_groups(
-            Whiten.apply, info.batch_size, in_dims, args, Whiten.ROLES, Whiten.OUT_ROLES, 6
+            Whiten.apply, info.batch_size, in_dims, args, Whiten.ROLES, Whiten.OUT_ROLES, 7
         )
 
 

@@ -63,6 +63,7 @@ def batch_whiten(
     beta: Tensor | None = None,
     running_covariance: Tensor | None = None,
     need: str | None = None,
+    start: Tensor | None = None,
     process_group: ProcessGroup | str | None = None,
 ) -> Whitened:
     """Whiten with batch statistics.
@@ -77,6 +78,7 @@ def batch_whiten(
         beta: ``[C]`` shift.
         running_covariance: ``[G, D, D]``, blended in with weight ``1 - batch_weight``.
         need: ``"covariance"`` or ``"matrix"`` if that is wanted on the sample side too.
+        start: ``[G, D, D]`` of the last step's ``basis``, where an iterative eigensolver begins.
         process_group: as in :func:`whiten`.
     """
     group = distributed.resolve(options.caller, process_group)
@@ -97,7 +99,7 @@ def batch_whiten(
         double = double or side == "sample"
         p = row_weights(sample_weight, x, reference.accumulation_dtype(x.dtype, double))
     view = as_rows_or_planes(x)
-    batch = Batch(x, view, p, gamma, beta, running_covariance, double, backend, need)
+    batch = Batch(x, view, p, gamma, beta, running_covariance, double, backend, need, start)
     with no_autocast(x):
         return sides.whiten_on(side, batch, options)
 
@@ -216,11 +218,19 @@ def batch_statistics(
     return mean, covariance
 
 
-def symmetric_eigh(a: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+def symmetric_eigh(
+    a: Tensor, *, start: Tensor | None = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Return the eigensystem of symmetric matrices, with a gradient that stays finite at ties.
 
     Args:
         a: ``[..., D, D]`` float32 or float64, symmetric (the lower triangle is read).
+        start: orthogonal matrices near the eigenvectors, like ``a`` in shape and dtype: those of a
+            matrix that has changed little since. The CUDA kernels' eigensolver (Jacobi's method, up
+            to D = 128) begins there and takes fewer sweeps, with the same result to rounding; it
+            ignores one that is not orthogonal to rounding. Other solvers ignore any: the CPU's are
+            direct, and Triton's begins anew, for with a start its kernel would need local memory.
+            No gradient flows into it.
         backend: as in :func:`whiten`.
 
     Returns:
@@ -242,10 +252,39 @@ def symmetric_eigh(a: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]
         >>> [round(v, 5) for v in eigenvalues.tolist()]
         [1.0, 3.0]
     """
-    validation.check_symmetric("symmetric_eigh", a, "a")
+    start = validation.check_start("symmetric_eigh", start, a)
     with no_autocast(a):
-        eigenvalues, vectors = run(SymmetricEigh, a, backends.choose(backend, a.device))
+        eigenvalues, vectors = run(SymmetricEigh, a, start, backends.choose(backend, a.device))
     return eigenvalues, vectors
+
+
+def symmetric_eigh_sweeps(
+    a: Tensor, *, start: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    """Count the sweeps that :func:`symmetric_eigh` takes, to measure what a ``start`` saves.
+
+    Args:
+        a: ``[..., D, D]``, as in :func:`symmetric_eigh`.
+        start: as in :func:`symmetric_eigh`.
+        backend: as in :func:`whiten`.
+
+    Returns:
+        ``[...]`` int32: rounds over all pairs of rows; 0 for a matrix that is not finite, -1 where
+        the solver takes no start (Triton's, those of the CPU, and all above D = 128).
+
+    Raises:
+        TypeError: not a float32 or float64 tensor.
+        ValueError: not of shape ``[..., D, D]``.
+
+    Example:
+        >>> import torch, fastwhiten
+        >>> fastwhiten.symmetric_eigh_sweeps(torch.eye(3), backend="native").item()
+        -1
+    """
+    start = validation.check_start("symmetric_eigh_sweeps", start, a)
+    flat = [None if t is None else t.reshape(-1, *a.shape[-2:]) for t in (a.detach(), start)]
+    sweeps: Tensor = backends.get(backends.choose(backend, a.device)).eigh_sweeps(*flat)
+    return sweeps.reshape(a.shape[:-2])
 
 
 def whitening_matrix(

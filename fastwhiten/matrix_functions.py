@@ -117,9 +117,10 @@ class SymmetricEigh(Function):
     """
 
     @staticmethod
-    def forward(a: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    def forward(a: Tensor, start: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
         """Return ascending eigenvalues ``[..., D]`` and eigenvectors ``[..., D, D]``."""
-        eigenvalues, basis = backends.get(backend).eigh(_batched(a))
+        near = None if start is None else _batched(start)
+        eigenvalues, basis = backends.get(backend).eigh(_batched(a), near)
         return eigenvalues.reshape(a.shape[:-1]), basis.reshape(a.shape)
 
     @staticmethod
@@ -137,14 +138,21 @@ class SymmetricEigh(Function):
         tolerance = reference.tie_tolerance(eigenvalues.shape[-1], eigenvalues.dtype)
         tied = gap.abs() <= tolerance * torch.maximum(row.abs(), column.abs())
         inner = torch.where(tied, 0.0, (basis.mT @ grads[1]) / torch.where(tied, 1.0, gap))
-        return symmetrize(basis @ (inner + torch.diag_embed(grads[0])) @ basis.mT), None
+        return symmetrize(basis @ (inner + torch.diag_embed(grads[0])) @ basis.mT), None, None
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], a: Tensor, backend: str
+        info: Any, in_dims: tuple[Any, ...], a: Tensor, start: Tensor | None, backend: str
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         """The function is batched over leading dimensions already."""
-        return SymmetricEigh.apply(a.movedim(in_dims[0], 0), backend), (0, 0)
+        given = [
+            t
+            if t is None
+            else (t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0))
+            for t, d in zip((a, start), in_dims, strict=False)
+        ]
+        first, near = (t if t is None else t.contiguous() for t in given)
+        return SymmetricEigh.apply(first, near, backend), (0, 0)
 
 
 def inverse_factor(s: Tensor, kind: int, floor: float, backend: str) -> Tensor:
@@ -160,7 +168,7 @@ def inverse_factor(s: Tensor, kind: int, floor: float, backend: str) -> Tensor:
         w: Tensor = InverseSquareRoot.apply(s, floor, backend)[0]
         return w
     if kind == reference.PCA:
-        eigenvalues, basis = SymmetricEigh.apply(s, backend)
+        eigenvalues, basis = SymmetricEigh.apply(s, None, backend)
         scaled: Tensor = basis * eigenvalues.clamp(min=floor).rsqrt().unsqueeze(-2)
         return scaled
     lower, info = torch.linalg.cholesky_ex(s)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import backends, distributed, validation
+from . import backends, distributed, validation, warm_start
 from .backends import reference
 from .functional import batch_whiten, make_options
 from .precision import no_autocast
@@ -42,7 +42,8 @@ class ChannelWhitening(SyncModule):
             averaged).
         batch_weight: in (0, 1]. Below 1, training whitens with
             ``batch_weight * S_batch + (1 - batch_weight) * S_running``; the gradient flows through
-            the batch's part. Damps the fluctuation of small batches.
+            the batch's part. Damps the fluctuation of small batches, and lets the eigensolver of
+            the CUDA kernels begin from the last step's eigenvectors (``last_basis``).
         shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]. Estimated
             intensities apply to batches in training only: the running covariance averages many
             batches. A fixed one applies always.
@@ -64,6 +65,10 @@ class ChannelWhitening(SyncModule):
         running_cov: ``[G, D, D]``, biased (divisor M), starts at the identity; with
             ``running="matrix"`` it is ``running_matrix`` instead.
         num_batches_tracked: number of batches that updated the running statistics.
+        last_basis: ``[G, D, D]``, the last step's eigenvectors, where ``batch_weight`` is below 1
+            and D at most 128, else None; the identity where the eigensolver takes no start (on the
+            CPU, and Triton's). Not in the ``state_dict``; a reset or a load forgets it.
+            Set it to None if a training resumed on a GPU has to repeat every bit.
 
     Raises:
         ValueError: an option outside its range, or an input of the wrong shape.
@@ -89,6 +94,7 @@ class ChannelWhitening(SyncModule):
     running_matrix: Tensor | None
     num_batches_tracked: Tensor | None
     eval_matrix: Tensor | None
+    last_basis: Tensor | None
 
     def __init__(
         self,
@@ -111,7 +117,7 @@ class ChannelWhitening(SyncModule):
     ) -> None:
         """Validate the options and create parameters and buffers."""
         super().__init__()
-        self._check(
+        validation.check_layer(
             num_features, groups, kind, momentum, track_running_stats, running, batch_weight
         )
         self.num_features = num_features
@@ -151,55 +157,26 @@ class ChannelWhitening(SyncModule):
             _refresh_after_load
         )
 
-    @staticmethod
-    def _check(
-        num_features: int,
-        groups: int,
-        kind: str,
-        momentum: float | None,
-        track_running_stats: bool,
-        running: str,
-        batch_weight: float,
-    ) -> None:
-        """Raise ValueError for options that do not go together."""
-        caller = "ChannelWhitening"
-        if not isinstance(num_features, int) or num_features < 1:
-            raise ValueError(
-                f"{caller}: expected num_features to be a positive integer, got {num_features!r}"
-            )
-        validation.check_groups(caller, groups, num_features)
-        if momentum is not None and not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"{caller}: expected momentum in [0, 1] or None, got {momentum!r}")
-        if running not in ("covariance", "matrix"):
-            raise ValueError(
-                f"{caller}: expected running to be 'covariance' or 'matrix', got {running!r}"
-            )
-        if running == "matrix" and kind == "pca":
-            raise ValueError(
-                f"{caller}: running='matrix' averages whitening matrices over batches, and PCA's "
-                "rows change order and sign from batch to batch; use running='covariance'"
-            )
-        if batch_weight != 1.0 and not (track_running_stats and running == "covariance"):
-            raise ValueError(
-                f"{caller}: batch_weight={batch_weight!r} blends with the running covariance; "
-                "it needs track_running_stats=True and running='covariance'"
-            )
-
     def _make_buffers(self, factory: dict[str, Any]) -> None:
         size = self.num_features // self.groups
         square = (
             torch.empty(self.groups, size, size, **factory) if self.track_running_stats else None
         )
         mean = torch.empty(self.num_features, **factory) if self.track_running_stats else None
+        used, unused = ("running_cov", "running_matrix")[
+            :: 1 if self.running == "covariance" else -1
+        ]
+        # Those that are there come first: torch.export miscounts behind one that is None.
         self.register_buffer("running_mean", mean)
-        covariance = self.running == "covariance"
-        self.register_buffer("running_cov", square if covariance else None)
-        self.register_buffer("running_matrix", None if covariance else square)
+        self.register_buffer(used, square)
         count = torch.tensor(0, dtype=torch.long, device=factory["device"])
         self.register_buffer("num_batches_tracked", count if self.track_running_stats else None)
-        # Derived from running_cov, so not part of the state; a buffer so that it moves and traces
-        # with the module.
+        double = self._options.double_precision
+        basis = warm_start.first_basis(square, self.batch_weight, self.kind, double)
+        self.register_buffer("last_basis", basis, persistent=False)
+        # Derived, so no state; a buffer so that it moves and traces with the module.
         self.register_buffer("eval_matrix", None, persistent=False)
+        self.register_buffer(unused, None)
         self._eval_source: tuple[Any, ...] | None = None
 
     def reset_running_stats(self) -> None:
@@ -212,6 +189,21 @@ class ChannelWhitening(SyncModule):
         square.copy_(
             torch.eye(square.shape[-1], device=square.device, dtype=square.dtype).expand_as(square)
         )
+        self._forget_basis()
+
+    def _forget_basis(self) -> None:
+        """Let the next eigensolve begin from nothing."""
+        double, basis = self._options.double_precision, self.last_basis
+        if basis is not None and self.running_cov is not None:
+            self.last_basis = warm_start.forget(basis, self.running_cov, double)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ChannelWhitening:
+        """Convert parameters and buffers; a basis that was rounded is orthogonal no longer."""
+        before = None if self.last_basis is None else self.last_basis.dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.last_basis is not None and self.last_basis.dtype != before:
+            self._forget_basis()
+        return self
 
     def reset_parameters(self) -> None:
         """Reset the running statistics, the scale to 1 and the shift to 0."""
@@ -263,6 +255,7 @@ class ChannelWhitening(SyncModule):
             self.bias,
             self._blended_in(),
             need=self.running if tracking else None,
+            start=self.last_basis,
             process_group=process_group,
         )
         if tracking:
@@ -296,6 +289,8 @@ class ChannelWhitening(SyncModule):
         for running, new in ((self.running_mean, result.mean), (square, batch)):
             safe = torch.where(finite, new, running.to(new.dtype))
             running.copy_(torch.lerp(running.to(new.dtype), safe, step))
+        if self.last_basis is not None and result.basis is not None:
+            warm_start.remember(self.last_basis, result.basis)
 
     def train(self, mode: bool = True) -> ChannelWhitening:
         """Switch mode; entering evaluation computes the cached whitening matrix.
@@ -388,6 +383,8 @@ class ChannelWhitening(SyncModule):
 
 
 def _refresh_after_load(module: nn.Module, incompatible_keys: Any) -> None:
-    """Recompute the cached matrix after load_state_dict on a module in evaluation mode."""
-    if isinstance(module, ChannelWhitening) and not module.training:
-        module.refresh_eval_matrix()
+    """Recompute, or forget, what load_state_dict has made out of date."""
+    if isinstance(module, ChannelWhitening):
+        module._forget_basis()
+        if not module.training:
+            module.refresh_eval_matrix()

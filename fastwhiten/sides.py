@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import backends
 from .autograd import SampleWhiten, Whiten
 from .backends import reference
 from .eigenbasis import EigenbasisWhiten
@@ -37,6 +38,7 @@ class Whitened(NamedTuple):
     mean: Tensor  # [C] T
     covariance: Tensor | None  # [G, D, D] T; None where it takes extra work and was not asked for
     matrix: Tensor | None  # [G, D, D] T; likewise
+    basis: Tensor | None = None  # [G, D, D] T; eigenvectors, None where they help no next step
 
 
 class Options(NamedTuple):
@@ -64,6 +66,7 @@ class Batch(NamedTuple):
     double_precision: bool
     backend: str
     need: str | None  # "covariance" or "matrix": wanted even where it takes extra work
+    start: Tensor | None = None  # [G, D, D] T, the last step's eigenvectors
 
 
 def choose(x: Tensor, options: Options, backend: str) -> str:
@@ -97,13 +100,15 @@ def _to(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def _feature(batch: Batch, options: Options) -> Whitened:
     """Whiten through the D x D whitening matrix; scale and shift are part of the kernels."""
     dtype = _dtype(batch)
-    y, mean, covariance, _, _, matrix, _ = run(
+    start = _usable_start(batch, options)
+    y, mean, covariance, _, basis, matrix, _ = run(
         Whiten,
         batch.view,
         _to(batch.gamma, dtype),
         _to(batch.beta, dtype),
         batch.row_weight,
         _to(batch.running_covariance, dtype),
+        start,
         options.kind,
         options.groups,
         options.eps,
@@ -112,7 +117,15 @@ def _feature(batch: Batch, options: Options) -> Whitened:
         batch.double_precision,
         batch.backend,
     )
-    return Whitened(restore(y, batch.x), mean, covariance, matrix)
+    return Whitened(restore(y, batch.x), mean, covariance, matrix, None if start is None else basis)
+
+
+def _usable_start(batch: Batch, options: Options) -> Tensor | None:
+    """Return the start where there is one for this dtype, and an eigensolver that gains from it."""
+    start = batch.start
+    if start is None or start.dtype != _dtype(batch) or options.kind == reference.CHOLESKY:
+        return None
+    return start if backends.takes_start(batch.backend, batch.x.device, start.shape[-1]) else None
 
 
 def _eigenbasis(batch: Batch, options: Options) -> Whitened:

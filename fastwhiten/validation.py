@@ -211,3 +211,59 @@ def check_symmetric(caller: str, a: Tensor, name: str) -> None:
         raise ValueError(
             f"{caller}: expected {name} of shape [..., D, D] with D >= 1, got {list(a.shape)}"
         )
+
+
+def check_start(caller: str, start: Tensor | None, a: Tensor) -> Tensor | None:
+    """Check matrices ``a`` and what an eigensolver may begin from; return that, contiguous.
+
+    Raises:
+        TypeError: ``a`` is not a float32 or float64 tensor.
+        ValueError: ``a`` is not of shape ``[..., D, D]``, or ``start`` is not like ``a``.
+    """
+    check_symmetric(caller, a, "a")
+    if start is None:
+        return None
+    if start.shape != a.shape or start.dtype != a.dtype or start.device != a.device:
+        raise ValueError(
+            f"{caller}: expected start like a, {list(a.shape)} {a.dtype} on {a.device}, got "
+            f"{list(start.shape)} {start.dtype} on {start.device}"
+        )
+    return start.detach().contiguous()
+
+
+def check_layer(
+    num_features: int,
+    groups: int,
+    kind: str,
+    momentum: float | None,
+    track_running_stats: bool,
+    running: str,
+    batch_weight: float,
+) -> None:
+    """Check the options of ChannelWhitening that are its own.
+
+    Raises:
+        ValueError: an option outside its range, or two that do not go together.
+    """
+    caller = "ChannelWhitening"
+    if not isinstance(num_features, int) or num_features < 1:
+        raise ValueError(
+            f"{caller}: expected num_features to be a positive integer, got {num_features!r}"
+        )
+    check_groups(caller, groups, num_features)
+    if momentum is not None and not 0.0 <= momentum <= 1.0:
+        raise ValueError(f"{caller}: expected momentum in [0, 1] or None, got {momentum!r}")
+    if running not in ("covariance", "matrix"):
+        raise ValueError(
+            f"{caller}: expected running to be 'covariance' or 'matrix', got {running!r}"
+        )
+    if running == "matrix" and kind == "pca":
+        raise ValueError(
+            f"{caller}: running='matrix' averages whitening matrices over batches, and PCA's "
+            "rows change order and sign from batch to batch; use running='covariance'"
+        )
+    if batch_weight != 1.0 and not (track_running_stats and running == "covariance"):
+        raise ValueError(
+            f"{caller}: batch_weight={batch_weight!r} blends with the running covariance; "
+            "it needs track_running_stats=True and running='covariance'"
+        )

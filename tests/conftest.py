@@ -27,7 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Thin out the interpreted cases."""
-    if config.getoption("--every-interpreted-case", default=False):
+    compiled = os.environ["TRITON_INTERPRET"] != "1"  # tests/gpu on a GPU: they are fast
+    if compiled or config.getoption("--every-interpreted-case", default=False):
         return
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:

@@ -18,6 +18,7 @@ OPS = (
     "statistics",
     "intensity",
     "eigh",
+    "eigh_sweeps",
     "factor",
     "apply",
     "backward_reduce",
@@ -74,10 +75,13 @@ def feature_side(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
 def matrices(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
     _, s = reference.statistics(spectra.random(M, C).to(dtype), None, G, False)
     rho, gamma = torch.full((G,), 0.2, dtype=dtype), torch.rand(C, dtype=dtype)
-    yield "eigh", (s,)
+    for op in ("eigh", "eigh_sweeps"):
+        yield op, (s,)
+        yield op, (s, reference.eigh(s)[1])
     for kind in (reference.ZCA, reference.PCA, reference.CHOLESKY):
         for running, shrink, weight in ((None, None, 1.0), (s.flip(0).contiguous(), rho, 0.3)):
-            yield "factor", (s, running, shrink, weight, 1e-3, kind)
+            start = None if running is None else reference.eigh(s)[1]
+            yield "factor", (s, running, shrink, weight, 1e-3, kind, start)
             factors = reference.factor(s, running, shrink, weight, 1e-3, kind)
             scale = None if shrink is None else gamma
             yield "backward_matrix", (s, *factors, scale, shrink, weight, kind)
@@ -93,7 +97,7 @@ def whole_passes(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
             for scale, weight, old in ((None, None, None), (gamma, p, running)):
                 method = reference.NO_SHRINKAGE if scale is None else reference.OAS
                 common = (x, scale, scale, weight, old, G, 0.3, 1e-3, kind, False)
-                arguments = (*common, method, 0.0)
+                arguments = (*common, method, 0.0, None if old is None else reference.eigh(old)[1])
                 yield "whiten_forward", arguments
                 _, mean, _, *factors, _ = reference.whiten_forward(*arguments)
                 shrink = None if scale is None else rho
@@ -176,6 +180,11 @@ WRONG = {
     "not contiguous": ("statistics", (torch.randn(6, 8).T, None, 1, False)),
     "four dimensions": ("statistics", (torch.randn(2, 3, 4, 5), None, 1, False)),
     "not square": ("eigh", (torch.randn(1, 3, 4),)),
+    "start": ("eigh", (torch.eye(3).unsqueeze(0), torch.eye(3).double().unsqueeze(0))),
+    "start of a factor": (
+        "factor",
+        (torch.eye(3).unsqueeze(0), None, None, 1.0, 1e-3, 0, torch.eye(4).unsqueeze(0)),
+    ),
     "half eigh": ("eigh", (torch.randn(1, 3, 3).half(),)),
     "kind": ("factor", (torch.eye(3).unsqueeze(0), None, None, 1.0, 1e-3, 7)),
     "running": (

@@ -2,14 +2,16 @@
 # Everything that needs a GPU, in one go and within ten minutes: tools/gpu_check.sh [PART...]
 #
 #   build      installs fastwhiten (editable) with its CUDA module into the active environment
-#   tests      pytest tests/gpu
+#   tests      pytest tests/gpu: CUDA C++ kernels, and Triton's, compiled
 #   sanitizer  compute-sanitizer's memcheck, racecheck and synccheck on small cases
-#   benchmarks forward + backward against the peers, L2-cold, in CUDA graphs where they can be captured
+#   benchmarks forward + backward against the peers, then CUDA C++ beside Triton stage by stage,
+#              L2-cold, in CUDA graphs where they can be captured
 #   summary    a short table of all of it
 #
 # Results go to $OUT, by default ./gpu-results: a log per part, JSON for tests and benchmarks. A part
 # that has passed is not run again in the same folder (remove PART.done to repeat it). --dry-run
-# does on a machine without a GPU what can be done there, with the CPU's kernels.
+# does on a machine without a GPU what can be done there, with the CPU's kernels and Triton's
+# interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +24,8 @@ fi
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(build tests sanitizer benchmarks summary)
 export OUT=${OUT:-$PWD/gpu-results}
-export TRITON_INTERPRET=0 # torch.compile makes Triton kernels, which are to be compiled here
+# Triton kernels, those of torch.compile too, are to be compiled here; without a GPU, interpreted.
+export TRITON_INTERPRET=0
 mkdir -p "$OUT"
 python=${PYTHON:-python}
 cuda_bin=${CUDA_HOME:-/usr/local/cuda}/bin
@@ -37,7 +40,10 @@ build() {
 }
 
 tests() {
-  "$python" -m pytest -q -p no:cacheprovider --junit-xml="$OUT/tests.xml" tests/gpu
+  local interpret=0
+  $dry && interpret=1
+  TRITON_INTERPRET=$interpret "$python" -m pytest -q -p no:cacheprovider \
+    --junit-xml="$OUT/tests.xml" tests/gpu
 }
 
 # Small cases: the tools make kernels a hundred times slower.

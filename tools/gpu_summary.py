@@ -26,11 +26,27 @@ def times(results: dict) -> list[str]:
             graph = f" (graph {entry['graph_us']:.0f})" if "graph_us" in entry else ""
             cells.append(f"{name} {entry['eager_us']:.0f}{graph}")
         lines.append(f"  {scene:<24}" + ", ".join(cells))
+    lines += [f"  not measured: {n}: {why}" for n, why in results.get("not_measured", {}).items()]
+    lines += stage_times(results.get("stages", {}))
     step = results.get("training_step_us")
     if step:
         lines.append(f"  ResNet-32 step: {step['without']:.0f}, with whitening {step['with']:.0f}")
     if "missed" in results:
         lines += [f"  missed: {text}" for text in results["missed"]] or ["  every target reached"]
+    return lines
+
+
+def stage_times(scenes: dict) -> list[str]:
+    """Return every stage with CUDA C++, Triton and plain PyTorch side by side; ratios last."""
+    lines = []
+    for scene, stages in scenes.items():
+        lines.append(f"  stages of {scene}: microseconds, in a CUDA graph where it can be one")
+        for stage, found in stages.items():
+            best = {name: min(ways.values()) for name, ways in found.items()}
+            cells = ", ".join(f"{name} {value:.1f}" for name, value in best.items())
+            if "native" in best and "triton" in best:
+                cells += f"; triton / native {best['triton'] / best['native']:.2f}"
+            lines.append(f"    {stage:<18}{cells}")
     return lines
 
 

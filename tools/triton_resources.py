@@ -3,6 +3,9 @@
     python tools/triton_resources.py            compile everything, compare with the table
     python tools/triton_resources.py --write    compile everything, write the table
     python tools/triton_resources.py --largest  the largest shape class only (what the tests do)
+    python tools/triton_resources.py --candidates  what FASTWHITEN_AUTOTUNE=1 chooses from, each for
+        the types and options that need the most registers; local memory is looked for, nothing else
+    --allow-stack BYTES  for other versions of Triton than the table's: spills up to so much pass
 
 Launchers run on small CPU tensors with the launch itself replaced: what it would have compiled is
 noted (kernel, types, constants, warps) and compiled to a cubin for sm_80 and sm_90. A kernel that
@@ -43,9 +46,11 @@ from fastwhiten.kernels import (  # noqa: E402
     backward_matrix,
     eigh,
     factor,
+    intensity,
     sample,
     sample_backward,
     statistics,
+    tuning,
 )
 
 TABLE = Path(__file__).with_suffix(".json")
@@ -155,6 +160,9 @@ def _rows_stages(size: int, dtype: torch.dtype, t: torch.dtype, options: bool) -
     statistics.launch_statistics(x, p, groups, t)
     if t == torch.float64 and dtype != t:
         return  # double precision on request is a matter of the statistics alone
+    running = matrix if options else None
+    for method in (intensity.OAS, intensity.LEDOIT_WOLF):
+        intensity.launch_intensity(x, vector, matrix, running, p, 0.5, method)
     apply.launch_apply(x, vector, matrix, gamma, gamma)
     backward.launch_backward_reduce(x, x, vector, groups)
     backward.launch_backward_apply(x, x, vector, vector, matrix, matrix, gamma, p)
@@ -187,16 +195,21 @@ def _sample_stages(rows: int, dtype: torch.dtype, t: torch.dtype, options: bool)
     sample_backward.launch_sample_backward(x, projected, values, gram, p, rho, 1e-3)
 
 
-def configurations(largest: bool = False) -> list[Configuration]:
+def configurations(largest: bool = False, candidates: bool = False) -> list[Configuration]:
     """Return what the launchers compile: every kernel, shape class and dtype.
 
-    Each once with all options off and once with all on (those need the most registers).
+    Each once with all options off and once with all on (those need the most registers). With
+    ``candidates``: every configuration that autotuning may choose, with all options on.
     """
+    if candidates:
+        tuning.forget()
+        os.environ["FASTWHITEN_AUTOTUNE"] = "1"  # a launcher then launches all of them
     whole = WHOLE[-1:] if largest else WHOLE
     blocked = BLOCKED[:1] if largest else BLOCKED
-    pairs = [p for p in PAIRS if p[0] == p[1]] if largest else PAIRS  # float32 and float64
+    few = largest or candidates  # float32 and float64, all options on
+    pairs = [p for p in PAIRS if p[0] == p[1]] if few else PAIRS
     with Recorder() as recorder:
-        for options in (True,) if largest else (False, True):
+        for options in (True,) if few else (False, True):
             for size, (dtype, t) in itertools.product(whole + blocked, pairs):
                 _rows_stages(size, dtype, t, options)
             for size, (dtype, t) in itertools.product(whole, pairs):
@@ -255,11 +268,13 @@ def measure_all(found: list[Configuration], workers: int) -> dict[str, dict[str,
     return table
 
 
-def complaints(table: dict[str, Any], expected: dict[str, Any] | None) -> Iterator[str]:
+def complaints(
+    table: dict[str, Any], expected: dict[str, Any] | None, allowed: int = 0
+) -> Iterator[str]:
     """Yield what is wrong: local memory always, other numbers where there is something expected."""
     for key, row in table.items():
         for architecture, usage in row.items():
-            if usage["stack"] or usage["local"]:
+            if usage["stack"] > allowed or usage["local"]:
                 yield f"{key} for {architecture} uses local memory: {usage}"
         if expected is not None and expected.get(key) != row:
             yield f"{key}: compiled {row}, the table has {expected.get(key)}"
@@ -289,16 +304,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the table")
     parser.add_argument("--largest", action="store_true", help="the largest shape class only")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--candidates", action="store_true", help="what autotuning chooses from")
+    parser.add_argument("--allow-stack", type=int, default=0, metavar="BYTES")
     options = parser.parse_args(arguments)
-    table = measure_all(configurations(options.largest), options.workers)
+    if options.write and (options.candidates or options.largest):
+        parser.error("--write takes no other option: the table has every configuration")
+    if options.allow_stack and triton.__version__ == committed()["triton"]:
+        parser.error(f"--allow-stack is for other versions of Triton than {triton.__version__}")
+    found = configurations(options.largest, options.candidates)
+    table = measure_all(found, options.workers)
     expected = None
-    if not options.write:
+    if not options.write and not options.candidates:
         stored = committed()
         if stored["triton"] == triton.__version__:
             expected = stored["configurations"]
         else:
             print(f"triton {triton.__version__}: numbers are compared for {stored['triton']} only")
-    problems = list(complaints(table, expected))
+    problems = list(complaints(table, expected, options.allow_stack))
     print(summary(table))
     print("\n".join(problems))
     if options.write and not problems:

@@ -4,8 +4,11 @@
 // LAPACK's syevd.
 // Matrices go side by side; from D = 192 or so one matrix takes all threads.
 // A non-finite matrix gives NaN for itself alone. Bytes: a once, U twice (LAPACK's rows are
-// transposed).
+// transposed). Both solvers are direct: a start would save them nothing and is ignored, and there
+// are no sweeps to count (-1).
 #include "../ops/eigh.h"
+
+#include <algorithm>
 
 #include "parallel.h"
 #include "symmetric.h"
@@ -26,8 +29,8 @@ void run(int64_t B, int64_t D, const T* a, T* values, T* vectors) {
   });
 }
 
-std::tuple<Tensor, Tensor> eigh(const Tensor& a) {
-  check_eigh(a);
+std::tuple<Tensor, Tensor> eigh(const Tensor& a, const OptionalTensor& start) {
+  check_eigh(a, start);
   const int64_t B = a.size(0), D = a.size(1);
   Tensor values = empty({B, D}, a.scalar_type());
   Tensor vectors = empty({B, D, D}, a.scalar_type());
@@ -39,7 +42,17 @@ std::tuple<Tensor, Tensor> eigh(const Tensor& a) {
   return {values, vectors};
 }
 
+Tensor eigh_sweeps(const Tensor& a, const OptionalTensor& start) {
+  check_eigh(a, start);
+  Tensor sweeps = empty({a.size(0)}, ScalarType::Int);
+  std::fill_n(mutable_data<int32_t>(sweeps), a.size(0), int32_t{-1});
+  return sweeps;
+}
+
 }  // namespace
 }  // namespace fastwhiten::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) { m.impl("eigh", TORCH_BOX(&fastwhiten::cpu::eigh)); }
+STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
+  m.impl("eigh", TORCH_BOX(&fastwhiten::cpu::eigh));
+  m.impl("eigh_sweeps", TORCH_BOX(&fastwhiten::cpu::eigh_sweeps));
+}

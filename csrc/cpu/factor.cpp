@@ -112,8 +112,8 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> factor(const Tensor& covariance,
                                           const OptionalTensor& running_covariance,
                                           const OptionalTensor& rho, double batch_weight,
-                                          double eps, int64_t kind) {
-  check_factor(covariance, running_covariance, rho, kind);
+                                          double eps, int64_t kind, const OptionalTensor& start) {
+  check_factor(covariance, running_covariance, rho, kind, start);
   const ScalarType dtype = covariance.scalar_type();
   const int64_t G = covariance.size(0), D = covariance.size(1);
   Tensor values = kind == kCholesky ? empty({0}, dtype) : empty({G, D}, dtype);

@@ -42,9 +42,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> whiten_forwar
     const Tensor& x, const OptionalTensor& gamma, const OptionalTensor& beta,
     const OptionalTensor& row_weight, const OptionalTensor& running_covariance, int64_t groups,
     double batch_weight, double eps, int64_t kind, bool double_precision, int64_t method,
-    double value) {
+    double value, const OptionalTensor& start) {
   const Layout s = check_whiten_forward(x, gamma, beta, row_weight, running_covariance, groups,
-                                        kind, double_precision, method);
+                                        kind, double_precision, method, start);
   STD_TORCH_CHECK(s.numel() > 0, "whiten_forward: expected at least one row");
   const ScalarType dtype = accumulation_type(x.scalar_type(), double_precision);
   const int64_t G = s.groups, D = s.width;

@@ -83,8 +83,8 @@ class Device {
   }
 
   // a [B, D, D], its lower triangle -> ascending values [B, D], vectors [B, D, D] in columns. The
-  // sweeps begin from the orthogonal start [B, D, D], if there is one, and are counted in sweeps
-  // [B], if it is not null; the library knows neither (it leaves -1).
+  // sweeps begin from the start [B, D, D] where it is there and orthogonal, and are counted in
+  // sweeps [B], if it is not null; the library knows neither (it leaves -1).
   template <class T>
   void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors, const T* start = nullptr,
             int32_t* sweeps = nullptr) const;

@@ -28,7 +28,7 @@ struct EighProblem {
   const T* a;         // [B, D, D], of which the lower triangle is read
   T* values;          // [B, D]
   T* vectors;         // [B, D, D]
-  const T* start;     // [B, D, D] orthogonal, or null: where the sweeps begin
+  const T* start;     // [B, D, D] or null: where the sweeps begin
   int32_t* sweeps;    // [B], or null
   bool both = false;  // shared memory holds two arrays (set by launch_eigh)
 };

@@ -5,9 +5,9 @@
 namespace fastwhiten {
 namespace cuda {
 
-#define FASTWHITEN_INSTANTIATE(T)                                                                  \
-  template void run_factor(Device&, int64_t, int64_t, const T*, const T*, double, int64_t, T*, T*, \
-                           T*);                                                                    \
+#define FASTWHITEN_INSTANTIATE(T)                                                          \
+  template void run_factor(Device&, int64_t, int64_t, const T*, const T*, double, int64_t, \
+                           const T*, T*, T*, T*);                                          \
   template void run_blend(Device&, int64_t, int64_t, const T*, const T*, double, T*);
 FASTWHITEN_INSTANTIATE(float)
 FASTWHITEN_INSTANTIATE(double)
@@ -18,9 +18,9 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> factor(const Tensor& covariance,
                                           const OptionalTensor& running_covariance,
                                           const OptionalTensor& rho, double batch_weight,
-                                          double eps, int64_t kind) {
-  check_factor(covariance, running_covariance, rho, kind);
-  check_devices("factor", covariance, running_covariance, rho);
+                                          double eps, int64_t kind, const OptionalTensor& start) {
+  check_factor(covariance, running_covariance, rho, kind, start);
+  check_devices("factor", covariance, running_covariance, rho, start);
   Device device(covariance);
   const ScalarType dtype = covariance.scalar_type();
   const int64_t G = covariance.size(0), D = covariance.size(1);
@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> factor(const Tensor& covariance,
     auto blended = device.allocate<T>(G * D * D);
     run_blend<Device, T>(device, G, D, data<T>(covariance), data<T>(running_covariance),
                          batch_weight, blended.get());
-    run_factor<Device, T>(device, G, D, blended.get(), data<T>(rho), eps, kind,
+    run_factor<Device, T>(device, G, D, blended.get(), data<T>(rho), eps, kind, data<T>(start),
                           mutable_data<T>(values), mutable_data<T>(basis), mutable_data<T>(matrix));
   });
   return {values, basis, matrix};

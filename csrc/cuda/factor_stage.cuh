@@ -9,9 +9,9 @@ namespace cuda {
 
 template <class Device, class T>
 void run_factor(Device& device, int64_t G, int64_t D, const T* blended, const T* rho, double eps,
-                int64_t kind, T* eigenvalues, T* basis, T* matrix) {
+                int64_t kind, const T* start, T* eigenvalues, T* basis, T* matrix) {
   if (kind != 2) {
-    device.eigh(G, D, blended, eigenvalues, basis);
+    device.eigh(G, D, blended, eigenvalues, basis, start);
     run_matrix(device, G, D, static_cast<const T*>(eigenvalues), static_cast<const T*>(basis), rho,
                eps, kind, eigenvalues, matrix);
   } else if (D <= kCholeskyLimit && cholesky_shared_bytes<T>(D) <= device.shared_limit()) {

@@ -30,6 +30,12 @@ struct Precision<double> {
   static constexpr double tiny = 2.2250738585072014e-308 * 64;
 };
 
+// How far from the identity an entry of Q^T Q may be for Q to serve as a start. Eigenvectors of the
+// last step are within four roundings; what was averaged, or rounded to a narrower type, is not,
+// and would leave its error in the eigenvectors.
+template <class T>
+constexpr T kStartDefect = 32 * Precision<T>::epsilon;
+
 template <class T>
 __device__ __forceinline__ T not_a_number() {
   return static_cast<T>(nanf(""));

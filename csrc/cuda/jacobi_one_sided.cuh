@@ -3,11 +3,13 @@
 // A + shift I = L L^T; rotations from the right make the columns of L orthogonal, L J = U diag(s):
 // the columns are eigenvectors, s^2 - shift eigenvalues, and no second matrix is carried along.
 // A warp rotates a pair of columns by itself; one barrier a round. The shift is of the size of
-// rounding where A is positive semidefinite. Where that does not do (an indefinite A) it is
-// Gershgorin's bound, with which nothing can fail. Shared memory: D (D + 1) numbers, 65 KiB for
-// float, 130 KiB for double at D = 128; a round moves 2 D^2 numbers there. Bytes of global memory:
-// A three times, V (also the scratch of the finish) 5 times, l once. Deterministic: sums of a warp
-// have one order.
+// rounding where A is positive semidefinite. Where that does not do (an indefinite A), two-sided
+// Jacobi takes over. If shared memory has no room for its second array, double's eigenvectors turn
+// in global memory; float (on devices of less than 147 KiB) shifts by Gershgorin's bound, with
+// which nothing can fail, and which magnifies the rounding of eigenvectors of small eigenvalues.
+// Shared memory: D (D + 1) numbers, 65 KiB for float, 130 KiB for double at D = 128; a round moves
+// 2 D^2 numbers there. Bytes of global memory: A three times, V (also the scratch of the finish) 5
+// times, l once. Deterministic: sums of a warp have one order.
 #pragma once
 
 #include "jacobi_two_sided.cuh"
@@ -164,6 +166,34 @@ __device__ void normalize_rows(const EigenShared<T>& s, const T* start) {
   }
 }
 
+// Two-sided Jacobi with its eigenvectors in `vectors` [D, D], then in the views' basis; returns the
+// sweeps. Every element has one author a round, and barriers between rounds, as in shared memory.
+template <class T, int kChunks>
+__device__ int two_sided_in_global(const EigenShared<T>& s, const T* a, const Scale<T>& scale,
+                                   const T* q, T* vectors) {
+  const Place me = place();
+  const int D = s.D, n = eigen_rows(D);
+  const GlobalBasis<T> views(s, vectors);
+  load_symmetric(D, a, scale, views.matrix, s.stride);
+  if (q != nullptr) change_basis<T, kChunks>(D, q, views.matrix, s.stride, vectors);
+  for (int i = me.warp; i < n; i += me.warps) {
+    for (int j = me.lane; j < n; j += 32) {
+      if (i >= D || j >= D) {
+        views.matrix[i * s.stride + j] = 0;
+      } else {
+        vectors[i * D + j] = q != nullptr ? q[j * D + i] : T(i == j);
+      }
+    }
+  }
+  __syncthreads();
+  const int sweeps = two_sided_sweeps(views);
+  __syncthreads();
+  for (int i = me.warp; i < D; i += me.warps) {
+    for (int j = me.lane; j < D; j += 32) s.basis[i * s.stride + j] = vectors[i * D + j];
+  }
+  return sweeps;
+}
+
 // The views' basis becomes the eigenvectors of A, not yet finished; returns the sweeps.
 template <class T, int kChunks>
 __device__ int one_sided_basis(const EigenShared<T>& s, bool both, const T* a,
@@ -174,10 +204,14 @@ __device__ int one_sided_basis(const EigenShared<T>& s, bool both, const T* a,
   if (!cholesky_columns(s)) {
     __syncthreads();
     if (both) return two_sided_basis<T, kChunks>(s, a, scale, q, scratch);
-    load_rotated<T, kChunks>(s, a, scale, q, scratch);
-    const T bound = negative_bound(s);
-    add_to_diagonal(s, bound + noise * (1 + bound));
-    cholesky_columns(s);
+    if constexpr (sizeof(T) == 8) {
+      return two_sided_in_global<T, kChunks>(s, a, scale, q, scratch);
+    } else {  // has no registers left for that
+      load_rotated<T, kChunks>(s, a, scale, q, scratch);
+      const T bound = negative_bound(s);
+      add_to_diagonal(s, bound + noise * (1 + bound));
+      cholesky_columns(s);
+    }
   }
   const int sweeps = one_sided_sweeps<T, kChunks>(s);
   normalize_rows<T, kChunks>(s, q);
@@ -185,8 +219,8 @@ __device__ int one_sided_basis(const EigenShared<T>& s, bool both, const T* a,
 }
 
 // Eigenvalues [D] ascending and eigenvectors [D, D] (columns) of a [D, D], of which the lower
-// triangle is read; returns the sweeps. Sweeps begin from the orthogonal start [D, D] unless it is
-// null or not finite. `both` says that the views have two arrays. To be called by all threads of a
+// triangle is read; returns the sweeps. Sweeps begin from the start [D, D] unless it is null or
+// not orthogonal. `both` says that the views have two arrays. To be called by all threads of a
 // block of whole warps, with D <= 32 kChunks; needs a barrier before and after, as two_sided_eigh.
 template <class T, int kChunks>
 __device__ int one_sided_eigh(const EigenShared<T>& s, bool both, const T* a, const T* start,
@@ -197,7 +231,7 @@ __device__ int one_sided_eigh(const EigenShared<T>& s, bool both, const T* a, co
     return 0;
   }
   const Scale<T> scale(largest);
-  const T* const q = usable_start(s.D, start) ? start : nullptr;
+  const T* const q = usable_start(s, start) ? start : nullptr;
   const int sweeps = one_sided_basis<T, kChunks>(s, both, a, scale, q, vectors);
   orthogonalize<T, kChunks>(s, vectors, s.D);
   rayleigh_quotients<T, kChunks>(s, a, scale, vectors, s.D);

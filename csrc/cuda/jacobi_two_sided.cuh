@@ -102,27 +102,46 @@ __device__ __forceinline__ void rotate_matrix(const EigenShared<T>& s, TriangleW
   }
 }
 
+// The views where shared memory has room for A alone: the eigenvectors turn in global memory.
 template <class T>
-__device__ __forceinline__ void rotate_basis(const EigenShared<T>& s, int round, int buffer) {
+struct GlobalBasis : EigenShared<T> {
+  __device__ GlobalBasis(const EigenShared<T>& s, T* vectors) : EigenShared<T>(s), basis(vectors) {
+    this->matrix = s.basis;
+  }
+  T* basis;  // V^T [D, D]
+};
+
+template <class T>
+__device__ __forceinline__ int basis_stride(const EigenShared<T>& s) {
+  return s.stride;
+}
+template <class T>
+__device__ __forceinline__ int basis_stride(const GlobalBasis<T>& s) {
+  return s.D;
+}
+
+template <class Views>
+__device__ __forceinline__ void rotate_basis(const Views& s, int round, int buffer) {
+  using T = typename Views::Number;
   const Place me = place();
-  const int n = eigen_rows(s.D), pairs = n / 2;
+  const int n = eigen_rows(s.D), pairs = n / 2, stride = basis_stride(s);
   for (int k = me.warp; k < pairs; k += me.warps) {
     const T sine = s.rotations[(3 * buffer + 1) * pairs + k];
     if (sine == 0) continue;  // also where an odd D leaves a player without partner
     const T half = s.rotations[3 * buffer * pairs + k];
     const Pair at = round_robin(n, round, k);
     for (int r = me.lane; r < s.D; r += 32) {
-      T p = s.basis[at.p * s.stride + r], q = s.basis[at.q * s.stride + r];
+      T p = s.basis[at.p * stride + r], q = s.basis[at.q * stride + r];
       turn(sine, half, p, q);
-      s.basis[at.p * s.stride + r] = p;
-      s.basis[at.q * s.stride + r] = q;
+      s.basis[at.p * stride + r] = p;
+      s.basis[at.q * stride + r] = q;
     }
   }
 }
 
 // Sweeps until one finds no pair that is far off; returns how many that took.
-template <class T>
-__device__ int two_sided_sweeps(const EigenShared<T>& s) {
+template <class Views>
+__device__ int two_sided_sweeps(const Views& s) {
   const int rounds = eigen_rows(s.D) - 1;
   const TriangleWalk walk(eigen_rows(s.D) / 2);
   Off off = prepare_rotations(s, 0, 0);
@@ -166,8 +185,8 @@ __device__ int two_sided_basis(const EigenShared<T>& s, const T* a, const Scale<
 }
 
 // Eigenvalues [D] ascending and eigenvectors [D, D] (columns) of a [D, D], of which the lower
-// triangle is read; returns the sweeps. Sweeps begin from the orthogonal start [D, D] unless it is
-// null or not finite. To be called by all threads of a block of whole warps, with D <= 32 kChunks;
+// triangle is read; returns the sweeps. Sweeps begin from the start [D, D] unless it is null or
+// not orthogonal. To be called by all threads of a block of whole warps, with D <= 32 kChunks;
 // begins and ends with whatever is in shared memory unordered: a barrier before, and one after.
 template <class T, int kChunks>
 __device__ int two_sided_eigh(const EigenShared<T>& s, const T* a, const T* start, T* values,
@@ -178,7 +197,7 @@ __device__ int two_sided_eigh(const EigenShared<T>& s, const T* a, const T* star
     return 0;
   }
   const Scale<T> scale(largest);
-  const T* const q = usable_start(s.D, start) ? start : nullptr;
+  const T* const q = usable_start(s, start) ? start : nullptr;
   const int sweeps = two_sided_basis<T, kChunks>(s, a, scale, q, vectors);
   orthogonalize<T, kChunks>(s, s.matrix, s.stride);
   rayleigh_quotients<T, kChunks>(s, a, scale, s.matrix, s.stride);

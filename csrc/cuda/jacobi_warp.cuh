@@ -179,14 +179,19 @@ __device__ __forceinline__ WarpMatrix<T, N> warp_start(int D, const T* start,
                                                        const WarpMatrix<T, N>& rows) {
   const int lane = static_cast<int>(threadIdx.x % 32), index = lane % 16;
   WarpMatrix<T, N> m;
-  bool finite = start != nullptr;
+  bool fine = start != nullptr;
 #pragma unroll
   for (int c = 0; c < N; ++c) {
     const bool inside = c < D && index < D && start != nullptr;
     m.x[c] = inside ? start[index * D + c] : T(c == index);
-    finite = finite && fabs(m.x[c]) <= Precision<T>::largest;
   }
-  if (!__all_sync(kAllLanes, finite)) {
+  for (int s = 0; s < N; ++s) {  // rows against each other; NaN and infinity fail
+    T dot = 0;
+#pragma unroll
+    for (int c = 0; c < N; ++c) dot += m.x[c] * __shfl_sync(kAllLanes, m.x[c], 16 + s);
+    fine = fine && (index >= N || fabs(dot - T(s == index)) <= kStartDefect<T>);
+  }
+  if (!__all_sync(kAllLanes, fine)) {
 #pragma unroll
     for (int c = 0; c < N; ++c) m.x[c] = lane >= 16 ? T(c == index) : rows.x[c];
     return m;
@@ -231,8 +236,8 @@ __device__ __forceinline__ void warp_store(int D, const WarpMatrix<T, N>& v,
 }
 
 // Eigenvalues [D] ascending and eigenvectors [D, D] (columns) of a [D, D], of which the lower
-// triangle is read, D <= N; the number of sweeps is returned. Sweeps begin from the orthogonal
-// start [D, D] unless it is null or not finite. To be called by a whole warp.
+// triangle is read, D <= N; the number of sweeps is returned. Sweeps begin from the start
+// [D, D] unless it is null or not orthogonal. To be called by a whole warp.
 template <class T, int N>
 __device__ int warp_eigh(int D, const T* a, const T* start, T* values, T* vectors) {
   const int lane = static_cast<int>(threadIdx.x % 32);

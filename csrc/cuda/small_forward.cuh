@@ -30,6 +30,7 @@ struct SmallForward {
   int64_t kind;  // 0 zca, 1 pca
   bool shrink;
   T intensity;
+  const T* start;  // [G, D, D] or null: where the eigensolver begins
   In* y;           // like x
   T* mean;         // [C]
   T* covariance;   // [G, D, D]
@@ -223,8 +224,8 @@ __global__ void __launch_bounds__(kSmallThreads, 1) small_forward_kernel(SmallFo
   center_rows(in, g, at);
   small_covariance<kChunks>(in, g, at);
   const T* const a = (in.running != nullptr ? in.blended : in.covariance) + g * square;
-  const T* const cold = nullptr;
-  two_sided_eigh<T, kChunks>(shared, a, cold, in.eigenvalues + g * D, in.basis + g * square);
+  const T* const start = in.start != nullptr ? in.start + g * square : nullptr;
+  two_sided_eigh<T, kChunks>(shared, a, start, in.eigenvalues + g * D, in.basis + g * square);
   small_spectrum(in, g, shared);
   small_matrix<kChunks>(in, g, shared);
   small_apply<kChunks>(in, g, shared, at);

@@ -24,10 +24,11 @@ void run_intensity(Device& device, const Layout& s, const In* x, const T* mean, 
                    const T* running, const T* p, double batch_weight, int64_t method, double value,
                    T* rho);
 
-// blended [G, D, D], exactly symmetric; eigenvalues, basis are not written for cholesky.
+// blended [G, D, D], exactly symmetric; eigenvalues, basis are not written for cholesky. The
+// eigensolver begins from start [G, D, D], unless it is null.
 template <class Device, class T>
 void run_factor(Device& device, int64_t G, int64_t D, const T* blended, const T* rho, double eps,
-                int64_t kind, T* eigenvalues, T* basis, T* matrix);
+                int64_t kind, const T* start, T* eigenvalues, T* basis, T* matrix);
 
 // out [G, D, D] = batch_weight batch + (1 - batch_weight) running, symmetrised.
 template <class Device, class T>

@@ -10,10 +10,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> whiten_forwar
     const Tensor& x, const OptionalTensor& gamma, const OptionalTensor& beta,
     const OptionalTensor& row_weight, const OptionalTensor& running_covariance, int64_t groups,
     double batch_weight, double eps, int64_t kind, bool double_precision, int64_t method,
-    double value) {
+    double value, const OptionalTensor& start) {
   const Layout s = check_whiten_forward(x, gamma, beta, row_weight, running_covariance, groups,
-                                        kind, double_precision, method);
-  check_devices("whiten_forward", x, gamma, beta, row_weight, running_covariance);
+                                        kind, double_precision, method, start);
+  check_devices("whiten_forward", x, gamma, beta, row_weight, running_covariance, start);
   STD_TORCH_CHECK(s.numel() > 0, "whiten_forward: expected at least one row");
   Device device(x);
   const ScalarType dtype = accumulation_type(x.scalar_type(), double_precision);
@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> whiten_forwar
     run_whiten_forward(
         device, WhitenForward<In, T>{s, data<In>(x), data<T>(gamma), data<T>(beta),
                                      data<T>(row_weight), data<T>(running_covariance), batch_weight,
-                                     eps, kind, method, value, mutable_data<In>(y),
+                                     eps, kind, method, value, data<T>(start), mutable_data<In>(y),
                                      mutable_data<T>(mean), mutable_data<T>(covariance),
                                      mutable_data<T>(values), mutable_data<T>(basis),
                                      mutable_data<T>(matrix), mutable_data<T>(rho)});

@@ -22,6 +22,7 @@ struct WhitenForward {
   double batch_weight, eps;
   int64_t kind, method;  // method: 0 no shrinkage, else as run_intensity
   double value;
+  const T* start;  // [G, D, D] where the eigensolver begins, or null
   In* y;
   T *mean, *covariance, *eigenvalues, *basis, *matrix, *rho;
 };
@@ -42,6 +43,7 @@ void run_whiten_forward(Device& device, const WhitenForward<In, T>& in) {
                                      in.kind,
                                      in.method != 0,
                                      static_cast<T>(in.value),
+                                     in.start,
                                      in.y,
                                      in.mean,
                                      in.covariance,
@@ -60,7 +62,8 @@ void run_whiten_forward(Device& device, const WhitenForward<In, T>& in) {
                   in.method, in.value, in.rho);
   }
   const T* const factored = blended != nullptr ? blended : in.covariance;
-  run_factor(device, G, D, factored, rho, in.eps, in.kind, in.eigenvalues, in.basis, in.matrix);
+  run_factor(device, G, D, factored, rho, in.eps, in.kind, in.start, in.eigenvalues, in.basis,
+             in.matrix);
   run_apply(device, in.s, in.x, static_cast<const T*>(in.mean), static_cast<const T*>(in.matrix),
             in.gamma, in.beta, in.y);
 }

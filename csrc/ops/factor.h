@@ -6,8 +6,8 @@
 namespace fastwhiten {
 
 // covariance and running_covariance [G, D, D] T; rho [G] T or None; batch_weight in (0, 1]; eps >=
-// 0.
+// 0; start as in eigh.h.
 void check_factor(const Tensor& covariance, const OptionalTensor& running_covariance,
-                  const OptionalTensor& rho, int64_t kind);
+                  const OptionalTensor& rho, int64_t kind, const OptionalTensor& start);
 
 }  // namespace fastwhiten

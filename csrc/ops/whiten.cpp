@@ -5,7 +5,8 @@ namespace fastwhiten {
 Layout check_whiten_forward(const Tensor& x, const OptionalTensor& gamma,
                             const OptionalTensor& beta, const OptionalTensor& row_weight,
                             const OptionalTensor& running_covariance, int64_t groups, int64_t kind,
-                            bool double_precision, int64_t shrink_method) {
+                            bool double_precision, int64_t shrink_method,
+                            const OptionalTensor& start) {
   const char* op = "whiten_forward";
   const Layout s = check_layout(op, x, groups);
   const ScalarType dtype = accumulation_type(x.scalar_type(), double_precision);
@@ -15,6 +16,7 @@ Layout check_whiten_forward(const Tensor& x, const OptionalTensor& gamma,
   check_sizes(op, "beta", beta, dtype, {s.channels});
   check_sizes(op, "row_weight", row_weight, dtype, {s.rows()});
   check_sizes(op, "running_covariance", running_covariance, dtype, {s.groups, s.width, s.width});
+  check_sizes(op, "start", start, dtype, {s.groups, s.width, s.width});
   return s;
 }
 
@@ -47,8 +49,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) {
   m.def(
       "whiten_forward(Tensor x, Tensor? gamma, Tensor? beta, Tensor? row_weight,"
       " Tensor? running_covariance, int groups, float batch_weight, float eps, int kind,"
-      " bool double_precision, int shrink_method, float shrink_value) -> (Tensor y, Tensor mean,"
-      " Tensor covariance, Tensor eigenvalues, Tensor basis, Tensor matrix, Tensor rho)");
+      " bool double_precision, int shrink_method, float shrink_value, Tensor? start=None)"
+      " -> (Tensor y, Tensor mean, Tensor covariance, Tensor eigenvalues, Tensor basis, Tensor "
+      "matrix, Tensor rho)");
   m.def(
       "whiten_backward(Tensor grad, Tensor x, Tensor mean, Tensor eigenvalues, Tensor basis,"
       " Tensor matrix, Tensor? gamma, Tensor? rho, Tensor? row_weight, float batch_weight,"

@@ -5,12 +5,13 @@
 
 namespace fastwhiten {
 
-// x [M, C] or [N, C, L]; gamma, beta [C], row_weight [M], running_covariance [G, D, D], all T or
-// None.
+// x [M, C] or [N, C, L]; gamma, beta [C], row_weight [M], running_covariance and start (as in
+// eigh.h) [G, D, D], all T or None.
 Layout check_whiten_forward(const Tensor& x, const OptionalTensor& gamma,
                             const OptionalTensor& beta, const OptionalTensor& row_weight,
                             const OptionalTensor& running_covariance, int64_t groups, int64_t kind,
-                            bool double_precision, int64_t shrink_method);
+                            bool double_precision, int64_t shrink_method,
+                            const OptionalTensor& start);
 
 // grad like x; mean [C], eigenvalues [G, D], basis and matrix [G, D, D], rho [G], all T.
 Layout check_whiten_backward(const Tensor& grad, const Tensor& x, const Tensor& mean,

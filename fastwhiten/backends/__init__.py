@@ -14,6 +14,11 @@ import torch
 
 from . import cuda_module, native, reference, triton
 
+# Up to which order a backend's eigensolver on a GPU gains from eigenvectors to begin from: that of
+# the CUDA kernels does (csrc/cuda/jacobi_block.cuh). Triton's begins anew, for with a start its
+# kernel would need local memory; libraries' solvers, above and elsewhere, are direct.
+START_UP_TO = {"native": 128, "reference": 0, "triton": 0}
+
 BACKENDS: dict[str, ModuleType] = {"native": native, "reference": reference, "triton": triton}
 
 
@@ -124,6 +129,11 @@ def _require_triton(device: torch.device) -> None:
     if reason == triton.import_error():
         raise RuntimeError(f'backend="triton": {reason}')
     raise ValueError(f'backend="triton": {reason}; move the tensor or use backend="auto"')
+
+
+def takes_start(name: str, device: torch.device, size: int) -> bool:
+    """Return whether eigenvectors to begin from save the eigensolver of order ``size`` sweeps."""
+    return device.type == "cuda" and size <= START_UP_TO[name]
 
 
 def get(name: str) -> ModuleType:

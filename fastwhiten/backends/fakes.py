@@ -22,8 +22,12 @@ def _fake_statistics(
     return x.new_empty(x.shape[1], dtype=dtype), x.new_empty(groups, size, size, dtype=dtype)
 
 
-def _fake_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_eigh(a: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return a.new_empty(a.shape[:-1]), a.new_empty(a.shape)
+
+
+def _fake_eigh_sweeps(a: Tensor, start: Tensor | None = None) -> Tensor:
+    return a.new_empty(a.shape[:1], dtype=torch.int32)
 
 
 def _fake_intensity(
@@ -46,6 +50,7 @@ def _fake_factor(
     batch_weight: float,
     eps: float,
     kind: int,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     matrix = covariance.new_empty(covariance.shape)
     if kind == reference.CHOLESKY:
@@ -109,6 +114,7 @@ def _fake_whiten_forward(
     double_precision: bool,
     shrink_method: int,
     shrink_value: float,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     mean, covariance = _fake_statistics(x, row_weight, groups, double_precision)
     factors = _fake_factor(covariance, running_covariance, None, batch_weight, eps, kind)
@@ -170,6 +176,7 @@ def _fake_sample_backward(
 FAKES: dict[str, Callable[..., Any]] = {
     "statistics": _fake_statistics,
     "eigh": _fake_eigh,
+    "eigh_sweeps": _fake_eigh_sweeps,
     "intensity": _fake_intensity,
     "factor": _fake_factor,
     "apply": _fake_apply,

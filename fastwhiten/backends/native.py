@@ -37,6 +37,7 @@ if import_error is None:
         torch.library.register_fake(f"fastwhiten::{_name}")(_fake)
     statistics = torch.ops.fastwhiten.statistics
     eigh = torch.ops.fastwhiten.eigh
+    eigh_sweeps = torch.ops.fastwhiten.eigh_sweeps
     intensity = torch.ops.fastwhiten.intensity
     factor = torch.ops.fastwhiten.factor
     apply = torch.ops.fastwhiten.apply

@@ -15,6 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .grouping import accumulation_dtype as accumulation_dtype
+from .grouping import from_groups as from_groups
+from .grouping import symmetrize as symmetrize
+from .grouping import to_groups as to_groups
 from .intensity import effective_rows, ledoit_wolf, oas
 
 ZCA, PCA, CHOLESKY = 0, 1, 2
@@ -25,34 +29,9 @@ NO_SHRINKAGE, FIXED, OAS, LEDOIT_WOLF = 0, 1, 2, 3
 TIE_FACTOR = 64.0
 
 
-def accumulation_dtype(dtype: torch.dtype, double_precision: bool = False) -> torch.dtype:
-    """Return ``T``: float64 for float64 input or on request, float32 otherwise."""
-    return torch.float64 if double_precision or dtype == torch.float64 else torch.float32
-
-
 def tie_tolerance(size: int, dtype: torch.dtype) -> float:
     """Return the relative gap under which two eigenvalues count as tied, for order ``size``."""
     return TIE_FACTOR * size * torch.finfo(dtype).eps
-
-
-def to_groups(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    """Return rows ``[M, C]`` or planes ``[N, C, L]`` as ``[G, M, D]`` in ``dtype``."""
-    rows = x if x.dim() == 2 else x.transpose(1, 2).reshape(-1, x.shape[1])  # [M, C]
-    size = x.shape[1] // groups  # not -1: it cannot be inferred where M is 0
-    return rows.to(dtype).reshape(rows.shape[0], groups, size).transpose(0, 1)  # [G, M, D]
-
-
-def from_groups(grouped: Tensor, like: Tensor) -> Tensor:
-    """Undo :func:`to_groups`: ``[G, M, D]`` to the layout and dtype of ``like``."""
-    rows = grouped.transpose(0, 1).reshape(grouped.shape[1], like.shape[1])  # [M, C]
-    if like.dim() == 3:
-        rows = rows.reshape(like.shape[0], like.shape[2], like.shape[1]).transpose(1, 2)
-    return rows.to(like.dtype).contiguous()
-
-
-def symmetrize(a: Tensor) -> Tensor:
-    """Return ``(a + a^T) / 2`` over the last two dimensions."""
-    return (a + a.mT) * 0.5
 
 
 def _row_weights(row_weight: Tensor | None, rows: int, like: Tensor) -> Tensor:
@@ -84,12 +63,13 @@ def _finite_matrices(a: Tensor) -> Tensor:
     return torch.isfinite(a).all(-1, keepdim=True).all(-2, keepdim=True)
 
 
-def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+def eigh(a: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return ascending eigenvalues ``[B, D]`` and eigenvectors ``[B, D, D]`` of symmetric ``a``.
 
     The component of largest magnitude of every eigenvector is positive (the first one where two
     are equal). A matrix with a non-finite entry gives NaN, and only that matrix: LAPACK itself
-    would raise.
+    would raise. ``start`` ``[B, D, D]``, orthogonal matrices near the eigenvectors, saves an
+    iterative solver sweeps; LAPACK's is direct and has no use for it.
     """
     finite = _finite_matrices(a)  # [B, 1, 1]
     identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
@@ -99,6 +79,11 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     nan = torch.full((), float("nan"), dtype=a.dtype, device=a.device)
     vectors = torch.where(finite, vectors, nan).contiguous()  # LAPACK's are column-major
     return torch.where(finite.squeeze(-1), eigenvalues, nan), vectors
+
+
+def eigh_sweeps(a: Tensor, start: Tensor | None = None) -> Tensor:
+    """Return the sweeps ``[B]`` (int32) of a solver that takes no start: -1, for not counted."""
+    return torch.full(a.shape[:1], -1, dtype=torch.int32, device=a.device)
 
 
 def blend(covariance: Tensor, running_covariance: Tensor | None, batch_weight: float) -> Tensor:
@@ -145,12 +130,13 @@ def factor(
     batch_weight: float,
     eps: float,
     kind: int,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return eigenvalues ``[G, D]``, basis ``[G, D, D]`` and whitening matrix ``W`` ``[G, D, D]``.
 
     ``Y = Xc W``. ``S = (1 - rho) S' + (rho * trace(S') / D + eps) I``, ``S'`` the blended
     covariance. ZCA: ``U diag(l^-1/2) U^T``; PCA: ``U diag(l^-1/2)``; Cholesky: ``L^-T`` with empty
-    eigenvalues and basis.
+    eigenvalues and basis. ``start`` as in :func:`eigh`.
     """
     blended = symmetrize(blend(covariance, running_covariance, batch_weight))  # [G, D, D]
     size = blended.shape[-1]
@@ -286,6 +272,7 @@ def whiten_forward(
     double_precision: bool,
     shrink_method: int,
     shrink_value: float,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return ``(y, mean, covariance, eigenvalues, basis, matrix, rho)``: a forward's stages.
 
@@ -296,7 +283,7 @@ def whiten_forward(
     rho = None
     if shrink_method != NO_SHRINKAGE:
         rho = intensity(x, mean, covariance, *blending, shrink_method, shrink_value)
-    factors = factor(covariance, running_covariance, rho, batch_weight, eps, kind)
+    factors = factor(covariance, running_covariance, rho, batch_weight, eps, kind, start)
     y = apply(x, mean, factors[2], gamma, beta)
     return y, mean, covariance, *factors, mean.new_empty(0) if rho is None else rho
 

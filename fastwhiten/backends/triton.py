@@ -93,6 +93,7 @@ def _kernels() -> Any:
         common,
         eigh,
         factor,
+        intensity,
         sample,
         sample_backward,
         statistics,
@@ -100,10 +101,14 @@ def _kernels() -> Any:
 
     return SimpleNamespace(
         check=checks.check,
+        check_kind=checks.check_kind,
+        check_intensity=checks.check_intensity,
+        check_spectrum=checks.check_spectrum,
         check_input=checks.check_input,
         check_square=checks.check_square,
         whole=common.WHOLE,
         statistics=statistics.launch_statistics,
+        intensity=intensity.launch_intensity,
         eigh=eigh.launch_eigh,
         factor=factor.launch_factor,
         apply=apply.launch_apply,
@@ -132,9 +137,11 @@ def _statistics(
     return mean, covariance
 
 
-def _eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+def _eigh(a: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    # Jacobi's method begins anew here: with a start its kernel would need local memory.
     k = _kernels()
     k.check_square("eigh", "a", a)
+    k.check("eigh", "start", start, tuple(a.shape), a.dtype, a)
     if a.shape[-1] > k.whole:
         return reference.eigh(a)
     eigenvalues, vectors = k.eigh(a)
@@ -148,13 +155,15 @@ def _factor(
     batch_weight: float,
     eps: float,
     kind: int,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     k, dtype = _kernels(), covariance.dtype
     k.check_square("factor", "covariance", covariance)
     shape = tuple(covariance.shape)
     k.check("factor", "running_covariance", running_covariance, shape, dtype, covariance)
     k.check("factor", "rho", rho, shape[:1], dtype, covariance)
-    _check_kind("factor", kind)
+    k.check("factor", "start", start, shape, dtype, covariance)
+    k.check_kind("factor", kind)
     arguments = (covariance, running_covariance, rho, batch_weight, eps, kind)
     if shape[-1] > k.whole:
         return reference.factor(*arguments)
@@ -162,9 +171,22 @@ def _factor(
     return eigenvalues, basis, matrix
 
 
-def _check_kind(op: str, kind: int) -> None:
-    if kind not in (reference.ZCA, reference.PCA, reference.CHOLESKY):
-        raise ValueError(f"{op}: expected kind 0 (ZCA), 1 (PCA) or 2 (Cholesky), got {kind}")
+def _intensity(
+    x: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    running_covariance: Tensor | None,
+    row_weight: Tensor | None,
+    batch_weight: float,
+    method: int,
+    value: float,
+) -> Tensor:
+    k, blending = _kernels(), (running_covariance, row_weight, batch_weight)
+    k.check_intensity(x, mean, covariance, running_covariance, row_weight, method)
+    if method == reference.FIXED or covariance.shape[-1] >= LIBRARY:
+        return reference.intensity(x, mean, covariance, *blending, method, value)
+    rho: Tensor = k.intensity(x, mean, covariance, *blending, method)
+    return rho
 
 
 def _apply(
@@ -206,7 +228,7 @@ def _backward_matrix(
 ) -> tuple[Tensor, Tensor]:
     k, dtype = _kernels(), cross.dtype
     k.check_square("backward_matrix", "cross", cross)
-    _check_kind("backward_matrix", kind)
+    k.check_kind("backward_matrix", kind)
     shape = tuple(cross.shape)
     groups, size = shape[:2]
     k.check("backward_matrix", "matrix", matrix, shape, dtype, cross)
@@ -263,13 +285,14 @@ def _whiten_forward(
     double_precision: bool,
     shrink_method: int,
     shrink_value: float,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     mean, covariance = _statistics(x, row_weight, groups, double_precision)
     rho = None
     if shrink_method != reference.NO_SHRINKAGE:
         blending = (running_covariance, row_weight, batch_weight)
-        rho = reference.intensity(x, mean, covariance, *blending, shrink_method, shrink_value)
-    factors = _factor(covariance, running_covariance, rho, batch_weight, eps, kind)
+        rho = _intensity(x, mean, covariance, *blending, shrink_method, shrink_value)
+    factors = _factor(covariance, running_covariance, rho, batch_weight, eps, kind, start)
     y = _apply(x, mean, factors[2], gamma, beta)
     return y, mean, covariance, *factors, mean.new_empty(0) if rho is None else rho
 
@@ -309,23 +332,6 @@ def _sample_statistics(
     return mean, scaled, gram
 
 
-def _check_spectrum(
-    op: str,
-    eigenvalues: Tensor,
-    eigenvectors: Tensor,
-    row_weight: Tensor | None,
-    rho: Tensor | None,
-    like: Tensor,
-    sizes: tuple[int, int],
-) -> None:
-    """Check what the two last stages of the sample side share; ``sizes`` is ``(G, M)``."""
-    k, (groups, rows) = _kernels(), sizes
-    k.check(op, "eigenvalues", eigenvalues, (groups, rows), like.dtype, like)
-    k.check(op, "eigenvectors", eigenvectors, (groups, rows, rows), like.dtype, like)
-    k.check(op, "row_weight", row_weight, (rows,), like.dtype, like)
-    k.check(op, "rho", rho, (groups,), like.dtype, like)
-
-
 def _sample_apply(
     scaled: Tensor,
     eigenvalues: Tensor,
@@ -339,7 +345,7 @@ def _sample_apply(
     groups = eigenvalues.shape[0]
     k.check_input("sample_apply", scaled, groups)
     sizes = (groups, rows)
-    _check_spectrum("sample_apply", eigenvalues, eigenvectors, row_weight, rho, scaled, sizes)
+    k.check_spectrum("sample_apply", eigenvalues, eigenvectors, row_weight, rho, scaled, sizes)
     arguments = (scaled, eigenvalues, eigenvectors, row_weight, rho, eps, out_dtype)
     if rows > k.whole:
         return reference.sample_apply(*arguments)
@@ -362,26 +368,25 @@ def _sample_backward(
     k.check("sample_backward", "grad", grad, (rows, groups * size), grad.dtype, projected)
     k.check("sample_backward", "projected", projected, (groups, rows, size), projected.dtype, grad)
     sizes = (groups, rows)
-    _check_spectrum("sample_backward", eigenvalues, eigenvectors, row_weight, rho, projected, sizes)
+    k.check_spectrum(
+        "sample_backward", eigenvalues, eigenvectors, row_weight, rho, projected, sizes
+    )
     arguments = (grad, projected, eigenvalues, eigenvectors, row_weight, rho, eps)
-    if rows > k.whole:
-        return reference.sample_backward(*arguments)
-    dx: Tensor = k.sample_backward(*arguments)
+    dx: Tensor = (reference if rows > k.whole else k).sample_backward(*arguments)
     return dx
 
 
 def _operator(name: str, function: Callable[..., Any]) -> Any:
     """Register ``function`` as ``fastwhiten_triton::name`` with its fake kernel."""
     op = torch.library.custom_op(f"fastwhiten_triton::{name}", function, mutates_args=())
-
     op.register_fake(fakes.FAKES[name])
     return getattr(torch.ops.fastwhiten_triton, name)
 
 
 statistics = _operator("statistics", _statistics)
 eigh = _operator("eigh", _eigh)
-# A few sums over D x D matrices and, for Ledoit-Wolf, over rows: PyTorch's reductions.
-intensity = _operator("intensity", reference.intensity)
+eigh_sweeps = _operator("eigh_sweeps", reference.eigh_sweeps)
+intensity = _operator("intensity", _intensity)
 factor = _operator("factor", _factor)
 apply = _operator("apply", _apply)
 backward_reduce = _operator("backward_reduce", _backward_reduce)

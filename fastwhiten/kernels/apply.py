@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
 from .common import (
     SLICE,
     block_of,
@@ -56,7 +57,7 @@ def apply_kernel(
     m = program // (blocks * groups) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = m < rows
     start = row_start(m, channels, length, PLANES)
-    total = tl.zeros((BLOCK_ROWS, BLOCK), T)
+    total = tl.full((BLOCK_ROWS, BLOCK), 0.0, T)
     for first in range(0, size, SLICE):
         k = first + tl.arange(0, SLICE)
         channel = group * size + k
@@ -86,30 +87,36 @@ def launch_apply(
     """Return the whitened rows in the dtype and layout of ``x``."""
     rows, channels, length, planes = layout_of(x)
     groups, size = matrix.shape[:2]
-    y = torch.empty_like(x)
     if not x.numel():
-        return y
+        return torch.empty_like(x)
     block = block_of(size)
-    block_rows = block_rows_of(block, mean.dtype)
     blocks = triton.cdiv(size, block)
-    apply_kernel[(triton.cdiv(rows, block_rows) * groups * blocks,)](
-        x,
-        mean,
-        matrix,
-        or_dummy(gamma, mean),
-        or_dummy(beta, mean),
-        y,
-        rows,
-        channels,
-        length,
-        size,
-        groups,
-        PLANES=planes,
-        HAS_GAMMA=gamma is not None,
-        HAS_BETA=beta is not None,
-        BLOCK=block,
-        SLICE=SLICE,
-        BLOCK_ROWS=block_rows,
-        **row_options(block, stages=2),
-    )
+    fixed = {**row_options(block, stages=2), "BLOCK_ROWS": block_rows_of(block, mean.dtype)}
+
+    def run(options: dict[str, int]) -> Tensor:
+        y = torch.empty_like(x)
+        apply_kernel[(triton.cdiv(rows, options["BLOCK_ROWS"]) * groups * blocks,)](
+            x,
+            mean,
+            matrix,
+            or_dummy(gamma, mean),
+            or_dummy(beta, mean),
+            y,
+            rows,
+            channels,
+            length,
+            size,
+            groups,
+            PLANES=planes,
+            HAS_GAMMA=gamma is not None,
+            HAS_BETA=beta is not None,
+            BLOCK=block,
+            SLICE=SLICE,
+            **options,
+        )
+        return y
+
+    flags = (mean.dtype, gamma is not None, beta is not None)
+    shape_class = (*tuning.row_class(x, groups), *flags)
+    y: Tensor = tuning.launch("apply", shape_class, x.device, tuning.configurations(fixed), run)
     return y

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
 from .common import (
     SLICE,
     bits,
@@ -62,8 +63,8 @@ def backward_reduce_kernel(
     i, j = group * size + local_i, group * size + local_j  # channel numbers
     mask_i, mask_j = local_i < size, local_j < size
     center = tl.load(mean + i, mask=mask_i, other=0.0)
-    cross = tl.zeros((BLOCK, BLOCK), T)
-    total = tl.zeros((BLOCK,), T)
+    cross = tl.full((BLOCK, BLOCK), 0.0, T)
+    total = tl.full((BLOCK,), 0.0, T)
     for step in range(steps):
         m = (chunk * steps + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         inside = m < rows
@@ -113,7 +114,7 @@ def backward_apply_kernel(
     inside = m < rows
     start = row_start(m, channels, length, PLANES)
     p = row_weight_of(weight, m, inside, uniform_bits, T, WEIGHTED)
-    total = tl.zeros((BLOCK_ROWS, BLOCK), T)
+    total = tl.full((BLOCK_ROWS, BLOCK), 0.0, T)
     base = group * size * size
     for first in range(0, size, SLICE):
         k = first + tl.arange(0, SLICE)
@@ -140,6 +141,13 @@ def block_rows_of(block: int, dtype: torch.dtype) -> int:
     return 32 if block == 64 or dtype == torch.float64 else 64
 
 
+def reduce_rows_of(block: int, dtype: torch.dtype) -> int:
+    """Return the rows of a tile of the reduction, whose accumulator is a block, too."""
+    if block == 64 and dtype == torch.float64:
+        return 16
+    return block_rows_of(block, dtype)
+
+
 def launch_backward_reduce(
     x: Tensor, grad: Tensor, mean: Tensor, groups: int
 ) -> tuple[Tensor, Tensor]:
@@ -147,33 +155,41 @@ def launch_backward_reduce(
     rows, channels, length, planes = layout_of(x)
     size = channels // groups
     block = block_of(size)
-    block_rows = block_rows_of(block, mean.dtype)
     blocks = triton.cdiv(size, block)
     programs = groups * blocks * blocks
-    steps, chunks = plan_chunks(rows, block_rows, programs)
-    sums, cross = mean.new_empty(chunks, channels), mean.new_empty(chunks, groups, size, size)
-    backward_reduce_kernel[(programs * chunks,)](
-        x,
-        grad,
-        mean,
-        sums,
-        cross,
-        rows,
-        channels,
-        length,
-        size,
-        groups,
-        steps,
-        PLANES=planes,
-        BLOCK=block,
-        BLOCK_ROWS=block_rows,
-        **row_options(block, stages=1, most=8 if mean.dtype == torch.float64 else 4),
+    fixed = row_options(block, stages=1, most=8 if mean.dtype == torch.float64 else 4)
+    fixed["BLOCK_ROWS"] = reduce_rows_of(block, mean.dtype)
+
+    def run(options: dict[str, int]) -> tuple[Tensor, Tensor]:
+        steps, chunks = plan_chunks(rows, options["BLOCK_ROWS"], programs)
+        sums, cross = mean.new_empty(chunks, channels), mean.new_empty(chunks, groups, size, size)
+        backward_reduce_kernel[(programs * chunks,)](
+            x,
+            grad,
+            mean,
+            sums,
+            cross,
+            rows,
+            channels,
+            length,
+            size,
+            groups,
+            steps,
+            PLANES=planes,
+            BLOCK=block,
+            **options,
+        )
+        if chunks == 1:
+            return sums.reshape(channels), cross.reshape(groups, size, size)
+        outputs = mean.new_empty(channels), mean.new_empty(groups, size, size)
+        sum_partials(sums, cross, *outputs)
+        return outputs
+
+    shape_class = (*tuning.row_class(x, groups), mean.dtype)
+    grad_sum, cross = tuning.launch(
+        "backward_reduce", shape_class, x.device, tuning.configurations(fixed), run
     )
-    if chunks == 1:
-        return sums.reshape(channels), cross.reshape(groups, size, size)
-    outputs = mean.new_empty(channels), mean.new_empty(groups, size, size)
-    sum_partials(sums, cross, *outputs)
-    return outputs
+    return grad_sum, cross
 
 
 def launch_backward_apply(
@@ -189,34 +205,42 @@ def launch_backward_apply(
     """Return the gradient of ``x``, in its dtype and layout."""
     rows, channels, length, planes = layout_of(x)
     groups, size = matrix.shape[:2]
-    dx = torch.empty_like(x)
     if not x.numel():
-        return dx
+        return torch.empty_like(x)
     block = block_of(size)
-    block_rows = block_rows_of(block, mean.dtype)
     blocks = triton.cdiv(size, block)
-    backward_apply_kernel[(triton.cdiv(rows, block_rows) * groups * blocks,)](
-        x,
-        grad,
-        mean,
-        grad_sum,
-        matrix,
-        inner,
-        or_dummy(gamma, mean),
-        or_dummy(row_weight, mean),
-        dx,
-        bits(1.0 / rows),
-        rows,
-        channels,
-        length,
-        size,
-        groups,
-        PLANES=planes,
-        HAS_GAMMA=gamma is not None,
-        WEIGHTED=row_weight is not None,
-        BLOCK=block,
-        SLICE=SLICE,
-        BLOCK_ROWS=block_rows,
-        **row_options(block, stages=2),
+    fixed = {**row_options(block, stages=2), "BLOCK_ROWS": block_rows_of(block, mean.dtype)}
+
+    def run(options: dict[str, int]) -> Tensor:
+        dx = torch.empty_like(x)
+        backward_apply_kernel[(triton.cdiv(rows, options["BLOCK_ROWS"]) * groups * blocks,)](
+            x,
+            grad,
+            mean,
+            grad_sum,
+            matrix,
+            inner,
+            or_dummy(gamma, mean),
+            or_dummy(row_weight, mean),
+            dx,
+            bits(1.0 / rows),
+            rows,
+            channels,
+            length,
+            size,
+            groups,
+            PLANES=planes,
+            HAS_GAMMA=gamma is not None,
+            WEIGHTED=row_weight is not None,
+            BLOCK=block,
+            SLICE=SLICE,
+            **options,
+        )
+        return dx
+
+    flags = (mean.dtype, gamma is not None, row_weight is not None)
+    shape_class = (*tuning.row_class(x, groups), *flags)
+    result: Tensor = tuning.launch(
+        "backward_apply", shape_class, x.device, tuning.configurations(fixed), run
     )
-    return dx
+    return result

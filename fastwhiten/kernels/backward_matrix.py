@@ -16,12 +16,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import SLICE, bits, block_of, divide, exact, or_dummy, product, product_of, root
+from . import tuning
+from .common import (
+    SLICE,
+    bits,
+    block_of,
+    device_function,
+    divide,
+    exact,
+    or_dummy,
+    product,
+    product_of,
+    root,
+)
 from .eigh import whole_options
 from .factor import _CHOLESKY, _ZCA, store_mirrored
 
 
-@triton.jit
+@device_function
 def mixing_weights(i, j, row, column, tie, KIND: tl.constexpr):
     """Return ``w`` ``[R, K]`` at indices ``i`` ``[R, 1]`` and ``j`` ``[1, K]``.
 
@@ -39,7 +51,7 @@ def mixing_weights(i, j, row, column, tie, KIND: tl.constexpr):
         return tl.where(tied, 0.5, row / tl.where(tied, 1.0, gap))
 
 
-@triton.jit
+@device_function
 def load_eigenvalues(pointer, index, size, T: tl.constexpr, KIND: tl.constexpr):
     """Return the eigenvalues at ``index`` in its shape, 1 for padding and for Cholesky."""
     if KIND == _CHOLESKY:
@@ -48,7 +60,7 @@ def load_eigenvalues(pointer, index, size, T: tl.constexpr, KIND: tl.constexpr):
         return tl.load(pointer + index, mask=index < size, other=1.0)
 
 
-@triton.jit
+@device_function
 def mixed_product(
     outer,  # [D, D] T
     f,  # [D, D] T
@@ -64,12 +76,12 @@ def mixed_product(
     i = tl.arange(0, N)[:, None]
     j = tl.arange(0, N)[None, :]
     column = load_eigenvalues(eigenvalues, j, size, T, KIND)
-    total = tl.zeros((N, N), T)
+    total = tl.full((N, N), 0.0, T)
     for start in range(0, size, SLICE):
         k = (start + tl.arange(0, SLICE))[:, None]
         mask = (k < size) & (j < size)
-        row = load_eigenvalues(eigenvalues, k, size, T, KIND) + tl.zeros((SLICE, N), T)
-        w = mixing_weights(k, j, row, column + tl.zeros((SLICE, N), T), tie, KIND)
+        row = load_eigenvalues(eigenvalues, k, size, T, KIND) + tl.full((SLICE, N), 0.0, T)
+        w = mixing_weights(k, j, row, column + tl.full((SLICE, N), 0.0, T), tie, KIND)
         r = tl.load(f + j * size + k, mask=mask, other=0.0)
         r += w * (tl.load(f + k * size + j, mask=mask, other=0.0) - r)
         if KIND == _ZCA:
@@ -120,7 +132,7 @@ def backward_matrix_kernel(
         f *= tl.load(gamma + group * size + i, mask=inside, other=0.0)[None, :]
     if KIND == _ZCA:  # V = U diag(1/s): the diagonal is divided by, here and in R
         scale = root(load_eigenvalues(values, i, size, T, KIND))
-        tl.store(two + where, divide(f, scale[:, None] + tl.zeros((N, N), T)), mask=square)
+        tl.store(two + where, divide(f, scale[:, None] + tl.full((N, N), 0.0, T)), mask=square)
         tl.debug_barrier()
         f = product_of(two, size, 1, outer, size, 1, size, size, size, T, N, N, SLICE)
     tl.store(one + where, f, mask=square)
@@ -155,25 +167,23 @@ def launch_backward_matrix(
     if block_of(size) == 16:
         options["num_warps"] = 4  # two spill eight bytes on sm_80
     inner, grad_gamma = cross.new_empty(cross.shape), cross.new_empty(groups * size)
-    backward_matrix_kernel[(groups,)](
-        cross,
-        eigenvalues,
-        basis,
-        matrix,
-        or_dummy(gamma, cross),
-        or_dummy(rho, cross),
-        cross.new_empty(2, *cross.shape),
-        inner,
-        grad_gamma,
-        bits(batch_weight),
-        bits(tie),
-        size,
-        groups,
-        KIND=kind,
-        HAS_GAMMA=gamma is not None,
-        SHRINK=rho is not None,
-        N=block_of(size),
-        SLICE=SLICE,
-        **options,
+    scratch = cross.new_empty(2, *cross.shape)
+    flags = {
+        "KIND": kind,
+        "HAS_GAMMA": gamma is not None,
+        "SHRINK": rho is not None,
+        "N": block_of(size),
+        "SLICE": SLICE,
+    }
+    inputs = (cross, eigenvalues, basis, matrix, or_dummy(gamma, cross), or_dummy(rho, cross))
+    scalars = (bits(batch_weight), bits(tie), size, groups)
+    tuning.launch(
+        "backward_matrix",
+        (groups, size, cross.dtype, *flags.values()),
+        cross.device,
+        tuning.configurations(options),
+        lambda options: backward_matrix_kernel[(groups,)](
+            *inputs, scratch, inner, grad_gamma, *scalars, **flags, **options
+        ),
     )
     return inner, grad_gamma

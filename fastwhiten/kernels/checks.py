@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from .common import INTERPRETED
+from .factor import CHOLESKY, PCA, ZCA
+from .intensity import FIXED, LEDOIT_WOLF, OAS
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -44,6 +46,55 @@ def check_square(op: str, name: str, a: Tensor) -> None:
             f"{a.dtype} with strides {list(a.stride())}"
         )
     check_device(op, a)
+
+
+def check_kind(op: str, kind: int) -> None:
+    """Raise unless ``kind`` is one of the three."""
+    if kind not in (ZCA, PCA, CHOLESKY):
+        raise ValueError(f"{op}: expected kind 0 (ZCA), 1 (PCA) or 2 (Cholesky), got {kind}")
+
+
+def check_intensity(
+    x: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    running_covariance: Tensor | None,
+    row_weight: Tensor | None,
+    method: int,
+) -> None:
+    """Check the arguments of the stage ``intensity``."""
+    op, dtype, channels = "intensity", mean.dtype, x.shape[1]
+    check_square(op, "covariance", covariance)
+    groups = covariance.shape[0]
+    check_input(op, x, groups)
+    size = channels // groups
+    check(op, "mean", mean, (channels,), dtype, x)
+    for name, t in (("covariance", covariance), ("running_covariance", running_covariance)):
+        check(op, name, t, (groups, size, size), dtype, x)
+    check(op, "row_weight", row_weight, (x.numel() // channels,), dtype, x)
+    if not x.numel():
+        raise ValueError(f"{op}: expected at least one row, got {list(x.shape)}")
+    if method not in (FIXED, OAS, LEDOIT_WOLF):
+        raise ValueError(
+            f"{op}: expected method 1 (fixed), 2 (OAS) or 3 (Ledoit-Wolf), got {method}"
+        )
+
+
+def check_spectrum(
+    op: str,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
+    row_weight: Tensor | None,
+    rho: Tensor | None,
+    like: Tensor,
+    sizes: tuple[int, int],
+) -> None:
+    """Check what the two last stages of the sample side share; ``sizes`` is ``(G, M)``."""
+    groups, rows = sizes
+    check(op, "eigenvalues", eigenvalues, (groups, rows), like.dtype, like)
+    check(op, "eigenvectors", eigenvectors, (groups, rows, rows), like.dtype, like)
+    check(op, "row_weight", row_weight, (rows,), like.dtype, like)
+    check(op, "rho", rho, (groups,), like.dtype, like)
 
 
 def check_device(op: str, x: Tensor) -> None:

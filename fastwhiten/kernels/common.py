@@ -22,6 +22,25 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
+
+@triton.jit
+def _probe():
+    """Tell a compiled kernel from an interpreted one."""
+
+
+# True when TRITON_INTERPRET=1 was set before this module was imported: kernels then run on the CPU.
+INTERPRETED = not isinstance(_probe, JITFunction)
+
+
+def device_function(function):
+    """Decorate what kernels call: ``triton.jit``, but plain Python in the interpreter.
+
+    At every call of a jitted function the interpreter patches Triton's language anew, which takes a
+    millisecond; the kernel around it has done that already.
+    """
+    return function if INTERPRETED else triton.jit(function)
+
+
 # Inner dimension of one product in registers.
 SLICE = 16
 # The block edges that exist: a group of D channels is cut into blocks of the smallest one that
@@ -59,13 +78,13 @@ def bits(value: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", value))[0])
 
 
-@triton.jit
+@device_function
 def exact(value_bits, T: tl.constexpr):
     """Return the scalar behind :func:`bits` in ``T``."""
     return tl.full((), value_bits, tl.int64).to(tl.float64, bitcast=True).to(T)
 
 
-@triton.jit
+@device_function
 def divide(a, b):
     """``a / b`` rounded to nearest: Triton's float32 division is approximate."""
     if a.dtype == tl.float64:
@@ -74,7 +93,7 @@ def divide(a, b):
         return tl.div_rn(a, b)
 
 
-@triton.jit
+@device_function
 def root(a):
     """``sqrt(a)`` rounded to nearest: Triton's float32 square root is approximate."""
     if a.dtype == tl.float64:
@@ -83,13 +102,13 @@ def root(a):
         return tl.sqrt_rn(a)
 
 
-@triton.jit
+@device_function
 def product(a, b):
     """Matrix product in full precision, in the type of ``a``."""
     return tl.dot(a, b, input_precision="ieee", out_dtype=a.dtype)
 
 
-@triton.jit
+@device_function
 def row_start(rows, channels, length, PLANES: tl.constexpr):
     """Offset of channel 0 of the given rows.
 
@@ -101,7 +120,7 @@ def row_start(rows, channels, length, PLANES: tl.constexpr):
         return rows * channels
 
 
-@triton.jit
+@device_function
 def load_rows(
     pointer,  # rows [M, C] or planes [N, C, L]
     start,  # [R] int64, from row_start
@@ -118,7 +137,7 @@ def load_rows(
     return tl.load(pointer + start[:, None] + columns[None, :] * stride, mask=mask, other=0.0).to(T)
 
 
-@triton.jit
+@device_function
 def load_matrix(pointer, i, j, size, T: tl.constexpr):
     """Return ``a[i, j]`` of a row-major ``size x size`` matrix in ``T``, 0 outside of it.
 
@@ -129,7 +148,7 @@ def load_matrix(pointer, i, j, size, T: tl.constexpr):
     return tl.load(pointer + i * size + j, mask=mask, other=0.0).to(T)
 
 
-@triton.jit
+@device_function
 def product_of(
     a,  # [N, K] at strides (a_row, a_column)
     a_row,
@@ -151,7 +170,7 @@ def product_of(
     """
     i = tl.arange(0, N)[:, None]
     j = tl.arange(0, P)[None, :]
-    total = tl.zeros((N, P), T)
+    total = tl.full((N, P), 0.0, T)
     for start in range(0, inner, SLICE):
         k = start + tl.arange(0, SLICE)
         mask = (i < rows) & (k < inner)[None, :]
@@ -162,22 +181,13 @@ def product_of(
     return total
 
 
-@triton.jit
+@device_function
 def row_weight_of(weight, rows, mask, uniform_bits, T: tl.constexpr, WEIGHTED: tl.constexpr):
     """Return the weights ``[R]`` of the given rows, 0 where masked; uniform ones are ``1/M``."""
     if WEIGHTED:
         return tl.load(weight + rows, mask=mask, other=0.0).to(T)
     else:
         return tl.where(mask, exact(uniform_bits, T), 0.0)
-
-
-@triton.jit
-def _probe():
-    """Tell a compiled kernel from an interpreted one."""
-
-
-# True when TRITON_INTERPRET=1 was set before this module was imported: kernels then run on the CPU.
-INTERPRETED = not isinstance(_probe, JITFunction)
 
 
 def layout_of(x: Tensor) -> tuple[int, int, int, bool]:

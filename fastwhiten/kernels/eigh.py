@@ -6,7 +6,11 @@ by :mod:`fastwhiten.kernels.jacobi`. Reads D^2 values of a matrix (its lower tri
 and writes D^2 + D. No host synchronisation, unlike ``torch.linalg.eigh``. Deterministic: no
 atomics, and one matrix never looks at another. The matrix and its eigenvectors stay in registers;
 shared memory is what gathers and products exchange. Registers and shared memory of every
-configuration: ``tools/triton_resources.json``.
+configuration: ``tools/triton_resources.json``. Timed by ``benchmarks/bench_eigh.py``.
+
+It needs nothing else of this package; on CUDA tensors, or CPU ones with TRITON_INTERPRET=1::
+
+    values, vectors = launch_eigh(a)  # a [B, D, D] float32 or float64, contiguous, D at most 64
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import block_of, load_matrix, power_of_two
+from . import tuning
+from .common import block_of, device_function, load_matrix, power_of_two
 from .jacobi import eigensystem, positive_pivot, ranks
 
 
-@triton.jit
+@device_function
 def load_symmetric(pointer, size, T: tl.constexpr, N: tl.constexpr):
     """Return ``[N, N]``: the lower triangle at ``pointer`` mirrored, padded with zeros."""
     i = tl.arange(0, N)[:, None]
@@ -28,7 +33,7 @@ def load_symmetric(pointer, size, T: tl.constexpr, N: tl.constexpr):
     return load_matrix(pointer, tl.maximum(i, j), tl.minimum(i, j), size, T)
 
 
-@triton.jit
+@device_function
 def is_finite(a):
     """Return whether every entry is finite, as a scalar."""
     # x - x is NaN for NaN and for infinities, and nothing is unequal to itself but NaN.
@@ -36,7 +41,7 @@ def is_finite(a):
     return tl.max(tl.max(bad.to(tl.int32), 1), 0) == 0
 
 
-@triton.jit
+@device_function
 def store_system(
     values,  # [N]
     vectors,  # [N, N], in columns
@@ -104,13 +109,12 @@ def launch_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     batch, size = a.shape[:2]
     values, vectors = a.new_empty(batch, size), a.new_empty(a.shape)
     if a.numel():
-        eigh_kernel[(batch,)](
-            a,
-            values,
-            vectors,
-            size,
-            block_of(size),
-            power_of_two(size),
-            **whole_options(size, a.dtype),
+        outputs, blocks = (values, vectors), (block_of(size), power_of_two(size))
+        tuning.launch(
+            "eigh",
+            (batch, size, a.dtype),
+            a.device,
+            tuning.configurations(whole_options(size, a.dtype)),
+            lambda options: eigh_kernel[(batch,)](a, *outputs, size, *blocks, **options),
         )
     return values, vectors

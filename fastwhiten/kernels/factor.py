@@ -15,7 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import bits, block_of, divide, exact, or_dummy, power_of_two, product, root
+from . import tuning
+from .common import (
+    bits,
+    block_of,
+    device_function,
+    divide,
+    exact,
+    or_dummy,
+    power_of_two,
+    product,
+    root,
+)
 from .eigh import is_finite, load_symmetric, store_system, whole_options
 from .jacobi import eigensystem, positive_pivot
 
@@ -24,7 +35,7 @@ _CHOLESKY = tl.constexpr(CHOLESKY)
 _ZCA = tl.constexpr(ZCA)
 
 
-@triton.jit
+@device_function
 def load_blended(covariance, running, beta, offset, size, T, N: tl.constexpr, BLEND: tl.constexpr):
     """Return ``beta S + (1 - beta) S_running`` ``[N, N]``, padded with zeros."""
     a = load_symmetric(covariance + offset, size, T, N)
@@ -33,7 +44,7 @@ def load_blended(covariance, running, beta, offset, size, T, N: tl.constexpr, BL
     return a
 
 
-@triton.jit
+@device_function
 def shrink_and_shift(a, rho, eps, group, size, T, N: tl.constexpr, SHRINK: tl.constexpr):
     """Return ``(1 - rho, rho trace(a) / D + eps)``."""
     if SHRINK:
@@ -45,7 +56,7 @@ def shrink_and_shift(a, rho, eps, group, size, T, N: tl.constexpr, SHRINK: tl.co
         return tl.full((), 1.0, T), eps
 
 
-@triton.jit
+@device_function
 def store_mirrored(pointer, a, size, N: tl.constexpr):
     """Store the lower triangle of ``a`` and its mirror image: exactly symmetric."""
     i = tl.arange(0, N)[:, None]
@@ -55,7 +66,7 @@ def store_mirrored(pointer, a, size, N: tl.constexpr):
     tl.store(pointer + j * size + i, a, mask=mask)
 
 
-@triton.jit
+@device_function
 def inverse_lower(a, size, T, N: tl.constexpr):
     """Return ``L^-1`` ``[N, N]`` with ``a = L L^T``, and whether every pivot was positive.
 
@@ -65,14 +76,13 @@ def inverse_lower(a, size, T, N: tl.constexpr):
     i = tl.arange(0, N)
     inverse = tl.where(i[:, None] == i[None, :], 1.0, 0.0).to(T)
     good = tl.full((), 1, tl.int32)
-    for k in range(N):
+    for k in range(size):
         column = tl.sum(tl.where(i[None, :] == k, a, 0.0), 1)
         pivot = tl.sum(tl.where(i == k, column, 0.0), 0)
         good = tl.where(pivot > 0.0, good, 0)  # a NaN is not
-        diagonal = root(tl.where(pivot > 0.0, pivot, 1.0))
-        column = tl.where(i >= k, divide(column, diagonal + tl.zeros_like(column)), 0.0)
-        row = tl.sum(tl.where(i[:, None] == k, inverse, 0.0), 0)
-        row = divide(row, diagonal + tl.zeros_like(row))
+        diagonal = tl.broadcast_to(root(tl.where(pivot > 0.0, pivot, 1.0)), (N,))
+        column = tl.where(i >= k, divide(column, diagonal), 0.0)
+        row = divide(tl.sum(tl.where(i[:, None] == k, inverse, 0.0), 0), diagonal)
         below = tl.where(i > k, column, 0.0)
         a -= below[:, None] * column[None, :]
         inverse = tl.where(i[:, None] == k, row[None, :], inverse - below[:, None] * row[None, :])
@@ -168,19 +178,25 @@ def launch_factor(
     inputs = (covariance, or_dummy(running, covariance), or_dummy(rho, covariance))
     flags = {"BLEND": running is not None, "SHRINK": rho is not None, "N": block_of(size)}
     scalars = (bits(batch_weight), bits(eps), size)
-    flags |= whole_options(size, covariance.dtype)
+    # What the choice of a configuration depends on, and where, and between which.
+    shape_class = (groups, size, covariance.dtype, kind, *flags.values())
+    configurations = tuning.configurations(whole_options(size, covariance.dtype))
+    choice = (shape_class, covariance.device, configurations)
     if kind == CHOLESKY:
-        cholesky_kernel[(groups,)](*inputs, matrix, *scalars, **flags)
+        tuning.launch(
+            "factor",
+            *choice,
+            lambda options: cholesky_kernel[(groups,)](
+                *inputs, matrix, *scalars, **flags, **options
+            ),
+        )
         return covariance.new_empty(0), covariance.new_empty(0), matrix
     eigenvalues, basis = covariance.new_empty(groups, size), covariance.new_empty(covariance.shape)
-    factor_kernel[(groups,)](
-        *inputs,
-        eigenvalues,
-        basis,
-        matrix,
-        *scalars,
-        KIND=kind,
-        **flags,
-        ROUNDS=power_of_two(size),
+    outputs = (eigenvalues, basis, matrix)
+    flags |= {"KIND": kind, "ROUNDS": power_of_two(size)}
+    tuning.launch(
+        "factor",
+        *choice,
+        lambda options: factor_kernel[(groups,)](*inputs, *outputs, *scalars, **flags, **options),
     )
     return eigenvalues, basis, matrix

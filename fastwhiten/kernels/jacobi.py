@@ -14,20 +14,46 @@ A device function for other kernels: :func:`eigensystem` gives eigenvalues and v
 that a program holds in registers. It makes no assumption beyond symmetry: indefinite, tied, graded
 and zero matrices are fine. Deterministic; bounded (``SWEEPS``); the caller replaces a non-finite
 matrix. Order 64 takes about eight sweeps of 63 rounds; order 128 would spill to local memory.
+
+Example, a kernel of one's own (``tests/kernels/test_jacobi.py`` runs it; with TRITON_INTERPRET=1 on
+CPU tensors)::
+
+    import torch
+    import triton
+    import triton.language as tl
+
+    from fastwhiten.kernels.jacobi import eigensystem
+
+    @triton.jit
+    def log_determinant_kernel(a, out, N: tl.constexpr):  # a [B, N, N], positive definite
+        i = tl.arange(0, N)
+        batch = tl.program_id(0).to(tl.int64)
+        matrix = tl.load(a + batch * N * N + i[:, None] * N + i[None, :])
+        eigenvalues, eigenvectors = eigensystem(matrix, N, N)
+        tl.store(out + batch, tl.sum(tl.log(eigenvalues), 0))
+
+    def log_determinants(a: torch.Tensor) -> torch.Tensor:  # N a power of two, 16 to 64
+        out = a.new_empty(a.shape[0])
+        log_determinant_kernel[(a.shape[0],)](a, out, N=a.shape[-1], num_warps=4)
+        return out
+
+A smaller matrix is padded with zeros to 16 or more; ``ROUNDS`` is the power of two that holds its
+order, so that no round is spent on padding. Whole batches, sorted, with signs fixed and non-finite
+matrices kept apart: :func:`fastwhiten.kernels.eigh.launch_eigh`, or
+``fastwhiten.symmetric_eigh(a, backend="triton")`` with gradients.
 """
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
-from .common import product
+from .common import device_function, divide, product, root
 
 # Convergence is quadratic: 6 to 9 sweeps at order 64. The cap is for what theory does not exclude.
 SWEEPS = tl.constexpr(20)
 
 
-@triton.jit
+@device_function
 def power_of_two_scale(largest):
     """Return the power of two just below ``largest`` and its inverse, 1 for zero.
 
@@ -46,27 +72,50 @@ def power_of_two_scale(largest):
     return scale, inverse
 
 
-@triton.jit
+@device_function
+def rotations(d, other, off, first):
+    """Return ``[N]`` tangents and cosines that rotate every pair's coupling away, as seen by each.
+
+    Args:
+        d: ``[N]`` the diagonal.
+        other: ``[N]`` the diagonal at the partners.
+        off: ``[N]`` the coupling with the partner, the same number for both.
+        first: ``[N]`` whether the index is the smaller one of its pair.
+    """
+    EPS2: tl.constexpr = 2.0**-104 if d.dtype == tl.float64 else 2.0**-46  # rounding, squared
+    delta = 0.5 * (other - d)
+    square = off * off
+    # The last term keeps 0 / 0 away; where it counts the pair is not active.
+    tangent = off / (tl.abs(delta) + tl.sqrt(delta * delta + square + EPS2 * EPS2))
+    # Relative to the diagonal, which keeps small eigenvalues; the second bound ends the work on an
+    # indefinite matrix whose diagonal vanishes.
+    active = square > tl.maximum(EPS2 * tl.abs(d * other), EPS2 * EPS2)
+    tangent = tl.where(active, tangent, 0.0)
+    tangent = tl.where((delta > 0.0) | ((delta == 0.0) & first), tangent, -tangent)
+    # The tangent may be approximate, a rotation's columns must have length one.
+    length = 1.0 + tangent * tangent
+    one = tl.full(length.shape, 1.0, d.dtype)
+    return tangent, divide(one, root(length))
+
+
+@device_function
 def diagonalize(a, N: tl.constexpr, ROUNDS: tl.constexpr):
     """Return ``[N, N]``: approximate eigenvectors of ``a`` in rows.
 
     Sweeps go on while a rotation turned by more than the fourth root of rounding: those of the next
     sweep would be its square, and their couplings below rounding. Indices from ``ROUNDS`` on are
-    padding without couplings. One function without calls: the interpreter takes a millisecond a
-    call.
+    padding without couplings.
     """
-    EPS2: tl.constexpr = 2.0**-104 if a.dtype == tl.float64 else 2.0**-46  # rounding, squared
     TURN: tl.constexpr = 2.0**-26 if a.dtype == tl.float64 else 2.0**-13
     index = tl.broadcast_to(tl.arange(0, N)[:, None], (N, N))
     lane = tl.broadcast_to(tl.arange(0, N)[None, :], (N, N))
     own = tl.arange(0, N)
-    one = tl.full((N,), 1.0, a.dtype)
     v = tl.where(index == lane, 1.0, 0.0).to(a.dtype)  # [N, N], eigenvectors so far
-    sweep = 0
+    sweep = tl.full((), 0, tl.int32)
     largest = tl.full((), 1.0, a.dtype)
     while (sweep < SWEEPS) & (largest > TURN):
         d = tl.sum(tl.where(index == lane, a, 0.0), 1)  # [N], the diagonal
-        turned = tl.zeros((N,), a.dtype)
+        turned = tl.full((N,), 0.0, a.dtype)
         for r in range(1, ROUNDS):
             partner = own ^ r
             first = own < partner
@@ -74,21 +123,7 @@ def diagonalize(a, N: tl.constexpr, ROUNDS: tl.constexpr):
             # Both members must see one number: rounding has made a[p, q] and a[q, p] two.
             off = tl.where(first, off, tl.gather(off, partner, 0))
             other = tl.gather(d, partner, 0)
-            delta = 0.5 * (other - d)
-            square = off * off
-            # The last term keeps 0 / 0 away; where it counts the pair is not active.
-            tangent = off / (tl.abs(delta) + tl.sqrt(delta * delta + square + EPS2 * EPS2))
-            # Relative to the diagonal, which keeps small eigenvalues; the second bound ends the
-            # work on an indefinite matrix whose diagonal vanishes.
-            active = square > tl.maximum(EPS2 * tl.abs(d * other), EPS2 * EPS2)
-            tangent = tl.where(active, tangent, 0.0)
-            tangent = tl.where((delta > 0.0) | ((delta == 0.0) & first), tangent, -tangent)
-            # The tangent may be approximate, a rotation's columns must have length one.
-            length = 1.0 + tangent * tangent
-            if a.dtype == tl.float64:
-                cosine = one / tl.sqrt(length)
-            else:
-                cosine = tl.div_rn(one, tl.sqrt_rn(length))
+            tangent, cosine = rotations(d, other, off, first)
             sine = -tangent * cosine
             down = index ^ r
             a = cosine[None, :] * a + sine[None, :] * tl.gather(a, lane ^ r, 1)
@@ -102,7 +137,7 @@ def diagonalize(a, N: tl.constexpr, ROUNDS: tl.constexpr):
     return v
 
 
-@triton.jit
+@device_function
 def eigensystem(a, N: tl.constexpr, ROUNDS: tl.constexpr):
     """Return eigenvalues ``[N]`` and eigenvectors ``[N, N]`` (in columns), unordered.
 
@@ -124,7 +159,7 @@ def eigensystem(a, N: tl.constexpr, ROUNDS: tl.constexpr):
     return eigenvalues, vectors
 
 
-@triton.jit
+@device_function
 def positive_pivot(vectors, row, N: tl.constexpr):
     """Flip columns so that the component of largest magnitude, the first of equals, is positive."""
     magnitude = tl.abs(vectors)
@@ -134,7 +169,7 @@ def positive_pivot(vectors, row, N: tl.constexpr):
     return tl.where(pivot < 0.0, -1.0, 1.0).to(vectors.dtype)[None, :] * vectors
 
 
-@triton.jit
+@device_function
 def ranks(values, size, N: tl.constexpr):
     """Return ``[N]`` int32: the ascending rank of each value, equal ones in order, padding last."""
     i = tl.arange(0, N)

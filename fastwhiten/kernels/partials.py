@@ -35,7 +35,7 @@ def sum_partials_kernel(
     other = entry - first_count
     in_first = entry < first_count
     in_second = (other >= 0) & (other < second_count)
-    total = tl.zeros((BLOCK,), first.dtype.element_ty)
+    total = tl.full((BLOCK,), 0.0, first.dtype.element_ty)
     for start in range(0, chunks, STEP):
         chunk = (start + tl.arange(0, STEP)).to(tl.int64)[:, None]
         where = first + chunk * first_count + entry[None, :]

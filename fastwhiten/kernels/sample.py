@@ -16,10 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
 from .common import (
     SLICE,
     bits,
     block_of,
+    device_function,
     divide,
     exact,
     or_dummy,
@@ -64,7 +66,7 @@ def sample_statistics_kernel(
     # Relative to the first row: |mean| >> std costs no digit then.
     shift = tl.load(x + channel, mask=mask, other=0.0).to(T)
     tile = tl.load(x + where, mask=tile_mask, other=0.0).to(T) - shift[None, :]
-    center = divide(tl.sum(tile * p[:, None], 0), tl.sum(p, 0) + tl.zeros((BLOCK,), T))
+    center = divide(tl.sum(tile * p[:, None], 0), tl.sum(p, 0) + tl.full((BLOCK,), 0.0, T))
     tl.store(mean + channel, shift + center, mask=mask)
     tile = tl.where(tile_mask, (tile - center[None, :]) * root(p)[:, None], 0.0)
     tl.store(scaled + where, tile, mask=tile_mask)
@@ -76,7 +78,7 @@ def sample_statistics_kernel(
     tl.store(out + j * rows + i, gram, mask=lower)
 
 
-@triton.jit
+@device_function
 def sample_roots(
     eigenvalues, rho, eps, group, rows, size, T, R: tl.constexpr, SHRINK: tl.constexpr
 ):
@@ -87,9 +89,9 @@ def sample_roots(
     if SHRINK:
         intensity = tl.load(rho + group)
         total = tl.sum(d, 0)
-        e = eps + divide(intensity * total, tl.zeros((), T) + size)
+        e = eps + divide(intensity * total, tl.full((), 0.0, T) + size)
     else:
-        intensity = tl.zeros((), T)
+        intensity = tl.full((), 0.0, T)
         e = eps
     t = root((1.0 - intensity) * d + e)
     return tl.where(m < rows, t, 1.0), 1.0 - intensity, intensity
@@ -133,12 +135,12 @@ def sample_apply_kernel(
     rest = tl.minimum(size - first, BLOCK)
     tile = scaled + group * size + first
     white = product_of(v, 1, rows, tile, channels, 1, rows, rows, rest, T, R, BLOCK, SLICE)
-    white = divide(white, t[:, None] + tl.zeros((R, BLOCK), T))
+    white = divide(white, t[:, None] + tl.full((R, BLOCK), 0.0, T))
     out = projected + group * rows * size + first
     tl.store(out + m[:, None] * size + tl.arange(0, BLOCK)[None, :], white, mask=mask)
     tl.debug_barrier()  # P is read back by other threads of this program
     result = product_of(v, rows, 1, out, size, 1, rows, rows, rest, T, R, BLOCK, SLICE)
-    scale = root(tl.where(inside, p, 1.0))[:, None] + tl.zeros((R, BLOCK), T)
+    scale = root(tl.where(inside, p, 1.0))[:, None] + tl.full((R, BLOCK), 0.0, T)
     result = divide(result, scale)
     tl.store(y + where, result.to(y.dtype.element_ty), mask=mask)
 
@@ -155,28 +157,37 @@ def launch_sample_statistics(
     rows, channels = x.shape
     size = channels // groups
     blocks = triton.cdiv(size, BLOCK)
-    mean, scaled = x.new_empty(channels, dtype=dtype), x.new_empty(x.shape, dtype=dtype)
-    partial = x.new_empty(blocks, groups, rows, rows, dtype=dtype)
-    sample_statistics_kernel[(blocks * groups,)](
-        x,
-        or_dummy(row_weight, x),
-        mean,
-        scaled,
-        partial,
-        bits(1.0 / rows),
-        rows,
-        channels,
-        size,
-        groups,
-        WEIGHTED=row_weight is not None,
-        R=block_of(rows),
-        BLOCK=BLOCK,
-        **tile_options(rows, most=8 if x.dtype.itemsize == 2 else 16),
+
+    def run(options: dict[str, int]) -> tuple[Tensor, Tensor, Tensor]:
+        mean, scaled = x.new_empty(channels, dtype=dtype), x.new_empty(x.shape, dtype=dtype)
+        partial = x.new_empty(blocks, groups, rows, rows, dtype=dtype)
+        sample_statistics_kernel[(blocks * groups,)](
+            x,
+            or_dummy(row_weight, x),
+            mean,
+            scaled,
+            partial,
+            bits(1.0 / rows),
+            rows,
+            channels,
+            size,
+            groups,
+            WEIGHTED=row_weight is not None,
+            R=block_of(rows),
+            BLOCK=BLOCK,
+            **options,
+        )
+        if blocks == 1:
+            return mean, scaled, partial.reshape(groups, rows, rows)
+        gram = x.new_empty(groups, rows, rows, dtype=dtype)
+        sum_partials(partial, None, gram, None)
+        return mean, scaled, gram
+
+    fixed = tile_options(rows, most=8 if x.dtype.itemsize == 2 else 16)
+    shape_class = (rows, channels, groups, x.dtype, dtype, row_weight is not None)
+    mean, scaled, gram = tuning.launch(
+        "sample_statistics", shape_class, x.device, tuning.configurations(fixed), run
     )
-    if blocks == 1:
-        return mean, scaled, partial.reshape(groups, rows, rows)
-    gram = x.new_empty(groups, rows, rows, dtype=dtype)
-    sum_partials(partial, None, gram, None)
     return mean, scaled, gram
 
 
@@ -193,27 +204,35 @@ def launch_sample_apply(
     rows, channels = scaled.shape
     groups = eigenvalues.shape[0]
     size = channels // groups
-    y = scaled.new_empty(scaled.shape, dtype=out_dtype)
-    projected = scaled.new_empty(groups, rows, size)
-    sample_apply_kernel[(triton.cdiv(size, BLOCK) * groups,)](
-        scaled,
-        eigenvalues,
-        eigenvectors,
-        or_dummy(row_weight, scaled),
-        or_dummy(rho, scaled),
-        y,
-        projected,
-        bits(1.0 / rows),
-        bits(eps),
-        rows,
-        channels,
-        size,
-        groups,
-        WEIGHTED=row_weight is not None,
-        SHRINK=rho is not None,
-        R=block_of(rows),
-        BLOCK=BLOCK,
-        SLICE=SLICE,
-        **tile_options(rows),
-    )
+
+    def run(options: dict[str, int]) -> tuple[Tensor, Tensor]:
+        y = scaled.new_empty(scaled.shape, dtype=out_dtype)
+        projected = scaled.new_empty(groups, rows, size)
+        sample_apply_kernel[(triton.cdiv(size, BLOCK) * groups,)](
+            scaled,
+            eigenvalues,
+            eigenvectors,
+            or_dummy(row_weight, scaled),
+            or_dummy(rho, scaled),
+            y,
+            projected,
+            bits(1.0 / rows),
+            bits(eps),
+            rows,
+            channels,
+            size,
+            groups,
+            WEIGHTED=row_weight is not None,
+            SHRINK=rho is not None,
+            R=block_of(rows),
+            BLOCK=BLOCK,
+            SLICE=SLICE,
+            **options,
+        )
+        return y, projected
+
+    flags = (scaled.dtype, out_dtype, row_weight is not None, rho is not None)
+    configurations = tuning.configurations(tile_options(rows))
+    shape_class = (rows, channels, groups, *flags)
+    y, projected = tuning.launch("sample_apply", shape_class, scaled.device, configurations, run)
     return y, projected

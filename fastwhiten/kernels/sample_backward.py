@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
 from .common import (
     SLICE,
     bits,
@@ -62,12 +63,12 @@ def sample_cross_kernel(
     column = tl.arange(0, BLOCK)[None, :]
     v = eigenvectors + group * rows * rows
     tile = grad + group * size + first
-    total = tl.zeros((R, BLOCK), T)
+    total = tl.full((R, BLOCK), 0.0, T)
     for start in range(0, rows, SLICE):
         k = start + tl.arange(0, SLICE)
         inside = k < rows
         p = row_weight_of(weight, k, inside, uniform_bits, T, WEIGHTED)
-        scale = root(tl.where(inside, p, 1.0))[:, None] + tl.zeros((SLICE, BLOCK), T)
+        scale = root(tl.where(inside, p, 1.0))[:, None] + tl.full((SLICE, BLOCK), 0.0, T)
         where = tile + k[:, None].to(tl.int64) * channels + column
         g = tl.load(where, mask=inside[:, None] & (column < rest), other=0.0).to(T)
         mask = (m < rows) & inside[None, :]
@@ -125,11 +126,11 @@ def sample_backward_kernel(
     # Slices of t are loaded below: a tensor in registers cannot be cut.
     tl.store(roots + program * rows + m, t, mask=inside)
     tl.debug_barrier()
-    mixed = tl.zeros((R, BLOCK), T)  # R P
+    mixed = tl.full((R, BLOCK), 0.0, T)  # R P
     for start in range(0, rows, SLICE):
         k = start + tl.arange(0, SLICE)
         pair = inside[:, None] & (k < rows)[None, :]
-        row = t[:, None] + tl.zeros((R, SLICE), T)
+        row = t[:, None] + tl.full((R, SLICE), 0.0, T)
         other = tl.load(roots + program * rows + k, mask=k < rows, other=1.0)
         w = divide(row, row + other[None, :])
         f_mk = tl.load(f + m[:, None] * rows + k[None, :], mask=pair, other=0.0)
@@ -141,12 +142,12 @@ def sample_backward_kernel(
         )
         mixed += product(w * f_km + (1.0 - w) * f_mk, p_k)
     where = m[:, None] * size + column
-    t_tile = t[:, None] + tl.zeros((R, BLOCK), T)
+    t_tile = t[:, None] + tl.full((R, BLOCK), 0.0, T)
     result = divide(tl.load(inner + where, mask=mask, other=0.0) - keep * mixed, t_tile)
     if SHRINK:
         diagonal = tl.load(f + m * (rows + 1), mask=inside, other=0.0)
         trace = tl.sum(divide(diagonal, t * t), 0)
-        factor = divide(intensity * trace, tl.zeros((), T) + size)
+        factor = divide(intensity * trace, tl.full((), 0.0, T) + size)
         result -= factor * t_tile * tl.load(white + where, mask=mask, other=0.0)
     tl.debug_barrier()
     tl.store(inner + where, result, mask=mask)
@@ -179,33 +180,49 @@ def launch_sample_backward(
         "R": block_of(rows),
         "BLOCK": BLOCK,
         "SLICE": SLICE,
-        **tile_options(rows),
     }
-    turned = torch.empty_like(projected)
-    partial = projected.new_empty(blocks, groups, rows, rows)
-    uniform, grid = bits(1.0 / rows), (blocks * groups,)
-    sample_cross_kernel[grid](
-        grad, projected, eigenvectors, weight, turned, partial, uniform, *sizes, **flags
-    )
-    cross = partial[0]
-    if blocks > 1:
-        cross = projected.new_empty(groups, rows, rows)
-        sum_partials(partial, None, cross, None)
-    dx = torch.empty_like(grad)
-    sample_backward_kernel[grid](
-        turned,
-        projected,
-        cross,
-        eigenvalues,
-        eigenvectors,
-        projected.new_empty(blocks, groups, rows),
-        weight,
-        or_dummy(rho, projected),
-        dx,
-        uniform,
-        bits(eps),
-        *sizes,
-        SHRINK=rho is not None,
-        **flags,
-    )
+
+    def run(options: dict[str, int]) -> Tensor:
+        turned = torch.empty_like(projected)
+        partial = projected.new_empty(blocks, groups, rows, rows)
+        uniform, grid = bits(1.0 / rows), (blocks * groups,)
+        sample_cross_kernel[grid](
+            grad,
+            projected,
+            eigenvectors,
+            weight,
+            turned,
+            partial,
+            uniform,
+            *sizes,
+            **flags,
+            **options,
+        )
+        cross = partial[0]
+        if blocks > 1:
+            cross = projected.new_empty(groups, rows, rows)
+            sum_partials(partial, None, cross, None)
+        dx = torch.empty_like(grad)
+        sample_backward_kernel[grid](
+            turned,
+            projected,
+            cross,
+            eigenvalues,
+            eigenvectors,
+            projected.new_empty(blocks, groups, rows),
+            weight,
+            or_dummy(rho, projected),
+            dx,
+            uniform,
+            bits(eps),
+            *sizes,
+            SHRINK=rho is not None,
+            **flags,
+            **options,
+        )
+        return dx
+
+    choice = (rows, groups * size, groups, grad.dtype, row_weight is not None, rho is not None)
+    configurations = tuning.configurations(tile_options(rows))
+    dx: Tensor = tuning.launch("sample_backward", choice, grad.device, configurations, run)
     return dx

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
 from .common import (
     block_of,
     divide,
@@ -70,9 +71,9 @@ def statistics_kernel(
     stride = length if PLANES else 1
     shift_i = tl.load(x + i * stride, mask=mask_i, other=0.0).to(T)
     shift_j = tl.load(x + j * stride, mask=mask_j, other=0.0).to(T)
-    mean_i, mean_j = tl.zeros((BLOCK,), T), tl.zeros((BLOCK,), T)
-    products = tl.zeros((BLOCK, BLOCK), T)
-    total = tl.zeros((), T)
+    mean_i, mean_j = tl.full((BLOCK,), 0.0, T), tl.full((BLOCK,), 0.0, T)
+    products = tl.full((BLOCK, BLOCK), 0.0, T)
+    total = tl.full((), 0.0, T)
     for step in range(steps):
         m = (chunk * steps + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         inside = m < rows
@@ -139,8 +140,8 @@ def combine_kernel(
     inside = entry < per_group
     i, j = entry // size, entry % size
     a, b = tl.maximum(i, j), tl.minimum(i, j)
-    total = tl.zeros((), T)
-    mean_a, mean_b = tl.zeros((BLOCK,), T), tl.zeros((BLOCK,), T)
+    total = tl.full((), 0.0, T)
+    mean_a, mean_b = tl.full((BLOCK,), 0.0, T), tl.full((BLOCK,), 0.0, T)
     for start in range(0, chunks, STEP):
         chunk = (start + tl.arange(0, STEP)).to(tl.int64)
         mask = (chunk < chunks)[:, None] & inside[None, :]
@@ -153,7 +154,7 @@ def combine_kernel(
         divide(mean_a, total + tl.zeros_like(mean_a)),
         divide(mean_b, total + tl.zeros_like(mean_b)),
     )
-    result = tl.zeros((BLOCK,), T)
+    result = tl.full((BLOCK,), 0.0, T)
     for start in range(0, chunks, STEP):
         chunk = (start + tl.arange(0, STEP)).to(tl.int64)
         mask = (chunk < chunks)[:, None] & inside[None, :]
@@ -174,7 +175,9 @@ def combine_kernel(
 
 def block_rows_of(block: int, dtype: torch.dtype) -> int:
     """Return the rows of a tile: as many as keep the operands of a product in registers."""
-    return 32 if block == 64 or dtype == torch.float64 else 64
+    if block == 64:
+        return 16 if dtype == torch.float64 else 32
+    return 32 if dtype == torch.float64 else 64
 
 
 def launch_statistics(
@@ -184,50 +187,58 @@ def launch_statistics(
     rows, channels, length, planes = layout_of(x)
     size = channels // groups
     block = block_of(size)
-    block_rows = block_rows_of(block, dtype)
     blocks = triton.cdiv(size, block)
     programs = groups * blocks * blocks
-    steps, chunks = plan_chunks(rows, block_rows, programs)
-    weight = x.new_empty(chunks, dtype=dtype)
-    partial_mean = x.new_empty(chunks, channels, dtype=dtype)
-    products = x.new_empty(chunks, groups, size, size, dtype=dtype)
-    statistics_kernel[(programs * chunks,)](
-        x,
-        or_dummy(row_weight, x),
-        weight,
-        partial_mean,
-        products,
-        rows,
-        channels,
-        length,
-        size,
-        groups,
-        steps,
-        PLANES=planes,
-        WEIGHTED=row_weight is not None,
-        SINGLE=blocks == 1,
-        BLOCK=block,
-        BLOCK_ROWS=block_rows,
-        **row_options(block, stages=1, most=8 if x.dtype == dtype == torch.float32 else 4),
-    )
-    mean = x.new_empty(channels, dtype=dtype)
-    covariance = x.new_empty(groups, size, size, dtype=dtype)
-    combine_kernel[(groups * triton.cdiv(size * size, BLOCK_ENTRIES),)](
-        x,
-        weight,
-        partial_mean,
-        products,
-        mean,
-        covariance,
-        channels,
-        length,
-        size,
-        groups,
-        chunks,
-        PLANES=planes,
-        WEIGHTED=row_weight is not None,
-        BLOCK=BLOCK_ENTRIES,
-        STEP=STEP,
-        num_warps=4,
+    fixed = row_options(block, stages=1, most=8 if x.dtype == dtype == torch.float32 else 4)
+    fixed["BLOCK_ROWS"] = block_rows_of(block, dtype)
+
+    def run(options: dict[str, int]) -> tuple[Tensor, Tensor]:
+        steps, chunks = plan_chunks(rows, options["BLOCK_ROWS"], programs)
+        weight = x.new_empty(chunks, dtype=dtype)
+        partial_mean = x.new_empty(chunks, channels, dtype=dtype)
+        products = x.new_empty(chunks, groups, size, size, dtype=dtype)
+        statistics_kernel[(programs * chunks,)](
+            x,
+            or_dummy(row_weight, x),
+            weight,
+            partial_mean,
+            products,
+            rows,
+            channels,
+            length,
+            size,
+            groups,
+            steps,
+            PLANES=planes,
+            WEIGHTED=row_weight is not None,
+            SINGLE=blocks == 1,
+            BLOCK=block,
+            **options,
+        )
+        mean = x.new_empty(channels, dtype=dtype)
+        covariance = x.new_empty(groups, size, size, dtype=dtype)
+        combine_kernel[(groups * triton.cdiv(size * size, BLOCK_ENTRIES),)](
+            x,
+            weight,
+            partial_mean,
+            products,
+            mean,
+            covariance,
+            channels,
+            length,
+            size,
+            groups,
+            chunks,
+            PLANES=planes,
+            WEIGHTED=row_weight is not None,
+            BLOCK=BLOCK_ENTRIES,
+            STEP=STEP,
+            num_warps=4,
+        )
+        return mean, covariance
+
+    shape_class = (*tuning.row_class(x, groups), dtype, row_weight is not None)
+    mean, covariance = tuning.launch(
+        "statistics", shape_class, x.device, tuning.configurations(fixed), run
     )
     return mean, covariance

@@ -18,6 +18,7 @@ STAGES = (
     "statistics",
     "intensity",
     "eigh",
+    "eigh_sweeps",
     "factor",
     "apply",
     "backward_reduce",

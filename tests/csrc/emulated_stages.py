@@ -68,11 +68,13 @@ class EmulatedStages:
         )
         return out["out_blended"].reshape(running.shape)
 
-    def eigh(self, a):
+    def eigh(self, a, start=None):
         size = a.shape[-1]
         if size > 128:
             return reference.eigh(a)  # left to the library
-        out = run("eigh", order=self.order, sanitize=self.sanitize, a=a, B=a.shape[0], D=size)
+        out = run(
+            "eigh", order=self.order, sanitize=self.sanitize, a=a, start=start, B=a.shape[0], D=size
+        )
         return out["values"].reshape(a.shape[:-1]), out["vectors"].reshape(a.shape)
 
     def intensity(self, x, mean, covariance, running, row_weight, batch_weight, method, value):
@@ -90,7 +92,9 @@ class EmulatedStages:
             **layout(x, covariance.shape[0]),
         )["out_rho"]
 
-    def factor(self, covariance, running_covariance, rho, batch_weight, eps, kind, given=None):
+    def factor(
+        self, covariance, running_covariance, rho, batch_weight, eps, kind, start=None, given=None
+    ):
         groups, size = covariance.shape[:2]
         spectrum, basis = given or (None, None)  # the eigensystem, computed elsewhere
         out = self._run(
@@ -104,6 +108,7 @@ class EmulatedStages:
             kind=kind,
             groups=groups,
             width=size,
+            start=start,
             spectrum=spectrum,
             basis=basis,
         )
@@ -183,6 +188,7 @@ class EmulatedStages:
         double_precision,
         shrink_method,
         shrink_value,
+        start=None,
     ):
         size = x.shape[1] // groups
         out = self._run(
@@ -198,6 +204,7 @@ class EmulatedStages:
             kind=kind,
             method=shrink_method,
             value=shrink_value,
+            start=start,
             **layout(x, groups),
         )
         covariance = out["out_covariance"].reshape(groups, size, size)

@@ -11,17 +11,20 @@ from typing import Any
 
 import torch
 
-from fastwhiten.backends import native
+from fastwhiten import backends
 
 DEVICE = torch.device(os.environ.get("FASTWHITEN_TEST_DEVICE", "cuda"))
 DRY_RUN = DEVICE.type == "cpu"
 
 
 class DeviceStages:
-    """``fastwhiten.backends.native`` with arguments moved to the device, and results back."""
+    """The stages of a backend with arguments moved to the device, and results back."""
+
+    def __init__(self, name: str) -> None:
+        self._stages = backends.get(name)
 
     def __getattr__(self, name: str) -> Any:
-        stage = getattr(native, name)
+        stage = getattr(self._stages, name)
 
         def run(*arguments: Any) -> Any:
             moved = [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in arguments]

@@ -36,15 +36,15 @@ def batch(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int 
     return x.movedim(-1, 1).contiguous().to(DEVICE, dtype)
 
 
-def run(x, grad, **options):
-    return plain.value_and_grad(fastwhiten.whiten, x, grad, backend="native", **options)
+def run(x, grad, backend, **options):
+    return plain.value_and_grad(fastwhiten.whiten, x, grad, backend=backend, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("shape", "groups"), CASES)
-def test_float32_against_float64(shape, groups, kind) -> None:
+def test_float32_against_float64(shape, groups, kind, kernels) -> None:
     x, grad = batch(shape), batch(shape, seed=5)
-    ours = run(x, grad, kind=kind, groups=groups)
+    ours = run(x, grad, kernels, kind=kind, groups=groups)
     options = {"kind": kind, "groups": groups, "backend": "reference"}
     truth = plain.value_and_grad(fastwhiten.whiten, x.double(), grad.double(), **options)
     yardstick = plain.value_and_grad(fastwhiten.whiten, x, grad, **options)
@@ -58,13 +58,13 @@ def test_float32_against_float64(shape, groups, kind) -> None:
 
 @pytest.mark.parametrize("kind", ["zca", "cholesky"])
 @pytest.mark.parametrize("shape", [(20, 5), (3, 6, 7), (4, 7)])
-def test_gradients(shape, kind) -> None:
+def test_gradients(shape, kind, kernels) -> None:
     x = batch(shape, torch.float64).requires_grad_()
     weight = torch.rand(shape[0], device=DEVICE, dtype=torch.float64) + 0.5
 
     def whiten(x):
         return fastwhiten.whiten(
-            x, kind=kind, sample_weight=weight, shrinkage=0.1, backend="native", eps=1e-2
+            x, kind=kind, sample_weight=weight, shrinkage=0.1, backend=kernels, eps=1e-2
         )
 
     torch.autograd.gradcheck(whiten, x)
@@ -73,12 +73,12 @@ def test_gradients(shape, kind) -> None:
 
 @pytest.mark.parametrize("shrinkage", [None, 0.3, "oas", "ledoit-wolf"])
 @pytest.mark.parametrize("batch_weight", [1.0, 0.3])
-def test_layer_equals_the_reference(batch_weight, shrinkage) -> None:
+def test_layer_equals_the_reference(batch_weight, shrinkage, kernels) -> None:
     layers = [
         ChannelWhitening(
             24, groups=2, affine=True, batch_weight=batch_weight, shrinkage=shrinkage, backend=name
         ).to(DEVICE, torch.float64)
-        for name in ("native", "reference")
+        for name in (kernels, "reference")
     ]
     for step in range(3):
         x = batch((80, 24), torch.float64, seed=step)
@@ -94,31 +94,31 @@ def test_layer_equals_the_reference(batch_weight, shrinkage) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("shape", "groups"), CASES)
-def test_same_bits_every_time(shape, groups, kind) -> None:
+def test_same_bits_every_time(shape, groups, kind, kernels) -> None:
     x, grad = batch(shape), batch(shape, seed=5)
-    first = run(x, grad, kind=kind, groups=groups)
+    first = run(x, grad, kernels, kind=kind, groups=groups)
     for _ in range(5):
-        run(1e20 * x, grad, kind=kind, groups=groups)  # other numbers in reused memory
-        again = run(x, grad, kind=kind, groups=groups)
+        run(1e20 * x, grad, kernels, kind=kind, groups=groups)  # other numbers in reused memory
+        again = run(x, grad, kernels, kind=kind, groups=groups)
         assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("shape", "groups"), [((64, 12), 4), ((300, 256), 2), ((20, 128), 2)])
-def test_a_group_that_is_not_finite_is_nan_alone(shape, groups, bad) -> None:
+def test_a_group_that_is_not_finite_is_nan_alone(shape, groups, bad, kernels) -> None:
     x = batch(shape)
     x[3, 1] = bad
-    y = fastwhiten.whiten(x, groups=groups, backend="native")
+    y = fastwhiten.whiten(x, groups=groups, backend=kernels)
     size = shape[1] // groups
     assert y[:, :size].isnan().all() and y[:, size:].isfinite().all()
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_maps_are_read_in_place(memory_format) -> None:
+def test_maps_are_read_in_place(memory_format, kernels) -> None:
     x = batch((6, 24, 17, 19)).contiguous(memory_format=memory_format)
-    y = fastwhiten.whiten(x, backend="native")
+    y = fastwhiten.whiten(x, backend=kernels)
     assert y.is_contiguous(memory_format=memory_format)
-    other = fastwhiten.whiten(x.contiguous(), backend="native")
+    other = fastwhiten.whiten(x.contiguous(), backend=kernels)
     torch.testing.assert_close(y, other, rtol=1e-4, atol=1e-4)
 
 
@@ -129,17 +129,17 @@ def test_auto_takes_the_kernels() -> None:
 
 @cuda_only
 @pytest.mark.parametrize(("shape", "groups"), [c for c in CASES if min(c[0][0], c[0][1]) <= 128])
-def test_nothing_waits_for_the_device(shape, groups) -> None:
+def test_nothing_waits_for_the_device(shape, groups, kernels) -> None:
     """Up to 128 channels of a group (or rows) the eigensolver is ours; the library's waits."""
     rows = torch.Size(shape).numel() // shape[1]
-    if min(rows, shape[1] // groups) > 128:
+    if min(rows, shape[1] // groups) > {"native": 128, "triton": 64}[kernels]:
         pytest.skip("the library's eigensolver")
     x, grad = batch(shape).requires_grad_(), batch(shape, seed=5)
-    fastwhiten.whiten(x, groups=groups, backend="native").backward(grad)
+    fastwhiten.whiten(x, groups=groups, backend=kernels).backward(grad)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        fastwhiten.whiten(x, groups=groups, backend="native").backward(grad)
+        fastwhiten.whiten(x, groups=groups, backend=kernels).backward(grad)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -147,10 +147,10 @@ def test_nothing_waits_for_the_device(shape, groups) -> None:
 @cuda_only
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("shape", "groups"), [((128, 64), 1), ((256, 128), 8), ((32, 100), 1)])
-def test_capture_and_replay(shape, groups, kind) -> None:
+def test_capture_and_replay(shape, groups, kind, kernels) -> None:
     """Forward and backward in one graph; a replay on new numbers gives what eager gives."""
     x, grad = batch(shape).requires_grad_(), batch(shape, seed=5)
-    options = {"kind": kind, "groups": groups, "backend": "native"}
+    options = {"kind": kind, "groups": groups, "backend": kernels}
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -167,22 +167,22 @@ def test_capture_and_replay(shape, groups, kind) -> None:
         with torch.no_grad():
             x.copy_(batch(shape, seed=seed))
         graph.replay()
-        expected = run(x.detach(), grad, kind=kind, groups=groups)
+        expected = run(x.detach(), grad, kernels, kind=kind, groups=groups)
         assert torch.equal(y, expected[0]) and torch.equal(x.grad, expected[1])
 
 
 @cuda_only
-def test_streams_side_by_side() -> None:
+def test_streams_side_by_side(kernels) -> None:
     """Kernels run on the current stream, and scratch memory is not shared between streams."""
     inputs = [batch((512, 64), seed=seed) for seed in range(4)]
-    expected = [run(x, x) for x in inputs]
+    expected = [run(x, x, kernels) for x in inputs]
     streams = [torch.cuda.Stream() for _ in inputs]
     torch.cuda.synchronize()
     results = []
     for _ in range(10):
         for stream, x in zip(streams, inputs, strict=True):
             with torch.cuda.stream(stream):
-                results.append(run(x, x))
+                results.append(run(x, x, kernels))
     torch.cuda.synchronize()
     for i, (y, dx) in enumerate(results):
         assert torch.equal(y, expected[i % 4][0]) and torch.equal(dx, expected[i % 4][1])
@@ -190,12 +190,12 @@ def test_streams_side_by_side() -> None:
 
 @cuda_only
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_the_device_of_the_input() -> None:
+def test_the_device_of_the_input(kernels) -> None:
     x = batch((128, 64)).to("cuda:1")
     assert torch.cuda.current_device() == 0
-    y = fastwhiten.whiten(x, backend="native")
+    y = fastwhiten.whiten(x, backend=kernels)
     assert y.device == x.device and torch.cuda.current_device() == 0
-    assert torch.equal(y.cpu(), fastwhiten.whiten(x.to("cuda:0"), backend="native").cpu())
+    assert torch.equal(y.cpu(), fastwhiten.whiten(x.to("cuda:0"), backend=kernels).cpu())
 
 
 @cuda_only
@@ -246,13 +246,13 @@ def test_a_scaler_recovers_from_overflow(where) -> None:
 
 
 @cuda_only
-def test_compiled_without_graph_breaks() -> None:
+def test_compiled_without_graph_breaks(kernels) -> None:
     x, grad = batch((128, 64)), batch((128, 64), seed=5)
     compiled = torch.compile(
-        lambda x: fastwhiten.whiten(x, backend="native"), fullgraph=True, dynamic=False
+        lambda x: fastwhiten.whiten(x, backend=kernels), fullgraph=True, dynamic=False
     )
     y = plain.value_and_grad(lambda x, **_: compiled(x), x, grad)
-    expected = run(x, grad)
+    expected = run(x, grad, kernels)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 

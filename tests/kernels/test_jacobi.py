@@ -1,5 +1,9 @@
 """The eigensolver on spectra that are hard for it, against float64, and bit by bit."""
 
+import importlib.util
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +13,7 @@ from tests.helpers import spectra
 
 pytestmark = pytest.mark.interpret
 launch_eigh = pytest.importorskip("fastwhiten.kernels.eigh").launch_eigh
+jacobi = pytest.importorskip("fastwhiten.kernels.jacobi")
 
 
 def rotated(eigenvalues: Tensor, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -69,3 +74,15 @@ def test_same_bits_in_any_company() -> None:
         alone = launch_eigh(a[i : i + 1].contiguous())
         assert torch.equal(alone[0][0], together[0][i])
         assert torch.equal(alone[1][0], together[1][i])
+
+
+def test_example_of_the_docstring(tmp_path: Path) -> None:
+    """A kernel of one's own around ``eigensystem``; Triton reads its source, so it needs a file."""
+    text = jacobi.__doc__.split("CPU tensors)::\n")[1].split("\nA smaller matrix")[0]
+    file = tmp_path / "log_determinant.py"
+    file.write_text(textwrap.dedent(text), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("log_determinant", file)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    a = torch.cat([rotated(torch.linspace(0.5, 2.0, 16), torch.float32, seed) for seed in (0, 1)])
+    torch.testing.assert_close(example.log_determinants(a), torch.logdet(a), rtol=0.0, atol=1e-5)

@@ -43,10 +43,10 @@ struct Emulator {
   }
   int64_t shared_limit() const { return 227 << 10; }
   template <class T>
-  void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) {
-    const auto start = [&](const auto&... of_launch) { launch(of_launch...); };
-    if (!launch_eigh(EighProblem<T>{B, D, a, values, vectors, nullptr, nullptr}, shared_limit(),
-                     start)) {
+  void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors, const T* start) {
+    const auto run = [&](const auto&... of_launch) { launch(of_launch...); };
+    if (!launch_eigh(EighProblem<T>{B, D, a, values, vectors, start, nullptr}, shared_limit(),
+                     run)) {
       throw emulation::Error("the library's eigensolver is not emulated");
     }
   }
@@ -127,14 +127,14 @@ void whole(Arguments& a, bool forward) {
     const int64_t method = a.integer("method");
     const auto groups = static_cast<std::size_t>(method != 0 ? G : 0);
     run_whiten_forward(
-        device,
-        WhitenForward<In, T>{
-            s, a.array<In>("x"), a.array<T>("gamma"), a.array<T>("beta"), a.array<T>("p"),
-            a.array<T>("running"), a.real("batch_weight"), a.real("eps"), kind, method,
-            a.real("value"), a.output<In>("out_y", count), a.output<T>("out_mean", C),
-            a.output<T>("out_covariance", matrices), a.output<T>("out_eigenvalues", spectral(C)),
-            a.output<T>("out_basis", spectral(matrices)), a.output<T>("out_matrix", matrices),
-            a.output<T>("out_rho", groups)});
+        device, WhitenForward<In, T>{
+                    s, a.array<In>("x"), a.array<T>("gamma"), a.array<T>("beta"), a.array<T>("p"),
+                    a.array<T>("running"), a.real("batch_weight"), a.real("eps"), kind, method,
+                    a.real("value"), a.array<T>("start"), a.output<In>("out_y", count),
+                    a.output<T>("out_mean", C), a.output<T>("out_covariance", matrices),
+                    a.output<T>("out_eigenvalues", spectral(C)),
+                    a.output<T>("out_basis", spectral(matrices)),
+                    a.output<T>("out_matrix", matrices), a.output<T>("out_rho", groups)});
     return;
   }
   run_whiten_backward(
@@ -171,7 +171,7 @@ void of_matrices(Arguments& a, int64_t stage) {
                             a.real("eps"), kind, eigenvalues, matrix);
   } else {
     run_factor<Emulator, T>(device, G, D, blended.get(), a.array<T>("rho"), a.real("eps"), kind,
-                            eigenvalues, basis, matrix);
+                            a.array<T>("start"), eigenvalues, basis, matrix);
   }
 }
 

@@ -1,0 +1,50 @@
+"""The eigensolvers alone: ours and the library's, on batches of covariances of one order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastwhiten
+
+from . import memory
+from .providers import unavailable
+
+# (batch, order): one matrix of a whitening, the groups of one, and enough to fill a GPU
+CASES = [(1, 16), (1, 64), (8, 64), (64, 16), (512, 32), (512, 64), (1, 128)]
+SOLVERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "library": torch.linalg.eigh,
+    "native": lambda a: fastwhiten.symmetric_eigh(a, backend="native"),
+    "triton": lambda a: fastwhiten.symmetric_eigh(a, backend="triton"),
+}
+
+
+def covariances(batch: int, size: int, device: str) -> Tensor:
+    """Return ``[batch, size, size]`` covariances of twice as many rows as channels."""
+    rows = torch.randn(batch, 2 * size, size, generator=torch.Generator().manual_seed(0))
+    return (rows.mT @ rows / (2 * size)).to(device)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("batch", "size"), CASES, ids=lambda n: str(n))
+def bench_eigh(benchmark: Any, batch: int, size: int, solver: str, device: str) -> None:
+    """Time one solver; its residual and the orthogonality of its vectors are verified before."""
+    reason = unavailable(solver, device)
+    if reason is not None:
+        pytest.skip(reason)
+    if solver == "triton" and size > 64:
+        pytest.skip("order 128 would spill to local memory: that size is the library's")
+    a = covariances(batch, size, device)
+    values, vectors = SOLVERS[solver](a)
+    residual = (vectors * values.unsqueeze(-2) @ vectors.mT - a).norm() / a.norm()
+    identity = torch.eye(size, device=device)
+    orthogonality = (vectors.mT @ vectors - identity).norm(dim=(-2, -1)).max() / size**0.5
+    assert residual < 1e-5 and orthogonality < 1e-5, (solver, residual, orthogonality)
+    benchmark.group = f"eigh {batch} x {size}"
+    errors = {"residual": float(residual), "orthogonality": float(orthogonality)}
+    benchmark.extra_info.update(solver=solver, batch=batch, size=size, device=device, **errors)
+    benchmark(memory.synchronised(SOLVERS[solver], device), a)
