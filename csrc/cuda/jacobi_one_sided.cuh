@@ -186,8 +186,7 @@ __device__ int two_sided_in_global(const EigenShared<T>& s, const T* a, const Sc
     }
   }
   __syncthreads();
-  const int sweeps = two_sided_sweeps(views);
-  __syncthreads();
+  const int sweeps = two_sided_sweeps(views);  // ends with a barrier
   for (int i = me.warp; i < D; i += me.warps) {
     for (int j = me.lane; j < D; j += 32) s.basis[i * s.stride + j] = vectors[i * D + j];
   }

@@ -153,6 +153,25 @@ def test_a_start_that_is_not_finite_is_none(size: int) -> None:
     assert_solved(a, values, vectors)
 
 
+@DTYPES
+@pytest.mark.parametrize("size", [12, 24, 70])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda q: q * 1.001,
+        lambda q: q.half().to(q.dtype),
+        lambda q: 0 * q,
+        lambda q: q[:, :1] + 0 * q,
+    ],
+    ids=["stretched", "rounded", "zero", "one row"],
+)
+def test_a_start_that_is_not_orthogonal_is_none(spoil, size: int, dtype: torch.dtype) -> None:
+    a = stack(size, dtype)[:2]
+    cold = solve(a)
+    for before, after in zip(cold, solve(a, start=spoil(cold[1])), strict=True):
+        assert torch.equal(before, after)
+
+
 @pytest.mark.parametrize("size", [7, 20, 70])
 def test_fewer_blocks_than_matrices(size: int) -> None:
     a = stack(size, torch.float32)

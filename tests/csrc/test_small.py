@@ -209,3 +209,27 @@ def test_other_cases_take_the_stages(shape: tuple[int, int], method: int) -> Non
     x, stages = spectra.random(*shape), Counted()
     stages.whiten_forward(x, None, None, None, None, 1, 1.0, 1e-3, 0, False, method, 0.0)
     assert stages.launches[0] > 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float", "double"])
+@pytest.mark.parametrize("name", ["odd, groups", "fewest channels"])
+def test_forward_begins_from_the_last_eigenvectors(name: str, dtype: torch.dtype) -> None:
+    """Another path to the same matrix; what is not orthogonal changes no bit."""
+    x, groups = batch(name)
+    x, o = x.to(dtype), options(x, groups, True, dtype)
+    shrink = (reference.FIXED, o["rho"])
+    common = (x, o["gamma"], o["beta"], o["p"], o["running"], groups, o["weight"], 1e-3, 0, False)
+    stages = Counted()
+    cold = stages.whiten_forward(*common, *shrink)
+    near = torch.linalg.eigh(o["running"])[1].contiguous()
+    warm = stages.whiten_forward(*common, *shrink, near)
+    assert stages.launches == [1, 1]
+    truth = reference.whiten_forward(
+        *(v.double() if isinstance(v, Tensor) else v for v in common), *shrink
+    )
+    for at in (0, 3, 5):  # y, eigenvalues, W
+        assert not torch.equal(warm[at], cold[at])
+        assert_close_to_fp64(warm[at], truth[at], cold[at], K, WHY, scale=SCALE[dtype])
+    spoilt = stages.whiten_forward(*common, *shrink, near * 1.001)
+    for value, expected in zip(spoilt, cold, strict=True):
+        assert torch.equal(value, expected)
