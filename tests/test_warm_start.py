@@ -1,7 +1,7 @@
 """The last step's eigenvectors as a start: passed on, remembered, and no state.
 
 That it saves sweeps, and that one which is not orthogonal is none, is tested on the eigensolvers
-that take one: those of the CUDA kernels, in tests/csrc/test_eigh.py, and on a GPU in tests/gpu.
+that take one: those of the CUDA kernels, in tests/csrc/test_eigh.py; on a GPU, tests/gpu.
 """
 
 import copy
