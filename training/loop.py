@@ -143,8 +143,7 @@ def build_trainer(
     processes = processes or Processes()
     labels = dataset.train.labels
     sampler = build_sampler(config, labels, seeds.sampler, dataset.num_classes)
-    smallest = min(len(batch.positions) for batch in sampler.batches(1))
-    check_shares(smallest, processes, MIN_ROWS)
+    check_shares(sampler.smallest_batch(), processes, MIN_ROWS)
     model = build_model(config, dataset.channels, dataset.num_classes, seeds.initialisation)
     model = synchronise_layers(model, processes, config.sync_bn, config.sync_whitening)
     model = model.to(device)
