@@ -71,29 +71,23 @@ def test_known_launches(recorded: dict[tuple[str, str], Launch]) -> None:
 def test_a_launcher_that_asks_for_more_is_told(
     tmp_path: Path, recorded: dict[tuple[str, str], Launch]
 ) -> None:
-    csrc = changed_sources(
-        tmp_path,
-        "cuda/cholesky.cuh",
-        "device.launch(cholesky_kernel<T>, G, kCholeskyThreads, cholesky_shared_bytes<T>(D),",
-        "device.launch(cholesky_kernel<T>, G, kCholeskyThreads, cholesky_shared_bytes<T>(D) + 16,",
-    )
+    launch = "device.launch(spectrum_kernel<T>, G, kSpectrumThreads, kSpectrumSharedBytes<T>"
+    csrc = changed_sources(tmp_path, "cuda/factor.cuh", launch, f"{launch} + 16")
     now = recorded | kernel_launches.record(csrc, defines=("FLOAT_ONLY",))
     before = kernel_resources.TABLE.read_text()
     told = kernel_resources.differences(
         before, kernel_resources.table(*kernel_resources.read(before), now)
     )
-    old = recorded["cholesky_kernel<float>", "80"].shared
+    threads, old = recorded["spectrum_kernel<float>", "80"]
     assert len(told) == 2
-    assert told[0].startswith("- cholesky_kernel<float>,") and f",128,{old},{old}," in told[0]
-    assert told[1].startswith("+ cholesky_kernel<float>,") and f",128,{old + 16}," in told[1]
+    for line, shared in zip(told, (old, old + 16), strict=True):
+        assert line[2:].startswith("spectrum_kernel<float>,")
+        assert f",{threads},{shared},{shared}," in line
 
 
 def test_a_launch_beyond_the_limit_is_told(tmp_path: Path) -> None:
     csrc = changed_sources(
-        tmp_path,
-        "cuda/small_backward.cuh",
-        "if (!small_shape(in.s) || bytes > device.shared_limit()) return false;",
-        "if (!small_shape(in.s)) return false;",
+        tmp_path, "cuda/small_backward.cuh", "bytes > device.shared_limit()", "false"
     )
     with pytest.raises(SystemExit, match=r"small_backward_kernel<.*a block may have 166912"):
         kernel_launches.record(csrc, defines=("FLOAT_ONLY",))

@@ -160,7 +160,8 @@ void of_types(Device& device) {
       for (const int64_t G : {1, 8, 65536}) stages_of_matrices<T>(device, G, D);
     }
   }
-  // One launch for few rows: every D takes as many as fit, and some D comes closest to the limit.
+  // One launch for few rows: as many as fit, and some D comes closest to the limit. For smaller D
+  // kSmallRows fit.
   for (int64_t D = kWarpUpTo + 1; D <= kTwoSidedUpTo; ++D) {
     for (int64_t M = 2; M <= kSmallRows; ++M) passes<In, T>(device, {M, D, 1, 1, D});
   }
