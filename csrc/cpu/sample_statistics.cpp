@@ -4,6 +4,7 @@
 // Bytes: x twice (the second time from cache while M * 256 channels fit), scaled once out and once
 // in. Determinism: a channel's sum runs over the rows in order, a Gram matrix is one product.
 #include "../ops/sample.h"
+#include "heaviest.h"
 #include "parallel.h"
 #include "sample_spectrum.h"
 #include "symmetric.h"
@@ -12,13 +13,13 @@ namespace fastwhiten::cpu {
 namespace {
 
 // Channels [c0, c0 + count): their mean, then their scaled columns. The sums are of differences
-// from row 0, so that they are as accurate as the spread of the data allows.
+// from the row of largest weight, so that they are as accurate as the spread of the data allows.
 template <class In, class T>
-void scale_channels(int64_t M, int64_t C, const In* x, const T* p, const T* root, int64_t c0,
-                    int64_t count, T* mean, T* scaled) {
+void scale_channels(int64_t M, int64_t C, const In* x, const T* p, const T* root, int64_t origin,
+                    int64_t c0, int64_t count, T* mean, T* scaled) {
   Buffer<T> first(count), sums(count);
   for (int64_t c = 0; c < count; ++c) {
-    first[c] = static_cast<T>(x[c0 + c]);
+    first[c] = static_cast<T>(x[origin * C + c0 + c]);
     sums[c] = 0;
   }
   const T uniform = T(1) / static_cast<T>(M);
@@ -40,13 +41,14 @@ void run(const Layout& s, const In* x, const T* p, T* mean, T* scaled, T* gram) 
   const int64_t M = s.samples, C = s.channels, D = s.width;
   Buffer<T> root(M);
   root_weights(M, p, root.get());
+  const int64_t origin = heaviest_row(p, 0, M);
   constexpr int64_t kChannels =
       256;  // 1 KiB of every row: whole pages stay mapped, M = 1024 fits the L2
   const double touched = 8.0 * static_cast<double>(s.numel());
   parallel((C + kChannels - 1) / kChannels, touched, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t c0 = b * kChannels;
-      scale_channels(M, C, x, p, root.get(), c0, std::min(kChannels, C - c0), mean, scaled);
+      scale_channels(M, C, x, p, root.get(), origin, c0, std::min(kChannels, C - c0), mean, scaled);
     }
   });
   for_groups(s.groups, sample_flops(M, D), [&](int64_t g) {

@@ -10,22 +10,25 @@
 #include <cmath>
 #include <limits>
 
+#include "heaviest.h"
 #include "product.h"
 #include "stages.h"
 
 namespace fastwhiten::cpu {
 namespace {
 
-// tile_mean [D] in double. The sums are of differences from the tile's first row, hence as accurate
-// as the spread of the data allows, and not as its mean does.
+// tile_mean [D] in double. The sums are of differences from one of the tile's rows, hence as
+// accurate as the spread of the data allows, and not as its mean does: from the row of largest
+// weight, as one without may lie anywhere.
 template <class In, class T>
 void tile_mean(const Layout& s, bool wide, const In* x, const T* p, int64_t g, int64_t r0,
                int64_t m, double weight, double* mean) {
   const int64_t D = s.width;
   const auto add = tile_kernels<In, T>().add_sums;
   Buffer<T> first(D), sums(D);
+  const int64_t origin = heaviest_row(p, r0, m);
   for (int64_t c = 0; c < D; ++c) {
-    first[c] = static_cast<T>(x[offset(s, r0, g * D + c)]);
+    first[c] = static_cast<T>(x[offset(s, origin, g * D + c)]);
     sums[c] = 0;
   }
   if (wide) {

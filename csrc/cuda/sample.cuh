@@ -6,6 +6,7 @@
 // diag(sqrt p) V - p u^T, u = V^T sqrt p. Products: matrices.cuh. Determinism: as there.
 #pragma once
 
+#include "heaviest.cuh"
 #include "matrices.cuh"
 #include "reduce.cuh"
 
@@ -20,18 +21,20 @@ __device__ __forceinline__ T row_weight(const T* p, int64_t M, int64_t n) {
 template <class In, class T>
 struct SampleCenterArguments {
   int64_t M, C;
-  const In* x;  // [M, C]
-  const T* p;   // [M] or null for 1/M
-  T* mean;      // [C]
-  T* scaled;    // [M, C]
+  const In* x;            // [M, C]
+  const T* p;             // [M] or null for 1/M
+  const int64_t* origin;  // the row that sums are relative to; null for row 0
+  T* mean;                // [C]
+  T* scaled;              // [M, C]
 };
 
 constexpr int kCenterColumns = 32, kCenterRows = kThreads / kCenterColumns;
 template <class T>
 constexpr int64_t kCenterSharedBytes = kThreads * sizeof(T);
 
-// One block per 32 channels: 8 threads share a channel's rows. Sums are of differences from row 0,
-// so that they are as accurate as the spread of the data allows. x twice, the second time from L2.
+// One block per 32 channels: 8 threads share a channel's rows. Sums are of differences from
+// row 0 or, with weights, the heaviest row, so that they are as accurate as the spread of the data
+// allows. x twice, the second time from L2.
 template <class In, class T>
 __global__ void __launch_bounds__(kThreads) sample_center_kernel(SampleCenterArguments<In, T> in) {
   FASTWHITEN_SHARED_MEMORY(arena);
@@ -40,7 +43,8 @@ __global__ void __launch_bounds__(kThreads) sample_center_kernel(SampleCenterArg
   const int column = thread % kCenterColumns, segment = thread / kCenterColumns;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kCenterColumns + column;
   const bool inside = c < in.C;
-  const T first = inside ? convert<T>(in.x[c]) : T(0);
+  const int64_t origin = in.origin != nullptr ? *in.origin : 0;
+  const T first = inside ? convert<T>(in.x[origin * in.C + c]) : T(0);
   T sum = 0;
 #pragma unroll 4
   for (int64_t n = segment; inside && n < in.M; n += kCenterRows) {
@@ -135,8 +139,11 @@ template <class Device, class In, class T>
 void run_sample_statistics(Device& device, const Layout& s, const In* x, const T* p, T* mean,
                            T* scaled, T* gram) {
   const int64_t M = s.samples, C = s.channels, G = s.groups;
+  auto heaviest = device.template allocate<int64_t>(p != nullptr ? 1 : 0);
+  const int64_t* const origin = run_heaviest_row(device, M, p, heaviest.get());
   device.launch(sample_center_kernel<In, T>, ceil_div(C, kCenterColumns), kThreads,
-                kCenterSharedBytes<T>, SampleCenterArguments<In, T>{M, C, x, p, mean, scaled});
+                kCenterSharedBytes<T>,
+                SampleCenterArguments<In, T>{M, C, x, p, origin, mean, scaled});
   MatrixShape shape{G, M, M, s.width, 1, true};
   shape.chunks = cut(s.width, matrix_blocks(shape)).count;
   auto products = device.template allocate<T>(shape.chunks * G * M * M);

@@ -2,13 +2,14 @@
 //
 // Slabs t of 32 rows, weight P_t, mean m_t, are merged as they come (Chan, Golub, LeVeque 1983):
 //   Q += sum_{n in t} p_n (x_n - m_t)(..)^T + P P_t / (P + P_t) (m_t - m)(m_t - m)^T.
-// Every product is of centred numbers, and means are kept as differences from row 0: |mean| >> std
-// costs nothing. Bytes: x once from memory per 64 channels, partial sums [chunks, G, D, D].
-// Determinism: rows are cut by shape alone; chunks are added in order by a second kernel.
-// Shared memory: two slabs and 3 vectors, 19 KiB (float). Lower tiles only, mirrored at the end.
+// Every product is of centred numbers, and means are kept as differences from an origin, row 0 or,
+// with weights, the row of largest weight: |mean| >> std costs nothing. Bytes: x once from memory
+// per 64 channels, partial sums [chunks, G, D, D]. Determinism: rows are cut by shape alone; chunks
+// are added in order by a second kernel. Shared memory: two slabs and 3 vectors, 19 KiB (float).
+// Lower tiles only, mirrored at the end.
 #pragma once
 
-#include "tiles.cuh"
+#include "heaviest.cuh"
 
 namespace fastwhiten {
 namespace cuda {
@@ -16,13 +17,14 @@ namespace cuda {
 template <class In, class T>
 struct StatisticsArguments {
   Layout s;
-  int64_t chunks;      // runs of consecutive rows: who is summed by one block
-  int64_t chunk_rows;  // a multiple of kDepth
-  const In* x;         // [M, C] or [N, C, L]
-  const T* p;          // [M] or null for 1
-  T* products;         // [chunks, G, D, D], lower triangle
-  T* means;            // [chunks, C], relative to row 0
-  double* weights;     // [chunks]
+  int64_t chunks;         // runs of consecutive rows: who is summed by one block
+  int64_t chunk_rows;     // a multiple of kDepth
+  const In* x;            // [M, C] or [N, C, L]
+  const T* p;             // [M] or null for 1
+  const int64_t* origin;  // the row that means are relative to; null for row 0
+  T* products;            // [chunks, G, D, D], lower triangle
+  T* means;               // [chunks, C], relative to the origin
+  double* weights;        // [chunks]
 };
 
 template <class T>
@@ -59,8 +61,9 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(StatisticsArgument
   const int64_t first = chunk * in.chunk_rows;
   const int64_t last = first + in.chunk_rows < s.rows() ? first + in.chunk_rows : s.rows();
   const int64_t step = s.length;  // from a channel to the next
+  const In* const origin = in.x + row_offset(s, in.origin != nullptr ? *in.origin : 0);
   const auto shifted = [&](int64_t r, int64_t channel) {
-    return convert<T>(in.x[row_offset(s, r) + channel * step]) - convert<T>(in.x[channel * step]);
+    return convert<T>(in.x[row_offset(s, r) + channel * step]) - convert<T>(origin[channel * step]);
   };
   Sums<T> sums;
   T mean = 0;         // of column `thread` of both slabs, for thread < 2 * kTile
@@ -117,6 +120,7 @@ struct CombineArguments {
   int64_t chunks;
   const In* x;
   const T* p;             // [M] or null: the sum of weights is M then, and is divided by
+  const int64_t* origin;  // as above
   const T* products;      // [chunks, G, D, D]
   const T* means;         // [chunks, C]
   const double* weights;  // [chunks]
@@ -136,7 +140,7 @@ __host__ __device__ inline int64_t patches(const Layout& s) {
   return n * (n + 1) / 2;
 }
 
-// Mean over chunks of one channel, relative to row 0.
+// Mean over chunks of one channel, relative to the origin.
 template <class In, class T>
 __device__ __forceinline__ T combined_mean(const CombineArguments<In, T>& in, int64_t channel,
                                            double total) {
@@ -164,7 +168,8 @@ __global__ void __launch_bounds__(kThreads) statistics_combine_kernel(CombineArg
     const int64_t c = (thread < kPatch ? a : b) * kPatch + thread % kPatch, channel = g * D + c;
     center[thread] = c < D ? combined_mean(in, channel, total) : T(0);
     if (a == b && thread < kPatch && c < D) {
-      in.mean[channel] = convert<T>(in.x[channel * in.s.length]) + center[thread];
+      const int64_t first = row_offset(in.s, in.origin != nullptr ? *in.origin : 0);
+      in.mean[channel] = convert<T>(in.x[first + channel * in.s.length]) + center[thread];
     }
   }
   __syncthreads();
@@ -192,13 +197,16 @@ void run_statistics(Device& device, const Layout& s, const In* x, const T* p, T*
   auto products = device.template allocate<T>(chunks.count * C * s.width);
   auto means = device.template allocate<T>(chunks.count * C);
   auto weights = device.template allocate<double>(chunks.count);
+  auto heaviest = device.template allocate<int64_t>(p != nullptr ? 1 : 0);
+  const int64_t* const origin = run_heaviest_row(device, s.rows(), p, heaviest.get());
   device.launch(statistics_kernel<In, T>, tiles * chunks.count, kThreads, kStatisticsSharedBytes<T>,
-                StatisticsArguments<In, T>{s, chunks.count, chunks.size, x, p, products.get(),
-                                           means.get(), weights.get()});
-  device.launch(
-      statistics_combine_kernel<In, T>, s.groups * patches(s), kThreads, kCombineSharedBytes<T>,
-      CombineArguments<In, T>{s, chunks.count, x, p, products.get(), means.get(), weights.get(),
-                              mean, covariance, running, static_cast<T>(batch_weight), blended});
+                StatisticsArguments<In, T>{s, chunks.count, chunks.size, x, p, origin,
+                                           products.get(), means.get(), weights.get()});
+  device.launch(statistics_combine_kernel<In, T>, s.groups * patches(s), kThreads,
+                kCombineSharedBytes<T>,
+                CombineArguments<In, T>{s, chunks.count, x, p, origin, products.get(), means.get(),
+                                        weights.get(), mean, covariance, running,
+                                        static_cast<T>(batch_weight), blended});
 }
 
 }  // namespace cuda

@@ -63,8 +63,10 @@ def sample_statistics_kernel(
     p = row_weight_of(weight, m, inside, uniform_bits, T, WEIGHTED)
     tile_mask = inside[:, None] & mask[None, :]
     where = m[:, None].to(tl.int64) * channels + channel[None, :]
-    # Relative to the first row: |mean| >> std costs no digit then.
-    shift = tl.load(x + channel, mask=mask, other=0.0).to(T)
+    # Relative to row 0, with weights to the heaviest row, as one without weight may lie anywhere:
+    # |mean| >> std costs no digit then.
+    origin = tl.argmax(p, 0).to(tl.int64) * channels if WEIGHTED else 0
+    shift = tl.load(x + origin + channel, mask=mask, other=0.0).to(T)
     tile = tl.load(x + where, mask=tile_mask, other=0.0).to(T) - shift[None, :]
     center = divide(tl.sum(tile * p[:, None], 0), tl.sum(p, 0) + tl.full((BLOCK,), 0.0, T))
     tl.store(mean + channel, shift + center, mask=mask)

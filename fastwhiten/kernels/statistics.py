@@ -1,7 +1,8 @@
 """Weighted mean and covariance of the rows, in one pass over them and two launches.
 
-With x' = x - x_0 (the first row: |mean| >> std then costs no digit) every tile of rows gives its
-weight w, mean m and centred products C = sum_n p_n (x'_n - m)(x'_n - m)^T, and (Chan et al. 1979)
+With x' = x - x_o (the origin, row 0 or, with weights, the heaviest row, as one without weight may
+lie anywhere: |mean| >> std then costs no digit) every tile of rows gives its weight w, mean m and
+centred products C = sum_n p_n (x'_n - m)(x'_n - m)^T, and (Chan et al. 1979)
 
     w = w_1 + w_2,  d = m_2 - m_1,  m = m_1 + (w_2 / w) d,  C = C_1 + C_2 + (w_1 w_2 / w) d d^T.
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from . import tuning
 from .common import (
     block_of,
+    device_function,
     divide,
     layout_of,
     load_rows,
@@ -35,12 +37,22 @@ STEP = 8
 
 
 # Without it, one step would be a constant, its loop unrolled, and its loads hoisted into a spill.
+@device_function
+def origin_start(origin, channels, length, PLANES: tl.constexpr, WEIGHTED: tl.constexpr):
+    """Offset of channel 0 of the row that differences are taken from."""
+    if WEIGHTED:
+        return row_start(tl.load(origin), channels, length, PLANES)
+    else:
+        return 0
+
+
 @triton.jit(do_not_specialize=["steps"])
 def statistics_kernel(
     x,  # [M, C] or [N, C, L]
     weight,  # [M] T
+    origin,  # [] int64, the row that means are relative to; read with weights only
     partial_weight,  # [chunks] T
-    partial_mean,  # [chunks, C] T, relative to the first row
+    partial_mean,  # [chunks, C] T, relative to the origin
     partial_products,  # [chunks, G, D, D] T, blocks on and below the diagonal
     rows,
     channels,
@@ -69,8 +81,9 @@ def statistics_kernel(
     i, j = group * size + local_i, group * size + local_j  # channel numbers
     mask_i, mask_j = local_i < size, local_j < size
     stride = length if PLANES else 1
-    shift_i = tl.load(x + i * stride, mask=mask_i, other=0.0).to(T)
-    shift_j = tl.load(x + j * stride, mask=mask_j, other=0.0).to(T)
+    first = origin_start(origin, channels, length, PLANES, WEIGHTED)
+    shift_i = tl.load(x + first + i * stride, mask=mask_i, other=0.0).to(T)
+    shift_j = tl.load(x + first + j * stride, mask=mask_j, other=0.0).to(T)
     mean_i, mean_j = tl.full((BLOCK,), 0.0, T), tl.full((BLOCK,), 0.0, T)
     products = tl.full((BLOCK, BLOCK), 0.0, T)
     total = tl.full((), 0.0, T)
@@ -111,7 +124,8 @@ def statistics_kernel(
 
 @triton.jit
 def combine_kernel(
-    x,  # [M, C] or [N, C, L]: its first row
+    x,  # [M, C] or [N, C, L]: its origin
+    origin,  # [] int64, as above
     partial_weight,  # [chunks] T
     partial_mean,  # [chunks, C] T
     partial_products,  # [chunks, G, D, D] T
@@ -169,8 +183,9 @@ def combine_kernel(
         result = divide(result, total + tl.zeros_like(result))
     tl.store(covariance + group * per_group + entry, result, mask=inside)
     stride = length if PLANES else 1
-    first = tl.load(x + (group * size + i) * stride, mask=inside, other=0.0).to(T)
-    tl.store(mean + group * size + i, first + mean_a, mask=inside & (j == 0))
+    first = origin_start(origin, channels, length, PLANES, WEIGHTED)
+    shift = tl.load(x + first + (group * size + i) * stride, mask=inside, other=0.0).to(T)
+    tl.store(mean + group * size + i, shift + mean_a, mask=inside & (j == 0))
 
 
 def block_rows_of(block: int, dtype: torch.dtype) -> int:
@@ -192,6 +207,9 @@ def launch_statistics(
     fixed = row_options(block, stages=1, most=8 if x.dtype == dtype == torch.float32 else 4)
     fixed["BLOCK_ROWS"] = block_rows_of(block, dtype)
 
+    # On ties argmax takes the first.
+    origin = x if row_weight is None else row_weight.argmax()
+
     def run(options: dict[str, int]) -> tuple[Tensor, Tensor]:
         steps, chunks = plan_chunks(rows, options["BLOCK_ROWS"], programs)
         weight = x.new_empty(chunks, dtype=dtype)
@@ -200,6 +218,7 @@ def launch_statistics(
         statistics_kernel[(programs * chunks,)](
             x,
             or_dummy(row_weight, x),
+            origin,
             weight,
             partial_mean,
             products,
@@ -219,6 +238,7 @@ def launch_statistics(
         covariance = x.new_empty(groups, size, size, dtype=dtype)
         combine_kernel[(groups * triton.cdiv(size * size, BLOCK_ENTRIES),)](
             x,
+            origin,
             weight,
             partial_mean,
             products,

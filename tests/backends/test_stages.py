@@ -74,6 +74,27 @@ def moments(x: Tensor, p: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
     return mean.flatten(), ((parts - mean) * p).mT @ (parts - mean)
 
 
+# A row of weight 0 (padding, say) may lie anywhere: differences from it would lose what counts.
+@pytest.mark.parametrize("far", [1e4, 1e8])
+@pytest.mark.parametrize("planes", [False, True], ids=["rows", "planes"])
+@pytest.mark.parametrize("rows, channels", [(20, 40), (100, 12), (700, 70)])
+def test_a_row_without_weight_may_lie_anywhere(
+    rows: int, channels: int, planes: bool, far: float, backend: str
+) -> None:
+    x = spectra.random(rows, channels)
+    x[0] = far
+    p = weights(rows, True, torch.float64, zeros=False)
+    assert p is not None
+    p[0] = 0.0
+    p /= p.sum()
+    x, p = x.float(), p.float()
+    given = x.reshape(10, -1, channels).transpose(1, 2).contiguous() if planes else x
+    ours = backends.get(backend).statistics(given, p, 1, False)
+    truth, yardstick = moments(x.double(), p.double(), 1), moments(x[1:], p[1:], 1)
+    for a, b, c in zip(ours, truth, yardstick, strict=True):
+        assert_close_to_fp64(a, b, c, K, WHY)
+
+
 @pytest.mark.parametrize("weighted", [False, True], ids=["uniform", "weighted"])
 @pytest.mark.parametrize("double", [False, True], ids=["default", "double"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

@@ -226,6 +226,27 @@ def test_sample_side(
     )
 
 
+@pytest.mark.parametrize("far", [1e4, 1e8])
+def test_a_sample_without_weight_may_lie_anywhere(far: float, backend: str) -> None:
+    x = spectra.random(7, 40).float()
+    p = weights(7, True, torch.float64, zeros=False)
+    assert p is not None
+    x[0], p[0] = far, 0.0
+    p = (p / p.sum()).float()
+    mean, scaled, gram = backends.get(backend).sample_statistics(x, p, 1, False)
+
+    def expected(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        rows, q = x[1:].to(dtype), p[1:].to(dtype)
+        scaled = (rows - q @ rows) * q.sqrt().unsqueeze(1)
+        return q @ rows, scaled, scaled @ scaled.T
+
+    ours = mean, scaled[1:], gram[0, 1:, 1:]
+    truth, yardstick = expected(torch.float64), expected(torch.float32)
+    for a, b, c in zip(ours, truth, yardstick, strict=True):
+        assert_close_to_fp64(a, b, c, K, WHY)
+    assert not scaled[0].any() and not gram[0, 0].any()
+
+
 def test_sample_statistics_in_double_precision(backend: str) -> None:
     x = spectra.large_mean(5, 9).float()
     results = backends.get(backend).sample_statistics(x, None, 1, True)
