@@ -116,7 +116,7 @@ def _check_types(original: Callable[..., Any]) -> Callable[..., Any]:
         if type(lhs) is type(rhs) is core.tensor and lhs.dtype is rhs.dtype:
             a, b, element = lhs.type, rhs.type, lhs.dtype
             same = a is b or (a.is_block() and b.is_block() and a.shape is b.shape)
-            if same and element.primitive_bitwidth >= 32 and not element.is_ptr():
+            if same and not element.is_ptr() and element.primitive_bitwidth >= 32:
                 return lhs, rhs
         return original(self, lhs, rhs, *args, **kwargs)
 
