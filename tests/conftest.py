@@ -11,35 +11,28 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-# The interpreter takes about a tenth of a millisecond an operation. Of a test with many cases it
-# runs every thirteenth: no axis has a length that 13 divides, so every value of every axis is met.
-MANY, STRIDE = 20, 13
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that runs every case."""
+    """Add the option that leaves Triton's interpreter as it is."""
     parser.addoption(
-        "--every-interpreted-case",
+        "--plain-interpreter",
         action="store_true",
-        help=f"also run the cases that are left out of interpreted tests of more than {MANY} cases",
+        help="interpret Triton kernels without tests/helpers/interpreter.py: three times slower",
     )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Thin out the interpreted cases."""
-    compiled = os.environ["TRITON_INTERPRET"] != "1"  # tests/gpu on a GPU: they are fast
-    if compiled or config.getoption("--every-interpreted-case", default=False):
+@pytest.fixture(autouse=True)
+def _interpreter(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Interpret kernels fast: all cases of all tests run, the whole of every axis."""
+    interpreted = (
+        request.node.get_closest_marker("interpret") and os.environ["TRITON_INTERPRET"] == "1"
+    )
+    if not interpreted or request.config.getoption("--plain-interpreter", default=False):
+        yield
         return
-    cases: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.get_closest_marker("interpret"):
-            cases.setdefault(item.nodeid.split("[")[0], []).append(item)
-    left_out: set[pytest.Item] = set()
-    for same in cases.values():
-        if len(same) > MANY:
-            left_out.update(item for i, item in enumerate(same) if i % STRIDE)
-    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-    items[:] = [item for item in items if item not in left_out]
+    from tests.helpers import interpreter  # imports triton, which most tests do not need
+
+    with interpreter.fast():
+        yield
 
 
 @pytest.fixture(autouse=True)

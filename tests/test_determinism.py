@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 import fastwhiten
+from fastwhiten.backends import triton
+from fastwhiten.kernels import common
 from tests.helpers import plain, spectra
 
 # name: (shape, groups); every path of the kernels that sums over rows or over tiles
@@ -18,6 +20,23 @@ CASES = {
     "map": ((8, 24, 17, 17), 2),
     "channels last": ((8, 24, 17, 17), 2),
 }
+# The same paths with fewer rows for Triton's interpreter, where a tile takes a millisecond. They
+# are cut into at most three chunks (_few_chunks): "many rows" into three of up to three tiles.
+INTERPRETED = {
+    "rows": ((70, 33), 1),
+    "many rows": ((500, 16), 1),
+    "groups": ((70, 32), 4),
+    "hundred": ((70, 100), 1),
+    "wide": ((300, 260), 1),
+    "sample side": ((20, 80), 1),
+    "map": ((3, 24, 7, 7), 2),
+    "channels last": ((3, 24, 7, 7), 2),
+}
+assert INTERPRETED.keys() == CASES.keys()
+
+
+def cases(backend: str) -> dict[str, tuple[tuple[int, ...], int]]:
+    return INTERPRETED if backend == "triton" and triton.interpreted() else CASES
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +44,13 @@ def _two_threads(_threads: None) -> None:
     torch.set_num_threads(2)
 
 
-def make(name: str) -> tuple[Tensor, Tensor]:
-    shape, _ = CASES[name]
+@pytest.fixture
+def _few_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "CHUNKS", 3)
+
+
+def make(name: str, backend: str = "native") -> tuple[Tensor, Tensor]:
+    shape, _ = cases(backend)[name]
     draw = spectra.generator(1)
     x, grad = torch.randn(shape, generator=draw), torch.randn(shape, generator=draw)
     if name == "channels last":
@@ -35,9 +59,9 @@ def make(name: str) -> tuple[Tensor, Tensor]:
 
 
 def run(name: str, kind: str, backend: str) -> tuple[Tensor, Tensor]:
-    x, grad = make(name)
+    x, grad = make(name, backend)
     return plain.value_and_grad(
-        fastwhiten.whiten, x, grad, kind=kind, groups=CASES[name][1], backend=backend
+        fastwhiten.whiten, x, grad, kind=kind, groups=cases(backend)[name][1], backend=backend
     )
 
 
@@ -48,13 +72,14 @@ def assert_same_bits(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -
 
 @pytest.mark.parametrize("kind", ["zca", "pca", "cholesky"])
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("_few_chunks")
 def test_repeats_and_other_work_in_between(name: str, kind: str, backend: str) -> None:
     first = run(name, kind, backend)
     assert_same_bits(first, run(name, kind, backend))
     for other in ("rows", "map", "sample side"):  # leaves other numbers in reused memory
-        x = make(other)[0]
-        fastwhiten.whiten(1e20 * x, groups=CASES[other][1], backend=backend)
-        fastwhiten.whiten(float("nan") * x, groups=CASES[other][1], backend=backend)
+        x, groups = make(other, backend)[0], cases(backend)[other][1]
+        fastwhiten.whiten(1e20 * x, groups=groups, backend=backend)
+        fastwhiten.whiten(float("nan") * x, groups=groups, backend=backend)
     assert_same_bits(first, run(name, kind, backend))
 
 

@@ -3,7 +3,8 @@
 #
 # The tests run with the version of constraints.txt. Each of the others is put into a folder of its
 # own (pip --target), which comes before the environment's on PYTHONPATH: torch is the same. A thin
-# set of tests is interpreted, and the largest shape class compiled for sm_80 and sm_90.
+# set of tests is interpreted (of whole passes, groups with all options), and the largest shape class
+# compiled for sm_80 and sm_90.
 #
 # ptxas differs with the version, so registers do: no local memory at all is promised for the
 # version of tools/triton_resources.json only. Elsewhere a few values may be spilled (the largest
@@ -24,7 +25,7 @@ check() { # VERSION REQUIREMENT...
   "$python" -c "import sys, triton; sys.exit(triton.__version__ != sys.argv[1])" "$version"
   TRITON_INTERPRET=1 "$python" -m pytest -q -p no:cacheprovider -W ignore -m interpret \
     tests/kernels/test_jacobi.py tests/kernels/test_intensity.py tests/kernels/test_tuning.py \
-    tests/backends/test_whole_passes.py
+    tests/backends/test_whole_passes.py -k 'not equal_their_stages or True-3'
   "$python" tools/triton_resources.py --largest --allow-stack 72
   unset PYTHONPATH TRITON_CACHE_DIR
 }

@@ -1,5 +1,8 @@
 """The stages that touch every row, and the sample side, against their definitions in float64."""
 
+import functools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -116,8 +119,14 @@ def test_backward_apply(
     assert_close_to_fp64(ours, truth, yardstick, K, WHY, matrix.shape[1] ** 0.5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@functools.lru_cache(maxsize=8)
+def factors(stages: Any, shape: tuple[int, int], kind: str, blended: bool, shrunk: bool, dtype):
+    """Eigenvalues, basis and matrix: once for the cases with and without gamma."""
+    return stages.factor(*blend_arguments(shape, blended, shrunk, dtype), 1e-3, KIND[kind])
+
+
 @pytest.mark.parametrize("affine", [False, True], ids=["", "gamma"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("shrunk", [False, True], ids=["", "shrunk"])
 @pytest.mark.parametrize("blended", [False, True], ids=["", "blended"])
 @pytest.mark.parametrize("kind", KIND)
@@ -135,7 +144,7 @@ def test_backward_matrix(
     groups, size = shape
     s, running, rho, weight = arguments = blend_arguments(shape, blended, shrunk, dtype)
     stages, eps = backends.get(backend), 1e-3
-    eigenvalues, basis, matrix = stages.factor(*arguments, eps, KIND[kind])
+    eigenvalues, basis, matrix = factors(stages, shape, kind, blended, shrunk, dtype)
     draw = spectra.generator(2)
     cross = torch.randn(groups, size, size, dtype=torch.float64, generator=draw).to(dtype)
     gamma = (torch.rand(groups * size, generator=draw) + 0.5).to(dtype) if affine else None
