@@ -41,6 +41,7 @@ import gpu_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 570.0  # of ten minutes: what ends by itself is better than what is cut off
+DRY_FACTOR = 6.0  # one core, and Triton's interpreter, in place of a GPU
 GRACE = 10.0  # seconds between asking a part to end and making it
 SOURCES = ("csrc", "fastwhiten", "benchmarks", "tests", "tools", "training", "setup.py")
 
@@ -232,7 +233,8 @@ def sanitizer(tool: str) -> Callable[[Run, float], list[Step]]:
     def steps(run: Run, seconds: float) -> list[Step]:
         cases = python("tools/gpu_cases.py")
         if run.dry:  # the cases by themselves
-            return [Step([*cases, "native"])]
+            backends = ["native"] if run.quick or tool != "memcheck" else ["native", "triton"]
+            return [Step([*cases, backend]) for backend in backends]
         command = [*sanitize(tool, ["fastwhiten"]), *cases, "native"]
         if tool != "memcheck":  # shared memory and barriers of Triton's kernels are the compiler's
             return [Step(command)]
@@ -276,10 +278,10 @@ PARTS = {
 # --- doing them -------------------------------------------------------------------------------
 
 
-def allowance(names: list[str], at: int, left: float) -> float:
+def allowance(names: list[str], at: int, left: float, factor: float = 1.0) -> float:
     """Return the seconds for part ``at`` of those to do: its limit, or what later ones leave."""
     later = sum(PARTS[name].least for name in names[at + 1 :])
-    return min(PARTS[names[at]].limit, left - later)
+    return min(factor * PARTS[names[at]].limit, left - factor * later)
 
 
 def perform(run: Run, name: str, seconds: float) -> str:
@@ -365,10 +367,11 @@ def check(run: Run, names: list[str], seconds: float) -> bool:
     for name in todo:
         part = PARTS[name]
         print(f"{name}: to do, some {part.usual:.0f} s on an H100, {part.limit:.0f} s at most")
+    factor = DRY_FACTOR if run.dry else 1.0
     good = True
     for at, name in enumerate(todo):
         begun = time.monotonic()
-        allowed = allowance(todo, at, seconds - (begun - started))
+        allowed = allowance(todo, at, factor * seconds - (begun - started), factor)
         if allowed < 5:
             outcome = "not begun: no time left"
         else:
@@ -401,7 +404,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="without a GPU")
     parser.add_argument("--quick", action="store_true", help="a dry run of a minute")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="for everything (default: %(default)s)"
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help=f"for everything (default: %(default)s); a dry run takes {DRY_FACTOR:.0f} times that",
     )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.parts if name not in (*PARTS, "summary")]
