@@ -44,7 +44,10 @@ def header(options: argparse.Namespace, cases: list[Case]) -> dict[str, Any]:
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "triton": triton_version(),
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "tf32": {
+                "products": torch.backends.cuda.matmul.allow_tf32,
+                "convolutions": torch.backends.cudnn.allow_tf32,
+            },
         },
         "dry_run": not cuda,
         "rounds": options.rounds,
@@ -115,7 +118,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch.cuda.is_available() is False; --device cpu is a try")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    # Products only: convolutions of the training step stay as PyTorch has them by default.
+    torch.backends.cuda.matmul.allow_tf32 = False
     if options.device == "cpu":  # a try: threads that wait for each other would show nothing
         torch.set_num_threads(1)
     device, cases = torch.device(options.device), plan(options.small)
