@@ -193,8 +193,8 @@ def check(run: Run, names: list[str], seconds: float) -> bool:
         else:
             todo.append(name)
     for name in todo:
-        part = PARTS[name]
-        print(f"{name}: to do, some {part.usual:.0f} s on an H100, {part.limit:.0f} s at most")
+        usual, limit = PARTS[name].usual, PARTS[name].limit
+        print(f"{name}: to do, some {usual:.0f} s on an H100, {limit:.0f} s at most")
     factor = DRY_FACTOR if run.dry else 1.0
     good = True
     for at, name in enumerate(todo):
@@ -214,7 +214,8 @@ def check(run: Run, names: list[str], seconds: float) -> bool:
         print(f"{name}: {outcome} ({took:.0f} s of {allowed:.0f})", flush=True)
         if outcome != "passed":
             good = False
-            print(f"the end of {run.folder / PARTS[name].log}:\n{tail(run.folder / part.log)}")
+            log = run.folder / PARTS[name].log
+            print(f"the end of {log}:\n{tail(log)}")
             if name == "build":
                 print("without a build there is nothing to check")
                 break

@@ -7,7 +7,7 @@ import torch
 
 import fastwhiten
 from fastwhiten import ChannelWhitening
-from tests.gpu.device import DEVICE
+from tests.gpu.device import DEVICE, DRY_RUN
 from tests.gpu.inputs import batch, run
 from tests.helpers import plain
 from tests.helpers.reference_error import relative_error
@@ -85,7 +85,7 @@ def test_layer_equals_the_reference(batch_weight, shrinkage, kernels) -> None:
 def test_same_bits_every_time(shape, groups, kind, kernels) -> None:
     x, grad = batch(shape), batch(shape, seed=5)
     first = run(x, grad, kernels, kind=kind, groups=groups)
-    for _ in range(5):
+    for _ in range(1 if DRY_RUN else 5):
         run(1e20 * x, grad, kernels, kind=kind, groups=groups)  # other numbers in reused memory
         again = run(x, grad, kernels, kind=kind, groups=groups)
         assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])

@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = 8
 
 
-def fake(code: str, limit: float = 20.0) -> Part:
+def fake(name: str, code: str, limit: float = 20.0) -> Part:
     """A part that runs Python code."""
     command = [sys.executable, "-S", "-c", code]
-    return Part(lambda setting, seconds: [Step(command)], limit, 0.0, 1.0, "fake.log")
+    return Part(lambda setting, seconds: [Step(command)], limit, 0.0, 1.0, f"{name}.log")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     def run(*arguments: str, **codes: str | Part) -> int:
         for name in gpu_parts.PARTS:
             code = codes.get(name, "pass")
-            part = code if isinstance(code, Part) else fake(code)
+            part = code if isinstance(code, Part) else fake(name, code)
             monkeypatch.setitem(gpu_check.PARTS, name, part)
         return gpu_check.main(["--dry-run", *arguments])
 
@@ -54,12 +54,13 @@ def states(folder: Path) -> dict[str, str]:
 
 def test_a_failed_part_is_done_again_and_a_passed_one_is_not(check, tmp_path, capsys) -> None:
     count = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
-    failing = f"{count}; print('what went wrong'); raise SystemExit(3)"
+    failing = f"{count}; print('went' + ' wrong'); raise SystemExit(3)"
     assert check(build=count, racecheck=failing) == 1
     assert states(tmp_path)["racecheck"] == "failed with status 3"
     assert states(tmp_path)["synccheck"] == "passed", "a failure keeps no later part from running"
     shown = capsys.readouterr().out
-    assert "what went wrong" in shown and "racecheck  NOT PASSED: failed with status 3" in shown
+    assert "\nwent wrong\n" in shown, "the end of its log"
+    assert "racecheck  NOT PASSED: failed with status 3" in shown
     check(build=count, racecheck=count)
     shown = capsys.readouterr().out
     assert "build: done before" in shown and "racecheck: passed" in shown
@@ -79,7 +80,7 @@ def test_a_part_that_hangs_is_stopped_with_its_children(check, tmp_path) -> None
     child += "'import time; time.sleep(100)']); "
     child += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); time.sleep(100)"
     started = time.monotonic()
-    assert check("benchmarks", "synccheck", benchmarks=fake(child, limit=6.0)) == 1
+    assert check("benchmarks", "synccheck", benchmarks=fake("", child, limit=6.0)) == 1
     assert time.monotonic() - started < 30
     assert states(tmp_path) == {"benchmarks": "stopped after 6 s", "synccheck": "passed"}
     with pytest.raises(ProcessLookupError):
