@@ -137,7 +137,8 @@ else:
         def run(self) -> None:
             """Build, then write `_build_info.py` beside the module."""
             print(CUDA.message)
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            memory = helpers.usable_memory(physical)
             jobs = helpers.max_jobs(os.cpu_count() or 1, memory, CUDA.build)
             os.environ.setdefault("MAX_JOBS", str(jobs))
             super().run()

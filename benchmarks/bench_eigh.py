@@ -22,11 +22,28 @@ SOLVERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "triton": lambda a: fastwhiten.symmetric_eigh(a, backend="triton"),
 }
 
+TRITON_UP_TO = 64
+TRITON_BEYOND = "order 128 would spill to local memory: that size is the library's"
+
 
 def covariances(batch: int, size: int, device: str) -> Tensor:
     """Return ``[batch, size, size]`` covariances of twice as many rows as channels."""
     rows = torch.randn(batch, 2 * size, size, generator=torch.Generator().manual_seed(0))
     return (rows.mT @ rows / (2 * size)).to(device)
+
+
+def verified(a: Tensor, values: Tensor, vectors: Tensor) -> dict[str, float]:
+    """Return a solution's residual and its vectors' distance from orthogonality, both relative.
+
+    Raises:
+        AssertionError: one of them is above 1e-5.
+    """
+    size = a.shape[-1]
+    residual = (vectors * values.unsqueeze(-2) @ vectors.mT - a).norm() / a.norm()
+    identity = torch.eye(size, device=a.device)
+    orthogonality = (vectors.mT @ vectors - identity).norm(dim=(-2, -1)).max() / size**0.5
+    assert residual < 1e-5 and orthogonality < 1e-5, (residual, orthogonality)
+    return {"residual": float(residual), "orthogonality": float(orthogonality)}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -36,15 +53,10 @@ def bench_eigh(benchmark: Any, batch: int, size: int, solver: str, device: str) 
     reason = unavailable(solver, device)
     if reason is not None:
         pytest.skip(reason)
-    if solver == "triton" and size > 64:
-        pytest.skip("order 128 would spill to local memory: that size is the library's")
+    if solver == "triton" and size > TRITON_UP_TO:
+        pytest.skip(TRITON_BEYOND)
     a = covariances(batch, size, device)
-    values, vectors = SOLVERS[solver](a)
-    residual = (vectors * values.unsqueeze(-2) @ vectors.mT - a).norm() / a.norm()
-    identity = torch.eye(size, device=device)
-    orthogonality = (vectors.mT @ vectors - identity).norm(dim=(-2, -1)).max() / size**0.5
-    assert residual < 1e-5 and orthogonality < 1e-5, (solver, residual, orthogonality)
+    errors = verified(a, *SOLVERS[solver](a))
     benchmark.group = f"eigh {batch} x {size}"
-    errors = {"residual": float(residual), "orthogonality": float(orthogonality)}
     benchmark.extra_info.update(solver=solver, batch=batch, size=size, device=device, **errors)
     benchmark(memory.synchronised(SOLVERS[solver], device), a)

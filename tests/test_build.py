@@ -100,6 +100,25 @@ def test_without_torch_the_build_asks_for_one(tmp_path):
     assert result.stdout.splitlines()[-1] == "['torch>=2.10']"
 
 
+def test_a_build_without_isolation_and_without_torch_says_what_to_do(tmp_path):
+    """`pip install --no-build-isolation` in an environment that has no torch."""
+    packages = Path(setuptools.__file__).parent.parent
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in ("setuptools", "_distutils_hack"):
+        (site / name).symlink_to(packages / name)
+    venv.create(tmp_path / "empty", with_pip=False)
+    # setup.py with the hook's requirement taken as met, as without isolation.
+    code = "import setuptools, runpy, sys; sys.argv = ['setup.py', 'build_ext']; "
+    code += "real = setuptools.setup; "
+    code += "setuptools.setup = lambda setup_requires, **rest: real(**rest); "
+    code += "runpy.run_path('setup.py', run_name='__main__')"
+    python = tmp_path / "empty" / "bin" / "python"
+    result = run(python, "-c", code, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(site)})
+    assert result.returncode != 0
+    assert "expected torch >= 2.10 to build with, got none; install it first" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("cpus", "gigabytes", "jobs"), [(2, 64, 2), (64, 16, 8), (8, 1, 1), (1, 0, 1)]
 )
@@ -110,6 +129,16 @@ def test_max_jobs_follows_processors_and_memory(cpus, gigabytes, jobs):
 def test_nvcc_gets_more_memory_each():
     assert helpers.max_jobs(64, 16 * 2**30, cuda=True) == 4
     assert helpers.max_jobs(8, 2**30, cuda=True) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("max\n", 8000), ("3000\n", 3000), ("9000\n", 8000), (None, 8000)]
+)
+def test_a_container_may_have_less_memory_than_the_machine(tmp_path, text, expected):
+    limit = tmp_path / "memory.max"
+    if text is not None:
+        limit.write_text(text)
+    assert helpers.usable_memory(8000, str(limit)) == expected
 
 
 def test_flags_suit_every_processor_and_the_oldest_torch():

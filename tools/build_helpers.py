@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 MIN_TORCH = (2, 10)
 # LibTorch's stable ABI as of torch 2.10: one binary serves that and every later torch.
@@ -61,6 +62,20 @@ def find_torch(path: list[str]) -> str | None:
 def max_jobs(cpus: int, memory: int, cuda: bool = False) -> int:
     """Return how many compilers may run at once on `cpus` processors and `memory` bytes."""
     return max(1, min(cpus, memory // (BYTES_PER_NVCC if cuda else BYTES_PER_JOB)))
+
+
+def usable_memory(physical: int, limit: str = "/sys/fs/cgroup/memory.max") -> int:
+    """Return the bytes that this process may use: a container's limit, if below the machine's.
+
+    Args:
+        physical: bytes of the machine.
+        limit: file with the limit of control groups, version 2: a number, or "max" for none.
+    """
+    try:
+        text = Path(limit).read_text(encoding="utf-8").strip()
+    except OSError:
+        return physical
+    return min(physical, int(text)) if text.isdigit() else physical
 
 
 def compile_flags(folders: list[str], sanitize: str) -> list[str]:

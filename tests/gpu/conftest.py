@@ -5,35 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from fastwhiten import backends
 from fastwhiten.backends import triton
-from tests.gpu.device import DEVICE, DRY_RUN, DeviceStages
+from tests.gpu.device import ABSENT, DRY_RUN, REASON, DeviceStages
 
 HERE = Path(__file__).parent
+# Their tests are those of tests/, which interpret the Triton kernels already.
+TAKEN_OVER = ("test_stages.py", "test_public.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip without a GPU; in a dry run, only what needs CUDA itself."""
-    absent = pytest.mark.skip(reason="needs a CUDA device")
+    """Skip without a GPU; in a dry run, only what needs CUDA itself or is run elsewhere."""
+    absent = pytest.mark.skip(reason=REASON)
     # Triton kernels of this process are compiled or interpreted: torch.compile's too.
     interpreted = pytest.mark.skip(
         reason="TRITON_INTERPRET=1 is set; TRITON_INTERPRET=0 pytest tests/gpu runs the compiled "
         "kernels, and so does tools/gpu_check.sh"
     )
+    elsewhere = pytest.mark.skip(reason="a dry run: tests/ interprets these Triton kernels")
     for item in items:
         if HERE not in item.path.parents:
             continue
         item.add_marker(pytest.mark.gpu)
+        triton_kernels = item.get_closest_marker("interpret")
         if DRY_RUN:
             if item.get_closest_marker("cuda_only"):
                 item.add_marker(pytest.mark.skip(reason="a dry run on the CPU"))
-        elif not torch.cuda.is_available():
+            elif triton_kernels and item.path.name in TAKEN_OVER:
+                item.add_marker(elsewhere)
+        elif ABSENT:
             item.add_marker(absent)
-        elif triton.interpreted() and (
-            item.get_closest_marker("interpret") or "compiled" in item.name
-        ):
+        elif triton.interpreted() and (triton_kernels or "compiled" in item.name):
             item.add_marker(interpreted)
 
 
@@ -45,11 +48,7 @@ def kernels(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def backend(kernels: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The stages on the device under test, by a name of their own."""
-    monkeypatch.setitem(backends.BACKENDS, "device", DeviceStages(kernels))
-    return "device"
-
-
-@pytest.fixture
-def device() -> torch.device:
-    return DEVICE
+    """A backend whose stages run on the device, also for the CPU tensors of other tests."""
+    monkeypatch.setitem(backends.BACKENDS, kernels, DeviceStages(kernels))
+    monkeypatch.setattr(backends, "_require_triton", lambda device: None)
+    return kernels
