@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.distributed import Processes, loss_weight
-from training.errors import ConfigError, TrainingDiverged
+from training.errors import TrainingDiverged
 from training.precision import at_least_float32
 
 if TYPE_CHECKING:
@@ -115,23 +115,7 @@ def take_step(trainer: Trainer, examples: Examples) -> tuple[Tensor, Tensor]:
     trainer.schedule.step()
     if trainer.average is not None:
         trainer.average.update(trainer.model)
-    trainer.step += 1
     return loss.detach(), logits.detach()
-
-
-def check_shares(smallest: int, processes: Processes, min_rows: int) -> None:
-    """Check that the smallest batch gives every process enough rows.
-
-    Raises:
-        ConfigError: If a process would get too few to normalise by.
-    """
-    share = smallest // processes.world_size
-    if processes.world_size > 1 and share < min_rows:
-        raise ConfigError(
-            f"data.batch_size: expected at least {min_rows} rows for each of the "
-            f"{processes.world_size} processes in every batch, got a batch of {smallest}; use "
-            "--data.drop_last true, larger batches or fewer processes."
-        )
 
 
 def is_time_to_check(step: int, device: torch.device) -> bool:

@@ -38,7 +38,7 @@ def _trainer(config: TrainConfig) -> Trainer:
 
 def _first_loss(config: TrainConfig) -> float:
     losses: list[float] = []
-    _trainer(config).run_epoch(1, losses.append)
+    _trainer(config).run_epoch(losses.append)
     return losses[0]
 
 
@@ -68,7 +68,7 @@ def test_mixed_precision_computes_in_it_and_whitens_in_float32(
         lambda m, x, y: seen.extend([x[0].dtype, y.dtype])
     )
     losses: list[float] = []
-    trainer.run_epoch(1, losses.append)
+    trainer.run_epoch(losses.append)
     low = torch.bfloat16 if precision == "bf16" else torch.float16
     assert seen[:3] == [low, torch.float32, torch.float32]
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
@@ -83,7 +83,7 @@ def test_an_overflow_of_fp16_skips_the_step_and_halves_the_scale(config: TrainCo
     trainer = _trainer(config)
     trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = copy.deepcopy(dict(trainer.model.named_parameters()))
-    trainer.run_epoch(1)
+    trainer.run_epoch()
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
     assert trainer.precision.scaler.get_scale() == 2.0**39
 
@@ -99,7 +99,7 @@ def test_channels_last_is_the_same_up_to_rounding(config: TrainConfig):
         lambda m, x: seen.append(x[0].is_contiguous(memory_format=torch.channels_last))
     )
     losses: list[float] = []
-    trainer.run_epoch(1, losses.append)
+    trainer.run_epoch(losses.append)
     assert all(seen)
     assert losses[0] == pytest.approx(plain, rel=1e-5)
 
@@ -114,7 +114,7 @@ def test_compiled_training_is_the_same_up_to_rounding(config: TrainConfig):
     counter = CompileCounter()
     trainer.forward = torch.compile(trainer.model, backend=counter)
     losses: list[float] = []
-    trainer.run_epoch(1, losses.append)
+    trainer.run_epoch(losses.append)
     assert counter.frame_count >= 1
     assert losses[0] == pytest.approx(plain, rel=1e-5)
     assert all("_orig_mod" not in name for name in trainer.model.state_dict())
@@ -143,7 +143,7 @@ def test_moving_average_by_hand(config: TrainConfig):
         return result
 
     trainer.training_step = step
-    trainer.run_epoch(1)
+    trainer.run_epoch()
     average = trainer.average.model.state_dict()
     assert average.keys() == expected.keys()
     for name, value in expected.items():
@@ -178,7 +178,7 @@ def test_clipping_limits_the_gradient(config: TrainConfig):
         return step(*arguments, **options)
 
     trainer.optimizer.step = measured
-    trainer.run_epoch(1)
+    trainer.run_epoch()
     assert norms == pytest.approx([0.01] * 5, rel=1e-3)
 
 

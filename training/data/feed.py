@@ -12,7 +12,7 @@ from training.config import TrainConfig
 from training.data.augment import Augmentation
 from training.data.base import LongTailedDataset
 from training.data.options import resolve_options
-from training.samplers.base import Batch
+from training.samplers.base import Batch, rank_rows
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Examples:
 
     Attributes:
         images: Augmented and normalised, float32 [b, C, H, W], on the training device; those of the
-            rank, at positions ``batch.positions[rank::world_size]``.
+            rank, at positions ``batch.positions[rank_rows(rank, world_size)]``.
         labels: int64 [b], on the training device.
         batch: The batch of the plan that they come from, of all ranks together.
     """
@@ -57,7 +57,7 @@ def build_feed(
         config: Its ``data`` section says how to augment.
         dataset: On the training device.
         seed: Seed of the augmentation.
-        rank: Which images of each batch are loaded: ``positions[rank::world_size]``.
+        rank: Which images of each batch are loaded: see `rank_rows`.
         world_size: Number of processes that share the batches.
 
     Raises:
@@ -95,7 +95,7 @@ class ResidentFeed:
         self.dataset = dataset
         self.augmentation = augmentation
         self.seed = seed
-        self.slots = slice(rank, None, world_size)
+        self.slots = rank_rows(rank, world_size)
 
     def examples(self, plan: Iterable[Batch], epoch: int) -> Iterator[Examples]:
         """See `TrainFeed`."""

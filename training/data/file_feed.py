@@ -17,7 +17,7 @@ from training.data.base import FileLoading, FileSplit, LongTailedDataset
 from training.data.decode import evaluation_image, open_image, training_image
 from training.data.feed import Examples
 from training.errors import ConfigError
-from training.samplers.base import Batch
+from training.samplers.base import Batch, rank_rows
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class FileFeed:
         self.dataset = dataset
         self.augmentation = augmentation
         self.seed = seed
-        self.slots = slice(rank, None, world_size)
+        self.slots = rank_rows(rank, world_size)
         self._requests = _Requests()
         files = _Files(dataset.train, dataset.loading, augmentation.data.augment != "none")
         workers = dataset.loading.workers
