@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from training.batch_rules import BatchRules
 from training.config import TrainConfig
@@ -19,7 +18,7 @@ from training.distributed import Processes, synchronise_layers, wrap_model
 from training.ema import WeightAverage
 from training.losses import ClassificationLoss, build_loss
 from training.models import WhitenedClassifier, build_model
-from training.optim import build_optimizer
+from training.optim import RateSchedule, build_optimizer
 from training.precision import Precision
 from training.reproducibility import Seeds
 from training.samplers import BatchSampler, PlanCursor, build_sampler, check_world_size
@@ -62,7 +61,7 @@ class Trainer:
     model: WhitenedClassifier
     loss: ClassificationLoss
     optimizer: Optimizer
-    schedule: LambdaLR
+    schedule: RateSchedule
     cursor: PlanCursor
     dataset: LongTailedDataset
     seeds: Seeds
@@ -84,7 +83,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps done in the run."""
+        """Steps done in the run: its batches, those whose update fp16's scaler skipped included."""
         return self.cursor.steps
 
     def run_epoch(
@@ -130,8 +129,7 @@ class Trainer:
 
     def last_rate(self) -> float:
         """Return the learning rate of the last step."""
-        step = self.schedule.last_epoch - 1
-        return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](step)
+        return self.schedule.rate(self.step - 1)
 
 
 def build_trainer(

@@ -1,7 +1,7 @@
 """Continuing a run: its folder, its newest whole checkpoint, and everything that is in it.
 
 A checkpoint of format 3 holds, beside "model" (the raw weights, see `OptimConfig.ema_decay`):
-"ema", "optimizer", "schedule", "scaler", "sampler" (the plan, and the place in it: see
+"ema", "optimizer", "scaler", "sampler" (the plan, and the place in it: see
 `PlanCursor`), "history", "ranks" (per process: random states, the buffers and sums that differ
 between processes), "config" and "world_size"; and for readers "epoch" (finished epochs), "step"
 (steps done), "seeds", "metrics" (the last record) and "class_counts".
@@ -143,7 +143,6 @@ def training_state(
     return {
         "ema": None if trainer.average is None else trainer.average.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
-        "schedule": trainer.schedule.state_dict(),
         "scaler": trainer.precision.scaler.state_dict(),
         "epoch": len(history.records),
         "step": trainer.step,
@@ -184,7 +183,6 @@ def restore_training(trainer: Trainer, state: dict[str, Any], console: Console) 
     if trainer.average is not None:
         trainer.average.load_state_dict(state["ema"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.schedule.load_state_dict(state["schedule"])
     trainer.precision.scaler.load_state_dict(state["scaler"])
     ranks = state["ranks"]
     if len(ranks) == processes.world_size:

@@ -88,7 +88,7 @@ def take_step(trainer: Trainer, examples: Examples) -> tuple[Tensor, Tensor]:
     """One step of SGD on this process' examples.
 
     Args:
-        trainer: Its model, optimiser and schedule change.
+        trainer: Its model, optimiser and average change.
         examples: ``batch`` says of which kind the batch is, and how many rows all processes have.
 
     Returns:
@@ -97,6 +97,7 @@ def take_step(trainer: Trainer, examples: Examples) -> tuple[Tensor, Tensor]:
     images, labels = examples.images, examples.labels
     if trainer.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
+    trainer.schedule.set(trainer.step)
     trainer.optimizer.zero_grad(set_to_none=True)
     kind, processes = examples.batch.kind, trainer.processes
     arguments = trainer.rules.arguments(
@@ -112,7 +113,6 @@ def take_step(trainer: Trainer, examples: Examples) -> tuple[Tensor, Tensor]:
         nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
     scaler.step(trainer.optimizer)
     scaler.update()
-    trainer.schedule.step()
     if trainer.average is not None:
         trainer.average.update(trainer.model)
     return loss.detach(), logits.detach()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import itertools
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from training.config import OptimConfig, TrainConfig
 from training.data import build_dataset
 from training.errors import ConfigError, TrainingDiverged
 from training.loop import Trainer, build_trainer
-from training.optim import build_optimizer, parameter_groups, schedule_factor
+from training.optim import RateSchedule, build_optimizer, parameter_groups, schedule_factor
 from training.progress import build_reporter
 from training.reproducibility import random_states, resolve_seeds, seeded_globals
 from training.step import Meter
@@ -203,11 +205,48 @@ def test_the_optimiser_follows_the_schedule():
     config.milestones, config.factors = [1, 2], [0.5, 0.1]
     optimizer, schedule = build_optimizer(torch.nn.Linear(1, 1), config, 2)
     rates = []
-    for _ in range(6):
+    for step in range(6):
+        assert schedule.set(step) == schedule.rate(step)
         rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
     assert rates == pytest.approx([2, 2, 1, 1, 0.1, 0.1])
+
+
+def test_every_group_follows_the_schedule_from_its_own_peak():
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [{"params": [p], "lr": lr} for p, lr in zip(parameters, (1.0, 0.1), strict=True)]
+    optimizer = torch.optim.SGD(groups)
+    assert RateSchedule(optimizer, lambda step: 0.5**step).set(3) == 0.125
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.0125]
+
+
+@pytest.mark.parametrize("skipped", [[0, 1], [2], [4]])
+def test_a_step_that_is_skipped_counts(config: TrainConfig, skipped: list[int]):
+    """An overflow in fp16 leaves the weights as they are; the rates stay those of the batches."""
+    config.precision, config.optim.warmup_epochs, config.optim.ema_decay = "fp16", 0, 0.5
+    trainer = _trainer(config)
+    expected = [config.optim.lr * schedule_factor(step, config.optim, 5) for step in range(5)]
+    backward, updates, weights = itertools.count(), {}, []
+
+    def overflow(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient / 0 if next(backward) in skipped else gradient
+
+    def before_the_update(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        updates[trainer.step] = optimizer.param_groups[0]["lr"]
+
+    trainer.model.classifier.weight.register_hook(overflow)
+    trainer.optimizer.register_step_pre_hook(before_the_update)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        after = lambda: weights.append(trainer.model.classifier.weight.detach().clone())  # noqa: E731
+        after()
+        statistics = trainer.run_epoch(after_step=after)
+    done = [step for step in range(5) if step not in skipped]
+    assert updates == pytest.approx({step: expected[step] for step in done})
+    for step in range(5):
+        assert torch.equal(weights[step + 1], weights[step]) == (step in skipped)
+    assert trainer.step == trainer.average.updates == 5
+    assert statistics.learning_rate == pytest.approx(expected[4])
+    assert trainer.precision.scaler.get_scale() == 2.0 ** (16 - len(skipped))
 
 
 def test_decay_leaves_out_what_has_one_dimension():
