@@ -84,6 +84,9 @@ def restore_model(
 ) -> WhitenedClassifier:
     """Return the model of a run's checkpoint ("last" or "best") on a device, in training mode.
 
+    Its weights are the raw ones, also where the checkpoint holds their average too: the figures of
+    "last" and "best" in summary.json, and the choice of "best", belong to these.
+
     Raises:
         ConfigError: If the checkpoint is missing, corrupt or of another model.
     """
