@@ -1,6 +1,6 @@
 """Checkpoints: tensors and plain containers only, so that they load with ``weights_only=True``.
 
-Format 2 holds under "model" the state_dict, and beside it what `training.resume` lists.
+Format 3 holds under "model" the state_dict, and beside it what `training.resume` lists.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.errors import ConfigError
 from training.files import sync_folder, write_atomic
 from training.run_folder import RunFolder
 
-FORMAT = 2
+FORMAT = 3
 
 
 class CorruptCheckpoint(ConfigError):

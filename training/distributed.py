@@ -1,9 +1,9 @@
 """Several processes, one model: who is who, what they exchange, and which rows each one takes.
 
 The plan of batches is the same on every process; of each batch, process r of n takes the rows
-r, r + n, r + 2n, … A process' mean loss is weighted by n * local rows / all rows, so that the mean
-over processes, which `DistributedDataParallel` takes of the gradients, is the gradient of the mean
-over all rows, also where the shares differ in size.
+r, r + n, r + 2n, … (`training.samplers.rank_rows`). A process' mean loss is weighted by
+n * local rows / all rows, so that the mean over processes, which `DistributedDataParallel` takes of
+the gradients, is the gradient of the mean over all rows, also where the shares differ in size.
 """
 
 from __future__ import annotations
@@ -44,10 +44,6 @@ class Processes:
     def first(self) -> bool:
         """Whether this process writes files and speaks to people."""
         return self.rank == 0
-
-    def share(self, rows: Tensor) -> Tensor:
-        """Return this process' rows of a tensor [N, ...]."""
-        return rows if self.world_size == 1 else rows[self.rank :: self.world_size]
 
     def sum_(self, values: Tensor) -> Tensor:
         """Add a tensor up over the processes, in place, on its device."""

@@ -16,7 +16,7 @@ from training.files import without_nan, write_json
 from training.metrics import Evaluation, ShotGroups
 from training.progress import percent
 from training.reproducibility import cpu_threads, deterministic_algorithms
-from training.runs import Run, read_run, restore_dataset, restore_model
+from training.runs import Run, load_run, read_run
 from training.train import select_device
 
 _COLUMNS = {
@@ -64,24 +64,23 @@ def evaluate_run(
     """
     device = select_device(device_name or run.config.device)
     with cpu_threads(run.config.threads), deterministic_algorithms(run.config.deterministic):
-        dataset = restore_dataset(run)
-        model = restore_model(run, dataset, checkpoint, device)
+        loaded = load_run(run, checkpoint, device)
+        dataset = loaded.dataset
         groups = ShotGroups.from_counts(dataset.class_counts.tolist())
-        dataset = dataset.to(device)
         images = dataset.split(split)
         if len(images) == 0:
             raise ConfigError(
                 f"split: expected a split with images, {run.config.dataset} of {run.folder.path} "
                 f"has no {split} split; use --split test or train."
             )
-        result = without_nan(with_confusion(evaluate(model, dataset, images, groups)))
+        result = without_nan(with_confusion(evaluate(loaded.model, dataset, images, groups)))
     known = run.summary[checkpoint].get(split)
     return {
         "run": str(run.folder.path),
         "split": split,
         "images": len(images),
         "checkpoint": checkpoint,
-        "epoch": run.summary[checkpoint]["epoch"],
+        "epoch": loaded.epoch,
         "result": result,
         "equals_summary": None if split == "train" else result == known,
     }

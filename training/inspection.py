@@ -1,10 +1,9 @@
-"""What a model makes of a split: features, logits and labels, computed anew from a checkpoint."""
+"""What a model makes of a split: features, logits and labels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from training.data.base import LongTailedDataset, Split
@@ -12,7 +11,6 @@ from training.diagnostics import correlation_matrix, mean_abs_off_diagonal, weig
 from training.errors import ConfigError
 from training.evaluate import collect_features, evaluating
 from training.models import WhitenedClassifier
-from training.runs import Run, read_run, restore_dataset, restore_model
 
 
 @dataclass(frozen=True)
@@ -51,41 +49,6 @@ class ModelView:
     weight_norms: Tensor
     correlations: dict[str, Tensor]
     mean_abs_correlation: dict[str, float]
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A run with its model and its data on a device.
-
-    Attributes:
-        run: Folder, configuration and summary.
-        checkpoint: "last" or "best".
-        dataset: As it was for training.
-        model: The checkpoint's.
-    """
-
-    run: Run
-    checkpoint: str
-    dataset: LongTailedDataset
-    model: WhitenedClassifier
-
-    @property
-    def epoch(self) -> int:
-        """The epoch after which the checkpoint was written."""
-        epoch: int = self.run.summary[self.checkpoint]["epoch"]
-        return epoch
-
-
-def load_run(path: str, checkpoint: str, device: torch.device) -> LoadedRun:
-    """Load a finished run.
-
-    Raises:
-        ConfigError: If there is no such run or checkpoint, or its data have changed.
-    """
-    run = read_run(path)
-    dataset = restore_dataset(run)
-    model = restore_model(run, dataset, checkpoint, device)
-    return LoadedRun(run, checkpoint, dataset.to(device), model)
 
 
 def inspect_split(model: WhitenedClassifier, dataset: LongTailedDataset, name: str) -> Inspection:

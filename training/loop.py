@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from training.batch_rules import BatchRules
 from training.config import TrainConfig
@@ -19,11 +18,11 @@ from training.distributed import Processes, synchronise_layers, wrap_model
 from training.ema import WeightAverage
 from training.losses import ClassificationLoss, build_loss
 from training.models import WhitenedClassifier, build_model
-from training.optim import build_optimizer
+from training.optim import RateSchedule, build_optimizer
 from training.precision import Precision
 from training.reproducibility import Seeds
-from training.samplers import MIN_ROWS, BatchSampler, build_sampler
-from training.step import Meter, check_shares, is_time_to_check, reported_loss, take_step
+from training.samplers import BatchSampler, PlanCursor, build_sampler, check_world_size
+from training.step import Meter, is_time_to_check, reported_loss, take_step
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,15 @@ class Trainer:
         forward: What the training step calls; the model, wrapped for several processes and
             compiled if so configured.
         average: Moving average of the model, or None.
-        step: Steps done in the run.
-        next_batch: Batches of the current epoch that are done: 0 but in the middle of one.
-        meter: Sums over these batches.
+        cursor: The next batch of the plan.
+        meter: Sums over the batches of the current epoch that are done.
     """
 
     model: WhitenedClassifier
     loss: ClassificationLoss
     optimizer: Optimizer
-    schedule: LambdaLR
-    sampler: BatchSampler
+    schedule: RateSchedule
+    cursor: PlanCursor
     dataset: LongTailedDataset
     seeds: Seeds
     feed: TrainFeed
@@ -77,33 +75,39 @@ class Trainer:
     average: WeightAverage | None = None
     clip_norm: float | None = None
     channels_last: bool = False
-    step: int = 0
-    next_batch: int = 0
+
+    @property
+    def sampler(self) -> BatchSampler:
+        """The plan of batches."""
+        return self.cursor.sampler
+
+    @property
+    def step(self) -> int:
+        """Steps done in the run: its batches, those whose update fp16's scaler skipped included."""
+        return self.cursor.steps
 
     def run_epoch(
         self,
-        epoch: int,
         on_step: Callable[[float], None] | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> EpochStatistics:
-        """Train on the batches of an epoch (counted from 1) that are not done yet.
+        """Train on the batches of the cursor's epoch that are not done yet; go to the next epoch.
 
         Args:
-            epoch: Decides the order of the images and their augmentation, with the seeds.
             on_step: Called with the loss of each step (NaN on a GPU, which is not waited for).
             after_step: Called between steps, for saving; its time is not counted.
 
         Raises:
             TrainingDiverged: If a loss is not finite.
         """
+        epoch = self.cursor.epoch
         self.model.train()
         self.loss.set_epoch(epoch)
         started = time.perf_counter()
-        plan = self.sampler.batches(epoch, self.next_batch)
-        for examples in self.feed.examples(plan, epoch):
+        for examples in self.feed.examples(self.cursor.batches(), epoch):
             loss, logits = self.training_step(examples)
+            self.cursor.advance(examples.batch)
             self.meter.add(loss, logits, examples.labels, self.step)
-            self.next_batch += 1
             if is_time_to_check(self.step, self.device):
                 self.meter.check(epoch, self.processes)
             if on_step is not None:
@@ -115,7 +119,8 @@ class Trainer:
         self.meter.check(epoch, self.processes)
         mean_loss, accuracy, images = self.meter.totals(self.processes)
         seconds = self.meter.seconds + time.perf_counter() - started
-        self.next_batch, self.meter = 0, Meter.on(self.device)
+        self.meter = Meter.on(self.device)
+        self.cursor.next_epoch()
         return EpochStatistics(mean_loss, accuracy, self.last_rate(), images, seconds)
 
     def training_step(self, examples: Examples) -> tuple[Tensor, Tensor]:
@@ -124,8 +129,7 @@ class Trainer:
 
     def last_rate(self) -> float:
         """Return the learning rate of the last step."""
-        step = self.schedule.last_epoch - 1
-        return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](step)
+        return self.schedule.rate(self.step - 1)
 
 
 def build_trainer(
@@ -143,7 +147,7 @@ def build_trainer(
     processes = processes or Processes()
     labels = dataset.train.labels
     sampler = build_sampler(config, labels, seeds.sampler, dataset.num_classes)
-    check_shares(sampler.smallest_batch(), processes, MIN_ROWS)
+    check_world_size(sampler, processes.world_size)
     model = build_model(config, dataset.channels, dataset.num_classes, seeds.initialisation)
     model = synchronise_layers(model, processes, config.sync_bn, config.sync_whitening)
     model = model.to(device)
@@ -158,7 +162,7 @@ def build_trainer(
         loss=build_loss(config, dataset.class_counts, sampler).to(device),
         optimizer=optimizer,
         schedule=schedule,
-        sampler=sampler,
+        cursor=PlanCursor(sampler, labels),
         dataset=dataset,
         seeds=seeds,
         rules=BatchRules.from_config(config, dataset.class_counts.to(device)),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from training.config import OptimConfig
 
@@ -64,10 +63,47 @@ def schedule_factor(step: int, config: OptimConfig, steps_per_epoch: int) -> flo
     return multi_step_factor(step, steps_per_epoch, config.milestones, config.factors)
 
 
+class RateSchedule:
+    """The learning rate as a function of the number of batches that are done.
+
+    A step that fp16's gradient scaler skips counts like any other: warm-up, milestones and the end
+    of the cosine stay at their epochs. The schedulers of torch count the calls of their own
+    ``step``, have that count saved, and expect the optimiser's first step before their own, which
+    a skipped first step is not. Here the rate is set before each step, and there is no state.
+
+    Args:
+        optimizer: Its groups' rates are the peaks.
+        factor: Fraction of the peak rate that a step, counted from 0, uses.
+
+    Example:
+        >>> optimizer = SGD(nn.Linear(1, 1).parameters(), lr=0.5)
+        >>> schedule = RateSchedule(optimizer, lambda step: 0.1**step)
+        >>> schedule.set(2) == optimizer.param_groups[0]["lr"] == schedule.rate(2)
+        True
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
+        """Remember the peaks."""
+        self._optimizer = optimizer
+        self._factor = factor
+        self._peaks: list[float] = [group["lr"] for group in optimizer.param_groups]
+
+    def rate(self, step: int) -> float:
+        """Return the (first group's) rate of a step, counted from 0."""
+        return self._peaks[0] * self._factor(step)
+
+    def set(self, step: int) -> float:
+        """Give every group its rate of the step that comes, counted from 0; return `rate`."""
+        factor = self._factor(step)
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        return self.rate(step)
+
+
 def build_optimizer(
     model: nn.Module, config: OptimConfig, steps_per_epoch: int
-) -> tuple[Optimizer, LambdaLR]:
-    """Return SGD with momentum and weight decay, and its schedule (a step per batch)."""
+) -> tuple[Optimizer, RateSchedule]:
+    """Return SGD with momentum and weight decay, and the schedule of its rate."""
     optimizer = SGD(
         parameter_groups(model, config),
         lr=config.lr,
@@ -75,7 +111,7 @@ def build_optimizer(
         nesterov=config.nesterov,
     )
     factor = partial(schedule_factor, config=config, steps_per_epoch=steps_per_epoch)
-    return optimizer, LambdaLR(optimizer, factor)
+    return optimizer, RateSchedule(optimizer, factor)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:

@@ -9,10 +9,11 @@ from rich.console import Console
 
 from training.config.inspect import PlotConfig
 from training.errors import ConfigError
-from training.inspection import load_run, view_model
+from training.inspection import view_model
 from training.report import draw_plots, write_report
 from training.reproducibility import cpu_threads
 from training.run_folder import RunFolder
+from training.runs import load_run, read_run
 
 
 def run_plot(config: PlotConfig, console: Console | None = None) -> None:
@@ -27,7 +28,7 @@ def run_plot(config: PlotConfig, console: Console | None = None) -> None:
     from training.train import select_device  # draws in the whole loop
 
     console = console or Console()
-    loaded = load_run(config.run, config.checkpoint, select_device(config.device))
+    loaded = load_run(read_run(config.run), config.checkpoint, select_device(config.device))
     folder, summary = loaded.run.folder, loaded.run.summary
     with cpu_threads(loaded.run.config.threads):
         view = view_model(loaded.model, loaded.dataset, config.split, config.checkpoint)

@@ -16,8 +16,9 @@ class Precision:
         device: That trains.
 
     Attributes:
-        scaler: Scales the loss so that small fp16 gradients do not vanish; skips a step whose
-            gradients overflowed. Does nothing for fp32 and bf16.
+        scaler: Scales the loss so that small fp16 gradients do not vanish; leaves out the update of
+            a step whose gradients overflowed (see `RateSchedule` for how that counts). Does nothing
+            for fp32 and bf16.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:

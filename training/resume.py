@@ -1,15 +1,14 @@
 """Continuing a run: its folder, its newest whole checkpoint, and everything that is in it.
 
-A checkpoint of format 2 holds, beside "model" (the raw weights, see `OptimConfig.ema_decay`):
-"ema", "optimizer", "schedule", "scaler", "epoch" (finished epochs), "next_batch" (batches done of
-the epoch after those), "step", "history", "ranks" (per process: random states, the buffers and sums
-that differ between processes), "sampler" (fingerprint of the plan), "config", "seeds",
-"world_size", "metrics" (the last record) and "class_counts".
+A checkpoint of format 3 holds, beside "model" (the raw weights, see `OptimConfig.ema_decay`):
+"ema", "optimizer", "scaler", "sampler" (the plan, and the place in it: see
+`PlanCursor`), "history", "ranks" (per process: random states, the buffers and sums that differ
+between processes), "config" and "world_size"; and for readers "epoch" (finished epochs), "step"
+(steps done), "seeds", "metrics" (the last record) and "class_counts".
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -136,31 +135,20 @@ def load_newest(folder: RunFolder, named: Path | None, console: Console) -> dict
     return None
 
 
-def plan_fingerprint(trainer: Trainer) -> str:
-    """Return a hash of the first epoch's plan and labels: what data and sampler come to."""
-    labels = trainer.dataset.train.labels.cpu()
-    digest = hashlib.sha256(labels.numpy().tobytes())
-    for batch in trainer.sampler.batches(1):
-        digest.update(batch.positions.numpy().tobytes() + batch.kind.encode() + b"|")
-    return digest.hexdigest()
-
-
 def training_state(
-    trainer: Trainer, config: TrainConfig, history: History, folder: RunFolder, fingerprint: str
+    trainer: Trainer, config: TrainConfig, history: History, folder: RunFolder
 ) -> dict[str, Any]:
     """Return all of a checkpoint but the model; every process calls this."""
     ranks = trainer.processes.gather(_rank_state(trainer))
     return {
         "ema": None if trainer.average is None else trainer.average.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
-        "schedule": trainer.schedule.state_dict(),
         "scaler": trainer.precision.scaler.state_dict(),
         "epoch": len(history.records),
-        "next_batch": trainer.next_batch,
         "step": trainer.step,
         "history": history.state(folder),
         "ranks": ranks,
-        "sampler": fingerprint,
+        "sampler": trainer.cursor.state_dict(),
         "config": to_dict(config),
         "seeds": asdict(trainer.seeds),
         "world_size": trainer.processes.world_size,
@@ -183,28 +171,19 @@ def _rank_state(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def restore_training(
-    trainer: Trainer, state: dict[str, Any], fingerprint: str, console: Console
-) -> None:
+def restore_training(trainer: Trainer, state: dict[str, Any], console: Console) -> None:
     """Put everything but the history back as it was; every process calls this.
 
     Raises:
         ConfigError: If data or sampler give another plan than the run was made with.
     """
-    if state["sampler"] != fingerprint:
-        raise ConfigError(
-            "resume: expected the plan of batches that the run was started with, got another one; "
-            "the data, the sampler's code or the seeds have changed: start again with "
-            "--resume none."
-        )
     processes = trainer.processes
+    trainer.cursor.load_state_dict(state["sampler"])
     trainer.model.load_state_dict(state["model"])
     if trainer.average is not None:
         trainer.average.load_state_dict(state["ema"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.schedule.load_state_dict(state["schedule"])
     trainer.precision.scaler.load_state_dict(state["scaler"])
-    trainer.step, trainer.next_batch = state["step"], state["next_batch"]
     ranks = state["ranks"]
     if len(ranks) == processes.world_size:
         own = ranks[processes.rank]

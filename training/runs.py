@@ -84,6 +84,9 @@ def restore_model(
 ) -> WhitenedClassifier:
     """Return the model of a run's checkpoint ("last" or "best") on a device, in training mode.
 
+    Its weights are the raw ones, also where the checkpoint holds their average too: the figures of
+    "last" and "best" in summary.json, and the choice of "best", belong to these.
+
     Raises:
         ConfigError: If the checkpoint is missing, corrupt or of another model.
     """
@@ -102,3 +105,37 @@ def restore_model(
     if run.config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model.to(device)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run with its model and its data on a device.
+
+    Attributes:
+        run: Folder, configuration and summary.
+        checkpoint: "last" or "best".
+        dataset: As it was for training.
+        model: The checkpoint's, see `restore_model`.
+    """
+
+    run: Run
+    checkpoint: str
+    dataset: LongTailedDataset
+    model: WhitenedClassifier
+
+    @property
+    def epoch(self) -> int:
+        """The epoch after which the checkpoint was written."""
+        epoch: int = self.run.summary[self.checkpoint]["epoch"]
+        return epoch
+
+
+def load_run(run: Run, checkpoint: str, device: torch.device) -> LoadedRun:
+    """Load data and model of a finished run, for all that is made from it afterwards.
+
+    Raises:
+        ConfigError: If there is no such checkpoint, or the run's data have changed.
+    """
+    dataset = restore_dataset(run)
+    model = restore_model(run, dataset, checkpoint, device)
+    return LoadedRun(run, checkpoint, dataset.to(device), model)

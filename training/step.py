@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.distributed import Processes, loss_weight
-from training.errors import ConfigError, TrainingDiverged
+from training.errors import TrainingDiverged
 from training.precision import at_least_float32
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def take_step(trainer: Trainer, examples: Examples) -> tuple[Tensor, Tensor]:
     """One step of SGD on this process' examples.
 
     Args:
-        trainer: Its model, optimiser and schedule change.
+        trainer: Its model, optimiser and average change.
         examples: ``batch`` says of which kind the batch is, and how many rows all processes have.
 
     Returns:
@@ -97,6 +97,7 @@ def take_step(trainer: Trainer, examples: Examples) -> tuple[Tensor, Tensor]:
     images, labels = examples.images, examples.labels
     if trainer.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
+    trainer.schedule.set(trainer.step)
     trainer.optimizer.zero_grad(set_to_none=True)
     kind, processes = examples.batch.kind, trainer.processes
     arguments = trainer.rules.arguments(
@@ -112,26 +113,9 @@ def take_step(trainer: Trainer, examples: Examples) -> tuple[Tensor, Tensor]:
         nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
     scaler.step(trainer.optimizer)
     scaler.update()
-    trainer.schedule.step()
     if trainer.average is not None:
         trainer.average.update(trainer.model)
-    trainer.step += 1
     return loss.detach(), logits.detach()
-
-
-def check_shares(smallest: int, processes: Processes, min_rows: int) -> None:
-    """Check that the smallest batch gives every process enough rows.
-
-    Raises:
-        ConfigError: If a process would get too few to normalise by.
-    """
-    share = smallest // processes.world_size
-    if processes.world_size > 1 and share < min_rows:
-        raise ConfigError(
-            f"data.batch_size: expected at least {min_rows} rows for each of the "
-            f"{processes.world_size} processes in every batch, got a batch of {smallest}; use "
-            "--data.drop_last true, larger batches or fewer processes."
-        )
 
 
 def is_time_to_check(step: int, device: torch.device) -> bool:

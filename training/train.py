@@ -34,13 +34,7 @@ from training.reproducibility import (
     resolve_seeds,
     seeded_globals,
 )
-from training.resume import (
-    find_run,
-    load_newest,
-    plan_fingerprint,
-    restore_training,
-    training_state,
-)
+from training.resume import find_run, load_newest, restore_training, training_state
 from training.run_folder import RunFolder, create_run_folder, remove_leftovers
 from training.scalars import with_scalars
 from training.signals import StopSignals
@@ -134,12 +128,11 @@ class Run:
     trainer: Trainer
     history: History
     folder: RunFolder
-    fingerprint: str
 
     def save(self, best: bool = False) -> None:
         """Write the checkpoint "last", and before it "best"; every process calls this."""
         trainer = self.trainer
-        state = training_state(trainer, self.config, self.history, self.folder, self.fingerprint)
+        state = training_state(trainer, self.config, self.history, self.folder)
         if trainer.processes.first:
             # In this order: a "last" that knows a best epoch finds its "best" in place.
             if best:
@@ -158,7 +151,6 @@ def _open_run(
     found = processes.on_first(lambda: find_run(config))  # before the data is loaded
     dataset: LongTailedDataset = build_dataset(config, seeds.split)
     trainer = build_trainer(config, dataset, seeds, device, processes)
-    fingerprint = plan_fingerprint(trainer)
     if found is None:
         files = {"config.yaml": _as_yaml(config)}
         folder = processes.on_first(
@@ -168,11 +160,11 @@ def _open_run(
     else:
         folder, named = found
         state = processes.on_first(lambda: load_newest(folder, named, console))
-    run = Run(config, trainer, History(), folder, fingerprint)
+    run = Run(config, trainer, History(), folder)
     if state is not None:
-        restore_training(trainer, state, fingerprint, console)
+        restore_training(trainer, state, console)
         run.history = processes.on_first(lambda: restore_history(state["history"], folder))
-        where = f"{folder.path}, {state['epoch']} epochs and {state['next_batch']} batches done"
+        where = f"{folder.path}, {state['epoch']} epochs and {trainer.cursor.index} batches done"
         console.print(f"continuing {where}", highlight=False, soft_wrap=True)
     if processes.first:
         remove_leftovers(folder)
@@ -195,7 +187,7 @@ def _train(run: Run, reporter: Reporter, signals: StopSignals) -> None:
         stop = signals.agreed(trainer.processes, trainer.step, trainer.device.type)
         every = config.checkpoint_every_steps
         if stop or (every is not None and trainer.step % every == 0):
-            trainer.meter.check(len(history.records) + 1, trainer.processes)
+            trainer.meter.check(trainer.cursor.epoch, trainer.processes)
             history.wall_seconds = time.perf_counter() - started
             run.save()
         if stop:
@@ -205,8 +197,8 @@ def _train(run: Run, reporter: Reporter, signals: StopSignals) -> None:
                 f"everything is in {run.folder.checkpoint('last')}, --resume auto continues.",
             )
 
-    for epoch in range(len(history.records) + 1, config.optim.epochs + 1):
-        statistics = trainer.run_epoch(epoch, reporter.step, after_step)
+    while (epoch := trainer.cursor.epoch) <= config.optim.epochs:
+        statistics = trainer.run_epoch(reporter.step, after_step)
         average_running_statistics(trainer.model, trainer.processes)
         results = evaluate_epoch(config, trainer, groups, epoch)
         record = epoch_record(epoch, trainer.step, statistics, results)

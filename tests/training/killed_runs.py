@@ -93,7 +93,7 @@ def outcome(folder: RunFolder) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("last", "best"):
         state = load_checkpoint(folder.checkpoint(name))
-        kept = ("model", "ema", "optimizer", "schedule", "epoch", "step", "next_batch", "ranks")
+        kept = ("model", "ema", "optimizer", "epoch", "step", "sampler", "ranks")
         found[name] = {key: state[key] for key in kept}
         for rank in found[name]["ranks"]:
             rank["meter"].pop("seconds")

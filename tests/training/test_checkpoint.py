@@ -55,8 +55,12 @@ def test_a_failing_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytes
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path):
     torch.save({"model": {}}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="expected a checkpoint of format 2, got format None"):
+    with pytest.raises(ValueError, match="expected a checkpoint of format 3, got format None"):
         load_checkpoint(tmp_path / "a.pt")
+    save_checkpoint(tmp_path / "b.pt", torch.nn.Linear(2, 3), step=1)
+    torch.save({**load_checkpoint(tmp_path / "b.pt"), "format": 2}, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match="expected a checkpoint of format 3, got format 2; use"):
+        load_checkpoint(tmp_path / "b.pt")
 
 
 def test_json_has_no_nan(tmp_path: Path):

@@ -25,7 +25,7 @@ from training.errors import ConfigError
 from training.loop import build_trainer
 from training.losses import CrossEntropy
 from training.reproducibility import resolve_seeds
-from training.samplers import Batch
+from training.samplers import Batch, rank_rows
 from training.train import run_training
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ def test_one_process_continues_a_run_of_two(folder: Path):
     config = small_config(folder)
     config.whitening, config.resume = "eager", str(folder / "left-by-two")
     state = load_checkpoint(folder / "left-by-two/checkpoints/last.pt")
-    assert (state["epoch"], state["next_batch"]) == (1, 3)
+    assert (state["epoch"], state["sampler"]["index"]) == (1, 3)
     console = Console(file=io.StringIO(), width=300)
     summary = run_training(config, console)
     assert "note: 1 processes continue a run of 2" in console.file.getvalue()
@@ -171,7 +171,7 @@ def test_weights_of_the_shares_by_hand():
     found: list[Any] = []
     for rank in range(2):
         processes = Processes(rank, 2)
-        rows = processes.share(batch.positions)
+        rows = batch.positions[rank_rows(rank, 2)]
         examples = Examples(rows, rows, batch)
         found.append((rows.tolist(), loss_weight(CrossEntropy(), examples, processes)))
     assert found == [([10, 12, 14], 1.2), ([11, 13], 0.8)]

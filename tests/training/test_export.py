@@ -27,8 +27,8 @@ from training.export import (
 )
 from training.export import run as export_run
 from training.export.formats import METADATA_KEY
-from training.inspection import load_run
 from training.models import WhitenedClassifier, build_model
+from training.runs import load_run, read_run
 
 LAYERS: list[dict[str, Any]] = [
     {"whitening": "none"},
@@ -110,7 +110,7 @@ def _export(trained: Path, tmp_path: Path, form: str, fold: bool, ending: str) -
 
 
 def _images_and_logits(trained: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    loaded = load_run(str(trained), "best", torch.device("cpu"))
+    loaded = load_run(read_run(trained), "best", torch.device("cpu"))
     images = loaded.dataset.normalise(loaded.dataset.test.images[:50])
     with torch.no_grad():
         return images, loaded.model.eval()(images)

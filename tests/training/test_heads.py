@@ -331,7 +331,8 @@ def test_the_loop_passes_kind_and_epoch_on(config: TrainConfig):
 
     trainer.model.forward, trainer.loss.forward = record_model, record_loss
     trainer.loss.set_epoch = seen.epochs.append
-    trainer.run_epoch(2)
+    trainer.cursor.next_epoch()
+    trainer.run_epoch()
     expected = [batch.kind for batch in trainer.sampler.batches(2)]
     assert set(expected) == {"ordinary", "balanced"}
     assert seen.kinds == expected

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import pytest
 import torch
 from rich.console import Console
 
+import training.train
 from training.checkpoint import CorruptCheckpoint, load_checkpoint, save_last
 from training.config import TrainConfig
+from training.data import LongTailedDataset, Split
 from training.errors import ConfigError, TrainingStopped
 from training.resume import load_newest
 from training.run_folder import RunFolder
@@ -243,13 +246,54 @@ def test_lines_that_the_checkpoint_does_not_know_are_cut_off(config: TrainConfig
     assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2"]
 
 
-def test_other_data_is_an_error(config: TrainConfig):
+def test_other_data_is_an_error(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    """The configuration is the same; the message names what differs: labels, or their number."""
     folder = _ended_after_an_epoch(config)
-    path = folder.checkpoint("last")
-    state = load_checkpoint(path)
-    torch.save({**state, "sampler": "0" * 64}, path)
-    with pytest.raises(ConfigError, match="expected the plan of batches"):
-        run_training(config, _quiet())
+    build = training.train.build_dataset
+
+    def changed(change: Callable[[Split], Split]) -> str:
+        def other(*arguments: Any) -> LongTailedDataset:
+            dataset = build(*arguments)
+            return replace(dataset, train=change(dataset.train))
+
+        monkeypatch.setattr(training.train, "build_dataset", other)
+        with pytest.raises(ConfigError, match="expected the plan of batches") as error:
+            run_training(config, _quiet())
+        return str(error.value)
+
+    text = changed(lambda split: split.take(torch.arange(len(split) - 1)))
+    assert "num_samples: 342 there, 341 now" in text and "labels: '" in text
+    text = changed(lambda split: replace(split, labels=split.labels.roll(1)))
+    assert "(labels: '" in text and "num_samples" not in text
+    state = load_checkpoint(folder.checkpoint("last"))
+    assert (state["sampler"]["epoch"], state["sampler"]["index"]) == (2, 0)
+
+
+def test_saved_between_the_last_step_of_an_epoch_and_its_evaluation(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+    """All five batches of epoch 1 are done and the epoch is not: it is evaluated after resuming."""
+    config.output.name, config.resume, config.checkpoint_every_steps = "whole", "auto", 5
+    whole = run_training(config, _quiet())
+    config.output.name = "run"
+    with monkeypatch.context() as patch:
+
+        def stop(*_: Any) -> None:
+            raise Stop
+
+        patch.setattr(training.train, "evaluate_epoch", stop)
+        with pytest.raises(Stop):
+            run_training(config, _quiet())
+    folder = RunFolder(Path(config.output.root) / "run")
+    state = load_checkpoint(folder.checkpoint("last"))
+    assert (state["sampler"]["epoch"], state["sampler"]["index"]) == (1, 5)
+    assert (state["epoch"], state["step"]) == (0, 5)
+    console = _quiet()
+    resumed = run_training(config, console)
+    assert "0 epochs and 5 batches done" in console.file.getvalue()
+    assert json.dumps(resumed["last"]) == json.dumps(whole["last"])
+    lines = folder.metrics.read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
 
 @pytest.mark.slow
@@ -274,7 +318,7 @@ def test_a_signal_saves_and_exits(tmp_path: Path, number: int):
     assert "Traceback" not in errors
     state = load_checkpoint(tmp_path / "run/checkpoints/last.pt")
     assert f"after step {state['step']};" in errors
-    assert state["step"] == state["epoch"] * 2 + state["next_batch"]  # 342 // 128 batches
+    assert state["step"] == state["epoch"] * 2 + state["sampler"]["index"]  # 342 // 128 batches
 
 
 def test_stopped_in_the_middle_of_an_epoch_and_continued(
@@ -297,7 +341,7 @@ def test_stopped_in_the_middle_of_an_epoch_and_continued(
             run_training(config, _quiet())
     assert stopped.value.signal == signal.SIGTERM
     folder = RunFolder(Path(config.output.root) / "run")
-    assert load_checkpoint(folder.checkpoint("last"))["next_batch"] == 3
+    assert load_checkpoint(folder.checkpoint("last"))["sampler"]["index"] == 3
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as it was before
     resumed = run_training(config, _quiet())
     assert json.dumps(resumed["last"]) == json.dumps(whole["last"])

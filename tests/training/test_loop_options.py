@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import itertools
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from training.config import OptimConfig, TrainConfig
 from training.data import build_dataset
 from training.errors import ConfigError, TrainingDiverged
 from training.loop import Trainer, build_trainer
-from training.optim import build_optimizer, parameter_groups, schedule_factor
+from training.optim import RateSchedule, build_optimizer, parameter_groups, schedule_factor
 from training.progress import build_reporter
 from training.reproducibility import random_states, resolve_seeds, seeded_globals
 from training.step import Meter
@@ -38,7 +40,7 @@ def _trainer(config: TrainConfig) -> Trainer:
 
 def _first_loss(config: TrainConfig) -> float:
     losses: list[float] = []
-    _trainer(config).run_epoch(1, losses.append)
+    _trainer(config).run_epoch(losses.append)
     return losses[0]
 
 
@@ -68,7 +70,7 @@ def test_mixed_precision_computes_in_it_and_whitens_in_float32(
         lambda m, x, y: seen.extend([x[0].dtype, y.dtype])
     )
     losses: list[float] = []
-    trainer.run_epoch(1, losses.append)
+    trainer.run_epoch(losses.append)
     low = torch.bfloat16 if precision == "bf16" else torch.float16
     assert seen[:3] == [low, torch.float32, torch.float32]
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
@@ -83,7 +85,7 @@ def test_an_overflow_of_fp16_skips_the_step_and_halves_the_scale(config: TrainCo
     trainer = _trainer(config)
     trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = copy.deepcopy(dict(trainer.model.named_parameters()))
-    trainer.run_epoch(1)
+    trainer.run_epoch()
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
     assert trainer.precision.scaler.get_scale() == 2.0**39
 
@@ -99,7 +101,7 @@ def test_channels_last_is_the_same_up_to_rounding(config: TrainConfig):
         lambda m, x: seen.append(x[0].is_contiguous(memory_format=torch.channels_last))
     )
     losses: list[float] = []
-    trainer.run_epoch(1, losses.append)
+    trainer.run_epoch(losses.append)
     assert all(seen)
     assert losses[0] == pytest.approx(plain, rel=1e-5)
 
@@ -114,7 +116,7 @@ def test_compiled_training_is_the_same_up_to_rounding(config: TrainConfig):
     counter = CompileCounter()
     trainer.forward = torch.compile(trainer.model, backend=counter)
     losses: list[float] = []
-    trainer.run_epoch(1, losses.append)
+    trainer.run_epoch(losses.append)
     assert counter.frame_count >= 1
     assert losses[0] == pytest.approx(plain, rel=1e-5)
     assert all("_orig_mod" not in name for name in trainer.model.state_dict())
@@ -143,7 +145,7 @@ def test_moving_average_by_hand(config: TrainConfig):
         return result
 
     trainer.training_step = step
-    trainer.run_epoch(1)
+    trainer.run_epoch()
     average = trainer.average.model.state_dict()
     assert average.keys() == expected.keys()
     for name, value in expected.items():
@@ -178,7 +180,7 @@ def test_clipping_limits_the_gradient(config: TrainConfig):
         return step(*arguments, **options)
 
     trainer.optimizer.step = measured
-    trainer.run_epoch(1)
+    trainer.run_epoch()
     assert norms == pytest.approx([0.01] * 5, rel=1e-3)
 
 
@@ -203,11 +205,48 @@ def test_the_optimiser_follows_the_schedule():
     config.milestones, config.factors = [1, 2], [0.5, 0.1]
     optimizer, schedule = build_optimizer(torch.nn.Linear(1, 1), config, 2)
     rates = []
-    for _ in range(6):
+    for step in range(6):
+        assert schedule.set(step) == schedule.rate(step)
         rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
     assert rates == pytest.approx([2, 2, 1, 1, 0.1, 0.1])
+
+
+def test_every_group_follows_the_schedule_from_its_own_peak():
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [{"params": [p], "lr": lr} for p, lr in zip(parameters, (1.0, 0.1), strict=True)]
+    optimizer = torch.optim.SGD(groups)
+    assert RateSchedule(optimizer, lambda step: 0.5**step).set(3) == 0.125
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.0125]
+
+
+@pytest.mark.parametrize("skipped", [[0, 1], [2], [4]])
+def test_a_step_that_is_skipped_counts(config: TrainConfig, skipped: list[int]):
+    """An overflow in fp16 leaves the weights as they are; the rates stay those of the batches."""
+    config.precision, config.optim.warmup_epochs, config.optim.ema_decay = "fp16", 0, 0.5
+    trainer = _trainer(config)
+    expected = [config.optim.lr * schedule_factor(step, config.optim, 5) for step in range(5)]
+    backward, updates, weights = itertools.count(), {}, []
+
+    def overflow(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient / 0 if next(backward) in skipped else gradient
+
+    def before_the_update(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        updates[trainer.step] = optimizer.param_groups[0]["lr"]
+
+    trainer.model.classifier.weight.register_hook(overflow)
+    trainer.optimizer.register_step_pre_hook(before_the_update)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        after = lambda: weights.append(trainer.model.classifier.weight.detach().clone())  # noqa: E731
+        after()
+        statistics = trainer.run_epoch(after_step=after)
+    done = [step for step in range(5) if step not in skipped]
+    assert updates == pytest.approx({step: expected[step] for step in done})
+    for step in range(5):
+        assert torch.equal(weights[step + 1], weights[step]) == (step in skipped)
+    assert trainer.step == trainer.average.updates == 5
+    assert statistics.learning_rate == pytest.approx(expected[4])
+    assert trainer.precision.scaler.get_scale() == 2.0 ** (16 - len(skipped))
 
 
 def test_decay_leaves_out_what_has_one_dimension():

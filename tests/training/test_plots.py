@@ -25,7 +25,7 @@ from training.data import build_dataset
 from training.diagnostics import covariance_matrix, weight_norms
 from training.diagnostics.run import batch_diagnostics, feature_diagnostics, run_diagnose
 from training.errors import ConfigError
-from training.inspection import inspect_split, load_run, view_model
+from training.inspection import inspect_split, view_model
 from training.models import build_model
 from training.plot import run_plot
 from training.plots import (
@@ -38,6 +38,7 @@ from training.plots import (
 from training.plots.style import class_order
 from training.report import _CAPTIONS, write_report
 from training.run_folder import RunFolder
+from training.runs import load_run, read_run
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_everything_is_escaped_in_the_report(folder: Path):
 
 
 def test_what_is_drawn_comes_from_the_chosen_checkpoint(folder: Path):
-    loaded = load_run(str(folder), "last", torch.device("cpu"))
+    loaded = load_run(read_run(folder), "last", torch.device("cpu"))
     view = view_model(loaded.model, loaded.dataset, "test", "last")
     with torch.no_grad():
         images = loaded.dataset.normalise(loaded.dataset.test.images)
@@ -187,7 +188,7 @@ def test_diagnose_prints_and_writes_figures(folder: Path):
 
 
 def test_whitening_with_a_splits_own_statistics_decorrelates_it(trained: Path):
-    loaded = load_run(str(trained), "last", torch.device("cpu"))
+    loaded = load_run(read_run(trained), "last", torch.device("cpu"))
     before = inspect_split(loaded.model, loaded.dataset, "train").before
     layer = loaded.model.whitening
     layer.eps = 1e-9

@@ -46,11 +46,10 @@ def test_a_run_from_the_command_line(tmp_path, arguments: str):
     [("b3rs", "ldam"), ("sqrt", "ldam-drw"), ("instance", "cb"), ("class-balanced", "focal")],
 )
 def test_a_batch_is_learned_by_heart(config: TrainConfig, sampler: str, loss: str):
-    config.optim.weight_decay, config.optim.warmup_epochs = 0.0, 0
+    config.optim.weight_decay, config.optim.warmup_epochs, config.optim.lr = 0.0, 0, 0.5
     config.sampler, config.loss, config.whitening = sampler, loss, "fused"
     seeds = resolve_seeds(0, config.seeds)
     trainer = build_trainer(config, build_dataset(config, seeds.split), seeds, torch.device("cpu"))
-    trainer.schedule.lr_lambdas = [lambda step: 0.5]
     trainer.model.train()
     examples = next(trainer.feed.examples(trainer.sampler.batches(1), 1))
     losses, logits = [], None

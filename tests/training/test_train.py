@@ -64,7 +64,7 @@ def test_every_seed_matters(config: TrainConfig, source: str):
         data = build_dataset(config, seeds.split)
         trainer = build_trainer(config, data, seeds, torch.device("cpu"))
         found: list[float] = []
-        trainer.run_epoch(1, found.append)
+        trainer.run_epoch(found.append)
         return found
 
     changed = copy.deepcopy(config)
@@ -201,11 +201,10 @@ def test_overwrite_replaces_a_run_folder_and_nothing_else(config: TrainConfig, t
 
 def test_overfits_one_batch(config: TrainConfig):
     config.optim.weight_decay = 0.0
-    config.optim.warmup_epochs = 0
+    config.optim.warmup_epochs, config.optim.lr = 0, 0.5
     config.loss = "ce"
     seeds = resolve_seeds(0, config.seeds)
     trainer = build_trainer(config, build_dataset(config, seeds.split), seeds, torch.device("cpu"))
-    trainer.schedule.lr_lambdas = [lambda step: 0.5]
     examples = next(trainer.feed.examples(trainer.sampler.batches(1), 1))
     losses = [trainer.training_step(examples)[0].item() for _ in range(60)]
     assert losses[0] > 1.5

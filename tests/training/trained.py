@@ -12,13 +12,14 @@ from training.reproducibility import cpu_threads
 from training.train import run_training
 
 
-def train_briefly(root: Path, whitening: str = "fused") -> Path:
+def train_briefly(root: Path, whitening: str = "fused", ema_decay: float | None = None) -> Path:
     """Train a small model for two epochs, without pictures; return the run folder."""
     config = TrainConfig(whitening=whitening)
     config.model.width = 4
     config.data.batch_size = 64
     config.optim.epochs = 2
     config.optim.warmup_epochs = 1
+    config.optim.ema_decay = ema_decay
     config.output.root = str(root)
     config.output.name = whitening
     config.output.plots = False

@@ -32,7 +32,7 @@ from training.metrics import ShotGroups
 from training.models import build_model
 from training.progress import PlainReporter
 from training.reproducibility import resolve_seeds
-from training.resume import plan_fingerprint
+from training.samplers import rank_rows
 from training.train import run_training
 
 CPU = torch.device("cpu")
@@ -81,18 +81,17 @@ def train_steps(folder: Path, processes: Processes, whitening: str = "none") -> 
     try:
         seeds = resolve_seeds(0, config.seeds)
         trainer = build_trainer(config, double_dataset(config), seeds, CPU, processes)
-        seen = [trainer.run_epoch(epoch) for epoch in (1, 2)]
+        seen = [trainer.run_epoch() for _ in range(2)]
     finally:
         torch.set_default_dtype(torch.float32)
         training.loop.build_model = build_model
+    own = rank_rows(processes.rank, processes.world_size)
     result = {
         "model": trainer.model.state_dict(),
         "ema": trainer.average.state_dict()["model"],
         "seen": [[s.loss, s.accuracy, s.images, s.learning_rate] for s in seen],
-        "plan": plan_fingerprint(trainer),
-        "shares": [
-            len(processes.share(b.positions)) / len(b.positions) for b in trainer.sampler.batches(1)
-        ],
+        "plan": trainer.cursor.plan,
+        "shares": [len(b.positions[own]) / len(b.positions) for b in trainer.sampler.batches(1)],
     }
     torch.save(result, folder / f"steps-{whitening}-{processes.rank}.pt")
 

@@ -18,7 +18,8 @@ class EvalConfig:
     Attributes:
         run: The run folder.
         split: Which images; the training images are taken without augmentation.
-        checkpoint: Which checkpoint of the run.
+        checkpoint: Which checkpoint of the run; its raw weights, never their
+            average (optim.ema_decay), as for the figures of "last" and "best".
         device: auto, cpu, cuda or any device name of torch; null is the run's.
         output: File for the result as JSON; null writes none.
         verify: Fail (exit status 1) if the result is not, to the bit, what summary.json says.

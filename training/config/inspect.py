@@ -17,7 +17,8 @@ class DiagnoseConfig:
 
     Attributes:
         run: The run folder.
-        checkpoint: Which checkpoint of the run.
+        checkpoint: Which checkpoint of the run; its raw weights, never their
+            average (optim.ema_decay), as for the figures of "last" and "best".
         split: Whose features; those of the training images are taken without augmentation.
         device: auto, cpu, cuda or any device name of torch.
         hessian_rows: Images that the condition number of the classifier's Hessian is computed from,
@@ -42,7 +43,8 @@ class PlotConfig:
 
     Attributes:
         run: The run folder.
-        checkpoint: Whose features and predictions are drawn.
+        checkpoint: Whose features and predictions are drawn; its raw weights, never their
+            average (optim.ema_decay), as for the figures of "last" and "best".
         split: On which images.
         device: auto, cpu, cuda or any device name of torch.
     """
@@ -61,7 +63,8 @@ class ExportConfig:
         run: The run folder.
         format: safetensors (weights, loaded by `training.export.load_safetensors`), torch-export
             (a .pt2 program) or onnx; the last two take batches of any size.
-        checkpoint: Which checkpoint of the run.
+        checkpoint: Which checkpoint of the run; its raw weights, never their
+            average (optim.ema_decay), as for the figures of "last" and "best".
         fold: Fold the whitening layer into the classifier's weight and bias. The logits are the
             same up to rounding.
         output: The file to write; null is export/<checkpoint>[-folded].<ending> in the run folder.

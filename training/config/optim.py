@@ -33,8 +33,9 @@ class OptimConfig:
         clip_norm: Scale the gradient down to this Euclidean norm if it is longer; > 0, null never.
         ema_decay: Keep an exponential moving average of weights and running statistics with this
             decay per step; in (0, 1), null keeps none. It is evaluated and saved beside the model
-            ("ema"). The model itself stays the raw one: it is what is selected, summarised and
-            used by the other commands.
+            ("ema"). The model itself stays the raw one: it is what chooses "best", what the
+            figures of "last" and "best" are of, and what eval, plot, diagnose, export and stage2
+            take from a checkpoint.
     """
 
     epochs: int = 100

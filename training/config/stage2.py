@@ -27,7 +27,8 @@ class Stage2Config:
             one scale per class that way; tau-norm divides each class's weights by their norm to the
             power tau; ncm takes the mean feature of each class as its weights.
         source: Folder of the finished run.
-        checkpoint: Which of its checkpoints.
+        checkpoint: Which of its checkpoints; its raw weights, never their
+            average (optim.ema_decay), as for the figures of "last" and "best".
         seed: Seed of the new weights, the batches and the augmentation; >= 0, null is the run's.
         epochs: Passes of max_k n_k images of every class each; >= 1. (crt, lws)
         lr: Peak learning rate of the cosine; > 0, null is the paper's 0.2 * batch_size / 512.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
 from training.config import TrainConfig
 from training.data.augment import Augmentation
-from training.data.base import LongTailedDataset
+from training.data.base import LongTailedDataset, Split
 from training.data.options import resolve_options
-from training.samplers.base import Batch
+from training.samplers.base import Batch, rank_rows
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Examples:
 
     Attributes:
         images: Augmented and normalised, float32 [b, C, H, W], on the training device; those of the
-            rank, at positions ``batch.positions[rank::world_size]``.
+            rank, at positions ``batch.positions[rank_rows(rank, world_size)]``.
         labels: int64 [b], on the training device.
         batch: The batch of the plan that they come from, of all ranks together.
     """
@@ -31,8 +31,41 @@ class Examples:
     batch: Batch
 
 
-class TrainFeed(Protocol):
-    """Loads and augments the batches of a plan."""
+class TrainFeed(ABC):
+    """Loads and augments the batches of a plan. To add one: `load`, and a line in `build_feed`.
+
+    Args:
+        dataset: On the training device.
+        augmentation: What to do to the images on the device.
+        seed: Seed of the augmentation; epoch and number of the batch are mixed in.
+        rank: See `build_feed`.
+        world_size: See `build_feed`.
+
+    Attributes:
+        slots: The rank's rows of every batch.
+    """
+
+    def __init__(
+        self,
+        dataset: LongTailedDataset,
+        augmentation: Augmentation,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Remember the parts."""
+        self.dataset = dataset
+        self.augmentation = augmentation
+        self.seed = seed
+        self.slots = rank_rows(rank, world_size)
+
+    @abstractmethod
+    def load(self, plan: Iterable[Batch], epoch: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """Yield each batch with the rank's images, uint8 [b, C, H, W], and labels, int64 [b].
+
+        Both are on the training device. What is random in them depends on the seed, the epoch, the
+        number of the batch and the image's place in it alone.
+        """
 
     def examples(self, plan: Iterable[Batch], epoch: int) -> Iterator[Examples]:
         """Yield the examples of each batch.
@@ -41,7 +74,10 @@ class TrainFeed(Protocol):
         place in it alone: a plan that starts in the middle of an epoch goes on as the whole would,
         and the ranks together have what one process has.
         """
-        ...
+        for batch, images, labels in self.load(plan, epoch):
+            entropy = (self.seed, epoch, batch.index)
+            images = self.augmentation(images, entropy, len(batch.positions), self.slots)
+            yield Examples(self.dataset.normalise(images), labels, batch)
 
 
 def build_feed(
@@ -57,7 +93,7 @@ def build_feed(
         config: Its ``data`` section says how to augment.
         dataset: On the training device.
         seed: Seed of the augmentation.
-        rank: Which images of each batch are loaded: ``positions[rank::world_size]``.
+        rank: Which images of each batch are loaded: see `rank_rows`.
         world_size: Number of processes that share the batches.
 
     Raises:
@@ -72,38 +108,13 @@ def build_feed(
     return FileFeed(dataset, augmentation, seed, rank, world_size)
 
 
-class ResidentFeed:
-    """Images that live on the training device as uint8 and are augmented there in batches.
+class ResidentFeed(TrainFeed):
+    """Images that live on the training device as uint8 and are augmented there in batches."""
 
-    Args:
-        dataset: On the training device.
-        augmentation: What to do to the images.
-        seed: Seed of the augmentation; epoch and number of the batch are mixed in.
-        rank: See `build_feed`.
-        world_size: See `build_feed`.
-    """
-
-    def __init__(
-        self,
-        dataset: LongTailedDataset,
-        augmentation: Augmentation,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        """Remember the parts."""
-        self.dataset = dataset
-        self.augmentation = augmentation
-        self.seed = seed
-        self.slots = slice(rank, None, world_size)
-
-    def examples(self, plan: Iterable[Batch], epoch: int) -> Iterator[Examples]:
-        """See `TrainFeed`."""
+    def load(self, plan: Iterable[Batch], epoch: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """Pick the images; see `TrainFeed.load`."""
         train = self.dataset.train
+        assert isinstance(train, Split)  # `build_feed` gives files to `FileFeed`
         for batch in plan:
             positions = batch.positions[self.slots].to(self.dataset.device)  # [b]
-            entropy = (self.seed, epoch, batch.index)
-            images = self.augmentation(
-                train.images[positions], entropy, len(batch.positions), self.slots
-            )
-            yield Examples(self.dataset.normalise(images), train.labels[positions], batch)
+            yield batch, train.images[positions], train.labels[positions]

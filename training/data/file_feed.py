@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from training.data.augment import Augmentation
-from training.data.base import FileLoading, FileSplit, LongTailedDataset
+from training.data.base import FileSplit, LongTailedDataset, Split
 from training.data.decode import evaluation_image, open_image, training_image
-from training.data.feed import Examples
+from training.data.feed import TrainFeed
 from training.errors import ConfigError
 from training.samplers.base import Batch
 
@@ -40,21 +40,28 @@ class _Failure:
     message: str
 
 
-class _Files(Dataset):
+_Item = tuple[Tensor, Tensor] | _Failure
+"""Image and label, or why there are none."""
+
+
+class _Files(Dataset[_Item]):
     """Decodes one image of a split per request; holds no state that a request could change."""
 
-    def __init__(self, split: FileSplit, loading: FileLoading, augmented: bool) -> None:
+    def __init__(
+        self, dataset: LongTailedDataset, split: Split | FileSplit, augmented: bool
+    ) -> None:
+        assert isinstance(split, FileSplit) and dataset.loading is not None
         # A numpy array of fixed-width bytes: forked workers share its pages, where a tuple of str
         # would be copied bit by bit as reference counts are touched.
         self.paths = np.array([path.encode() for path in split.paths])
         self.labels = split.labels.cpu()
-        self.loading = loading
+        self.loading = dataset.loading
         self.augmented = augmented
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, request: _Request) -> tuple[Tensor, Tensor] | _Failure:
+    def __getitem__(self, request: _Request) -> _Item:
         try:
             image = open_image(self.paths[request.position].decode())
         except ConfigError as error:
@@ -67,12 +74,14 @@ class _Files(Dataset):
         return training_image(image, self.loading, rng, self.augmented), label
 
 
-def _collate(items: list[tuple[Tensor, Tensor] | _Failure]) -> tuple[Tensor, Tensor] | _Failure:
+def _collate(items: list[_Item]) -> _Item:
     """Stack to uint8 [b, 3, S, S] and int64 [b], or pass on the first failure."""
+    images, labels = [], []
     for item in items:
         if isinstance(item, _Failure):
             return item
-    images, labels = zip(*items, strict=True)
+        images.append(item[0])
+        labels.append(item[1])
     return torch.stack(images), torch.stack(labels)
 
 
@@ -103,7 +112,7 @@ def _loader(
     workers: int,
     device: torch.device,
     keep: bool,
-) -> DataLoader:
+) -> DataLoader[_Item]:
     return DataLoader(
         files,
         batch_sampler=requests,
@@ -115,7 +124,7 @@ def _loader(
     )
 
 
-def _received(item: tuple[Tensor, Tensor] | _Failure, device: torch.device) -> list[Tensor]:
+def _received(item: _Item, device: torch.device) -> list[Tensor]:
     """Return the images and labels of a batch on a device.
 
     Raises:
@@ -126,13 +135,15 @@ def _received(item: tuple[Tensor, Tensor] | _Failure, device: torch.device) -> l
     return [tensor.to(device, non_blocking=True) for tensor in item]
 
 
-class FileFeed:
+class FileFeed(TrainFeed):
     """Files that worker processes decode, crop and flip; the rest happens on the training device.
+
+    In the workers the image's place in the batch is mixed into the seed as well.
 
     Args:
         dataset: Of files, on the training device.
-        augmentation: What to do to the images on the device.
-        seed: Seed of the augmentation; epoch, number of the batch and place in it are mixed in.
+        augmentation: See `TrainFeed`.
+        seed: See `TrainFeed`.
         rank: See `build_feed`.
         world_size: See `build_feed`.
     """
@@ -146,25 +157,19 @@ class FileFeed:
         world_size: int = 1,
     ) -> None:
         """Make the loader; its workers start with the first epoch and stay."""
-        self.dataset = dataset
-        self.augmentation = augmentation
-        self.seed = seed
-        self.slots = slice(rank, None, world_size)
+        super().__init__(dataset, augmentation, seed, rank, world_size)
         self._requests = _Requests()
-        files = _Files(dataset.train, dataset.loading, augmentation.data.augment != "none")
-        workers = dataset.loading.workers
+        files = _Files(dataset, dataset.train, augmentation.data.augment != "none")
+        workers = files.loading.workers
         self._loader = _loader(files, self._requests, workers, dataset.device, keep=True)
 
-    def examples(self, plan: Iterable[Batch], epoch: int) -> Iterator[Examples]:
-        """See `TrainFeed`."""
+    def load(self, plan: Iterable[Batch], epoch: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """Receive what the workers decoded; see `TrainFeed.load`."""
         waiting: deque[Batch] = deque()  # asked for, and not here yet: the loader keeps the order
         self._requests.batches = self._ask(plan, epoch, waiting)
         for item in self._loader:
-            batch = waiting.popleft()
             images, labels = _received(item, self.dataset.device)
-            entropy = (self.seed, epoch, batch.index)
-            images = self.augmentation(images, entropy, len(batch.positions), self.slots)
-            yield Examples(self.dataset.normalise(images), labels, batch)
+            yield waiting.popleft(), images, labels
 
     def _ask(
         self, plan: Iterable[Batch], epoch: int, waiting: deque[Batch]
@@ -187,8 +192,8 @@ def evaluation_files(
         [_Request(position) for position in share[start : start + batch_size]]
         for start in range(0, len(share), batch_size)
     ]
-    files = _Files(split, dataset.loading, augmented=False)
-    workers = min(dataset.loading.workers, len(requests))
+    files = _Files(dataset, split, augmented=False)
+    workers = min(files.loading.workers, len(requests))
     for item in _loader(files, requests, workers, dataset.device, keep=False):
         images, labels = _received(item, dataset.device)
         yield dataset.normalise(images), labels

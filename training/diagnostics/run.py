@@ -34,10 +34,11 @@ from training.diagnostics.features import (
 from training.diagnostics.gradients import class_gradients, mean_abs_cosine, weight_norms
 from training.diagnostics.hessian import hessian_condition
 from training.files import write_json
-from training.inspection import Inspection, inspect_split, load_run
+from training.inspection import Inspection, inspect_split
 from training.losses import ClassificationLoss, build_loss
 from training.models import WhitenedClassifier
 from training.reproducibility import cpu_threads, resolve_seeds
+from training.runs import load_run, read_run
 from training.samplers import Batch, build_sampler
 
 
@@ -184,7 +185,7 @@ def run_diagnose(config: DiagnoseConfig, console: Console | None = None) -> dict
     console = console or Console()
     check_diagnose(config)
     device = select_device(config.device)
-    loaded = load_run(config.run, config.checkpoint, device)
+    loaded = load_run(read_run(config.run), config.checkpoint, device)
     with cpu_threads(loaded.run.config.threads):
         result = {
             "run": str(loaded.run.folder.path),

@@ -24,8 +24,8 @@ from training.export.formats import (
     write_safetensors,
     write_torch_export,
 )
-from training.inspection import LoadedRun, load_run
 from training.models import WhitenedClassifier
+from training.runs import LoadedRun, load_run, read_run
 
 _EXAMPLES = 16
 """Images that the file is verified on."""
@@ -45,7 +45,7 @@ def run_export(config: ExportConfig, console: Console | None = None) -> Path:
             does not compute what the model does (then it is removed).
     """
     console = console or Console()
-    loaded = load_run(config.run, config.checkpoint, torch.device("cpu"))
+    loaded = load_run(read_run(config.run), config.checkpoint, torch.device("cpu"))
     path = _output_path(config, loaded)
     path.parent.mkdir(parents=True, exist_ok=True)
     unverified = path.with_name(f".{path.stem}.unverified{path.suffix}")

@@ -10,7 +10,7 @@ from training.samplers.base import (
     BatchSampler,
     batch_bounds,
     check_world_size,
-    rank_slice,
+    rank_rows,
 )
 from training.samplers.build import build_sampler
 from training.samplers.cursor import PlanCursor
@@ -31,5 +31,5 @@ __all__ = [
     "batch_bounds",
     "build_sampler",
     "check_world_size",
-    "rank_slice",
+    "rank_rows",
 ]

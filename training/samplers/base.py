@@ -7,7 +7,7 @@ rank of a distributed run, and in a run that is resumed in the middle of an epoc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -22,7 +22,7 @@ BatchKind = Literal["ordinary", "balanced"]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of the plan, of all ranks together (or of one rank, after `rank_slice`).
+    """One batch of the plan, of all ranks together; see `rank_rows` for the rows of one.
 
     Attributes:
         positions: Positions in the training split, int64 [B], on the CPU.
@@ -64,7 +64,7 @@ class BatchSampler(Protocol):
         ...
 
     def parameters(self) -> dict[str, Any]:
-        """Return all that the plan depends on but the epoch, as plain values (see `PlanCursor`)."""
+        """Return what the plan depends on, but epoch and labels, as plain values."""
         ...
 
 
@@ -84,45 +84,37 @@ def batch_bounds(num_samples: int, batch_size: int, drop_last: bool) -> list[tup
     return list(zip(starts, stops, strict=True))
 
 
-def rank_slice(batch: Batch, rank: int, world_size: int) -> Batch:
-    """Return one rank's part of a batch: rows rank, rank + world_size, ... of the global plan.
+def rank_rows(rank: int, world_size: int) -> slice:
+    """Return which rows of every batch of the plan a rank takes: rank, rank + world_size, ...
 
     The parts are disjoint, their union is the batch, and their sizes differ by one at most. As a
     balanced batch lists its blocks one after another, each rank gets its share of every block.
 
     Args:
-        batch: The batch of all ranks.
         rank: In [0, world_size).
         world_size: Number of ranks; >= 1.
 
-    Raises:
-        ConfigError: If a rank would be left without a row.
-
     Example:
         >>> import torch
-        >>> batch = Batch(torch.tensor([5, 6, 7, 8, 9]), index=0)
-        >>> [rank_slice(batch, rank, 2).positions.tolist() for rank in range(2)]
+        >>> positions = torch.tensor([5, 6, 7, 8, 9])
+        >>> [positions[rank_rows(rank, 2)].tolist() for rank in range(2)]
         [[5, 7, 9], [6, 8]]
     """
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank_slice: expected 0 <= rank < {world_size}, got rank {rank}.")
-    _check_rows(len(batch.positions), world_size)
-    return replace(batch, positions=batch.positions[rank::world_size])
+        raise ValueError(f"rank_rows: expected 0 <= rank < {world_size}, got rank {rank}.")
+    return slice(rank, None, world_size)
 
 
 def check_world_size(sampler: BatchSampler, world_size: int) -> None:
-    """Check before the first step that every rank gets a row of every batch.
+    """Check before the first step that every batch has enough rows for every rank to normalise by.
 
     Raises:
-        ConfigError: If the smallest batch has fewer rows than there are ranks.
+        ConfigError: If a rank would get fewer than `MIN_ROWS` rows of the smallest batch.
     """
-    _check_rows(sampler.smallest_batch(), world_size)
-
-
-def _check_rows(rows: int, world_size: int) -> None:
-    if rows < world_size:
+    smallest = sampler.smallest_batch()
+    if world_size > 1 and smallest // world_size < MIN_ROWS:
         raise ConfigError(
-            f"data.batch_size: expected at least one row per rank in every batch, got a batch of "
-            f"{rows} rows for {world_size} ranks; use a larger batch, fewer ranks, or "
-            "--data.drop_last true, which leaves out an epoch's smaller last batch."
+            f"data.batch_size: expected at least {MIN_ROWS} rows for each of the {world_size} "
+            f"processes in every batch, got a batch of {smallest}; use --data.drop_last true, "
+            "larger batches or fewer processes."
         )

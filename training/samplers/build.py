@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -69,7 +68,7 @@ def build_sampler(
             "balanced": torch.from_numpy(frequencies),
         },
         batch_size,
-        _parameters(config, labels, seed, batches),
+        _parameters(config, len(labels), seed, batches),
     )
 
 
@@ -130,14 +129,13 @@ def _probabilities(sampler: str, counts: Floats, epochs: int) -> Callable[[int],
     return progressive
 
 
-def _parameters(config: TrainConfig, labels: Tensor, seed: int, batches: int) -> dict[str, Any]:
-    """All that the plan depends on but the epoch, as plain values with the names of the options."""
+def _parameters(config: TrainConfig, images: int, seed: int, batches: int) -> dict[str, Any]:
+    """What the plan of ``images`` images depends on, by the names of the options."""
     parameters: dict[str, Any] = {
         "sampler": config.sampler,
         "bet_period": config.bet_period,
         "seed": seed,
-        "num_samples": len(labels),
-        "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest()[:16],
+        "num_samples": images,
         "batch_size": config.data.batch_size,
         "batches": batches,
     }

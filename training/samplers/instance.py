@@ -78,7 +78,7 @@ class InstanceSampler:
         return self.class_counts.double() / self.class_counts.sum()
 
     def parameters(self) -> dict[str, Any]:
-        """Return all that the plan depends on but the epoch."""
+        """Return what the plan depends on, but the epoch."""
         return {
             "sampler": "instance",
             "seed": self.seed,

@@ -24,7 +24,7 @@ class ScheduledSampler:
         balanced: Stream of the balanced batches.
         frequencies: Long-run class frequencies of each kind of batch, float64 [K] each.
         batch_size: Rows per batch.
-        parameters: All that the plan depends on but the epoch.
+        parameters: What the plan depends on, but epoch and labels.
     """
 
     def __init__(
@@ -83,5 +83,5 @@ class ScheduledSampler:
         return (1 - share) * ordinary + share * balanced
 
     def parameters(self) -> dict[str, Any]:
-        """Return all that the plan depends on but the epoch."""
+        """Return what the plan depends on, but epoch and labels."""
         return self._parameters

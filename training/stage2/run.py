@@ -24,7 +24,7 @@ from training.models import WhitenedClassifier
 from training.progress import print_results
 from training.reproducibility import cpu_threads, derive_seed, deterministic_algorithms
 from training.run_folder import RunFolder, create_run_folder
-from training.runs import Run, read_run, restore_dataset, restore_model
+from training.runs import Run, load_run, read_run
 from training.stage2.material import HOLDOUT, build_material
 from training.stage2.methods import METHODS, Candidate
 from training.stage2.split import ChoiceData, choice_data
@@ -65,10 +65,9 @@ def run_stage2(config: Stage2Config, console: Console | None = None) -> dict[str
     config = _resolve(config, run)
     device = select_device(config.device or run.config.device)
     with cpu_threads(run.config.threads), deterministic_algorithms(run.config.deterministic):
-        dataset = restore_dataset(run)
-        model = restore_model(run, dataset, config.checkpoint, device)
+        loaded = load_run(run, config.checkpoint, device)
+        dataset, model = loaded.dataset, loaded.model
         groups = ShotGroups.from_counts(dataset.class_counts.tolist())
-        dataset = dataset.to(device)
         data = choice_data(dataset, config.holdout, derive_seed(config.seed or 0, HOLDOUT))
         choice = choose(config, run, dataset, data, model, groups)
         records = _records(dataset, data, model, choice, groups)  # from here on the test split too

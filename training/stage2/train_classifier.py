@@ -104,13 +104,12 @@ def train_classifier(
         started = time.perf_counter()
         total, correct, count, rate = 0.0, 0, 0, 0.0
         for features, labels in batches(epoch):
-            rate = schedule.get_last_lr()[0]
+            rate = schedule.set(step)
             logits = module(features)  # [B, K]
             loss = functional.cross_entropy(logits, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            schedule.step()
             step += 1
             if not math.isfinite(loss.item()):
                 raise TrainingDiverged(

@@ -10,7 +10,7 @@ from training.config.loss import LOSS_OPTIONS
 from training.data.feed import Examples
 from training.distributed import Processes, loss_weight
 from training.losses import build_loss
-from training.samplers import Batch, rank_slice
+from training.samplers import Batch, rank_rows
 
 LABELS = torch.tensor([0, 0, 2, 0, 1, 0, 0, 1, 0, 0, 2])
 
@@ -39,7 +39,7 @@ def test_the_average_of_the_gradients_is_that_of_the_batch(name: str):
     process = _Process(loss.denominator(LABELS))
     average = torch.zeros_like(whole)
     for rank in range(3):
-        rows = rank_slice(batch, rank, 3).positions
+        rows = batch.positions[rank_rows(rank, 3)]
         examples = Examples(features[rows], LABELS[rows], batch)
         value = loss(features[rows] @ weight, LABELS[rows])
         (part,) = torch.autograd.grad(value * loss_weight(loss, examples, process), weight)

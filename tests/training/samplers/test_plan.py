@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from tests.helpers.long_tail import class_counts, epoch_positions, labels_of, sampler_of
 from training.errors import ConfigError
-from training.samplers import Batch, PlanCursor, check_world_size, rank_slice
+from training.samplers import PlanCursor, check_world_size, rank_rows
 
 LABELS = labels_of([60, 31, 17, 9, 5, 2])  # 124 images: 6 batches of 20, and 4 images left
 
@@ -80,18 +81,19 @@ def test_an_epoch_resumes_at_every_batch(options: dict):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_ranks_together_are_the_single_process_plan(options: dict, world_size: int):
     sampler = sampler_of(LABELS, **options)
-    check_world_size(sampler, world_size)
+    fits = sampler.smallest_batch() >= 2 * world_size
+    with nullcontext() if world_size == 1 or fits else pytest.raises(ConfigError):
+        check_world_size(sampler, world_size)
     # Every rank makes the plan on its own.
     ranks = [sampler_of(LABELS, **options).batches(2) for _ in range(world_size)]
     for batch, *parts in zip(sampler.batches(2), *ranks, strict=True):
-        slices = [rank_slice(part, rank, world_size) for rank, part in enumerate(parts)]
-        sizes = [len(s.positions) for s in slices]
-        assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
-        assert {(s.index, s.kind) for s in slices} == {(batch.index, batch.kind)}
-        merged = torch.full_like(batch.positions, -1)
-        for rank, part in enumerate(slices):
-            merged[rank::world_size] = part.positions
-        assert torch.equal(merged, batch.positions)
+        shares = [part.positions[rank_rows(r, world_size)] for r, part in enumerate(parts)]
+        sizes = [len(share) for share in shares]
+        assert sum(sizes) == len(batch.positions)
+        assert min(sizes) >= (2 if fits else 1) and max(sizes) - min(sizes) <= 1
+        assert {(part.index, part.kind) for part in parts} == {(batch.index, batch.kind)}
+        for row, position in enumerate(batch.positions.tolist()):
+            assert shares[row % world_size][row // world_size] == position
 
 
 def test_the_long_run_follows_class_frequencies(options: dict):
@@ -112,51 +114,90 @@ def test_the_long_run_follows_class_frequencies(options: dict):
 def test_the_cursor_continues_where_the_state_was_taken(options: dict, steps: int):
     def run(cursor: PlanCursor, count: int) -> list:
         seen: list = []
-        while len(seen) < count:
+        while True:
             for batch in cursor.batches():
-                if len(seen) == count:
-                    break
                 seen.append((cursor.epoch, batch.index, batch.positions.tolist()))
                 cursor.advance(batch)
-        return seen
+                if len(seen) == count:  # the last batch of an epoch does not end it
+                    return seen
+            cursor.next_epoch()
 
-    through = run(PlanCursor(sampler_of(LABELS, **options)), 20)
-    length = len(sampler_of(LABELS, **options))
+    def new() -> PlanCursor:
+        return PlanCursor(sampler_of(LABELS, **options), LABELS)
+
+    through, cursor = run(new(), 20), new()
+    length = len(cursor.sampler)
     assert [step[:2] for step in through] == [(1 + n // length, n % length) for n in range(20)]
-    cursor = PlanCursor(sampler_of(LABELS, **options))
-    head = run(cursor, steps)
-    resumed = PlanCursor(sampler_of(LABELS, **options))
+    head = run(cursor, steps) if steps else []
+    assert cursor.steps == steps
+    resumed = new()
     resumed.load_state_dict(cursor.state_dict())
+    assert (resumed.epoch, resumed.index) == (cursor.epoch, cursor.index)
     assert head + run(resumed, 20 - steps) == through
 
 
+def _refused(cursor: PlanCursor, state: dict) -> str:
+    before = (cursor.epoch, cursor.index)
+    with pytest.raises(ConfigError, match=r"^resume: expected") as error:
+        cursor.load_state_dict(state)
+    assert (cursor.epoch, cursor.index) == before
+    return str(error.value)
+
+
 def test_another_plan_is_refused_by_name():
-    state = PlanCursor(sampler_of(LABELS, "b3rs", blocks=3, q=0.5)).state_dict()
-    other = PlanCursor(sampler_of(LABELS, "b3rs", blocks=3, q=0.25, batch_size=10))
-    with pytest.raises(ConfigError) as error:
-        other.load_state_dict(state)
-    for text in ("batch_size: 20 there, 10 here", "sampler_options.q: 0.5 there, 0.25 here"):
-        assert text in str(error.value)
-    assert "sampler_options.r" not in str(error.value)
+    state = PlanCursor(sampler_of(LABELS, "b3rs", blocks=3, q=0.5), LABELS).state_dict()
+    other = PlanCursor(sampler_of(LABELS, "b3rs", blocks=3, q=0.25, batch_size=10), LABELS)
+    text = _refused(other, state)
+    assert "batch_size: 20 there, 10 now" in text
+    assert "sampler_options.q: 0.5 there, 0.25 now" in text
+    assert "sampler_options.r" not in text
+    text = _refused(PlanCursor(sampler_of(LABELS, "instance"), LABELS), state)
+    assert "sampler: 'b3rs' there, 'instance' now" in text
+    assert "drop_last: 'none' there, True now" in text
+
+
+def test_other_labels_are_refused_though_the_batches_are_the_same():
+    state = PlanCursor(sampler_of(LABELS, "instance"), LABELS).state_dict()
     changed = LABELS.clone()
-    changed[:2] = changed[:2].flip(0)
-    same_size = PlanCursor(sampler_of(1 - (LABELS > 2).long(), "b3rs", blocks=2))
-    with pytest.raises(ConfigError, match="labels: "):
-        same_size.load_state_dict(state)
-    with pytest.raises(ConfigError, match="damaged"):
-        PlanCursor(sampler_of(LABELS, "b3rs", blocks=3)).load_state_dict({**state, "index": 6})
+    changed[[0, 1]] = torch.tensor([3, 2])
+    assert not torch.equal(changed, LABELS)
+    text = _refused(PlanCursor(sampler_of(changed, "instance"), changed), state)
+    assert "(labels: '" in text and "first_epoch: '" not in text
 
 
-def test_a_rank_without_rows_is_an_error():
-    batch = Batch(torch.arange(3), 0)
-    with pytest.raises(ConfigError, match="a batch of 3 rows for 4 ranks"):
-        rank_slice(batch, 0, 4)
+def test_other_code_of_the_sampler_is_refused():
+    state = PlanCursor(sampler_of(LABELS, "b3rs", blocks=3), LABELS).state_dict()
+    sampler = sampler_of(LABELS, "b3rs", blocks=3)
+    sampler.batches, batches = lambda epoch, start=0: batches(epoch + 1, start), sampler.batches
+    text = _refused(PlanCursor(sampler, LABELS), state)
+    assert "(first_epoch: '" in text and "labels: '" not in text
+
+
+@pytest.mark.parametrize("place", [{"index": 7}, {"index": -1}, {"epoch": 0}])
+def test_a_place_outside_the_plan_is_refused(place: dict):
+    cursor = PlanCursor(sampler_of(LABELS, "b3rs", blocks=3), LABELS)
+    state = cursor.state_dict()
+    assert "at most 6 batches done" in _refused(cursor, {**state, **place})
+    cursor.load_state_dict({**state, "index": 6})  # all are done, and the epoch is not over
+    assert list(cursor.batches()) == [] and cursor.steps == 6
+
+
+def test_a_rank_that_does_not_exist():
+    for rank in (-1, 2):
+        with pytest.raises(ValueError, match="0 <= rank < 2"):
+            rank_rows(rank, 2)
+
+
+def test_a_rank_with_too_few_rows_is_an_error():
     sampler = sampler_of(LABELS, "instance", drop_last=False)
     assert sampler.smallest_batch() == 4
-    check_world_size(sampler, 4)
-    with pytest.raises(ConfigError, match="drop_last true"):
-        check_world_size(sampler, 5)
-    check_world_size(sampler_of(LABELS, "instance"), 20)
+    for fits in (1, 2):
+        check_world_size(sampler, fits)
+    with pytest.raises(ConfigError, match=r"2 rows for each of the 3 processes .* a batch of 4"):
+        check_world_size(sampler, 3)
+    check_world_size(sampler_of(LABELS, "instance"), 10)
+    with pytest.raises(ConfigError, match="a batch of 20"):
+        check_world_size(sampler_of(LABELS, "instance"), 11)
 
 
 def test_batches_larger_than_the_data():
