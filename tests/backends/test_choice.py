@@ -73,6 +73,14 @@ def test_backends_have_the_same_stages() -> None:
     assert set(fakes.FAKES) == set(STAGES)
 
 
+def test_the_documentation_names_every_backend() -> None:
+    """Every other docstring refers to that of whiten."""
+    text = fastwhiten.whiten.__doc__ or ""
+    said = re.search(r"\n +backend: (.*?)\n +statistics_dtype:", text, re.DOTALL)
+    assert said is not None
+    assert set(re.findall(r'``"(\w+)"``', said[1])) == {"auto", *backends.BACKENDS}
+
+
 def test_choose() -> None:
     assert backends.choose("reference", CPU) == backends.choose("reference", META) == "reference"
     assert backends.choose("native", CPU) == backends.choose("auto", CPU) == "native"
