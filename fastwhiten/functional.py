@@ -139,7 +139,10 @@ def whiten(
             process holding them would: one all-reduce forward and one backward (one more forward
             for ``"ledoit-wolf"``). Every process has to call; batch sizes may differ and be 0, with
             at least two rows in all.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``; see ``python -m fastwhiten.info``.
+        backend: ``"auto"`` takes the best that serves the device of ``x``. ``"native"`` (compiled
+            C++, and CUDA kernels where they were built), ``"triton"`` (an NVIDIA GPU of compute
+            capability 8.0 or later, and the package triton) and ``"reference"`` (plain PyTorch, any
+            device) insist on one. ``python -m fastwhiten.info`` says what can be used here.
         statistics_dtype: ``torch.float64`` computes everything inside in double precision; by
             default float32, and float64 for float64 input.
 
@@ -149,8 +152,10 @@ def whiten(
 
     Raises:
         TypeError: ``x`` or ``sample_weight`` is not a floating-point tensor.
-        ValueError: wrong shape, fewer than two rows, an option outside its range, or a process
-            group that is not initialised or does not contain this process.
+        ValueError: wrong shape, fewer than two rows, an option outside its range, a backend that
+            does not serve the device of ``x``, or a process group that is not initialised or does
+            not contain this process.
+        RuntimeError: the backend is not installed or built here; the text says what is missing.
 
     Note:
         With a process group every process backpropagates its own loss, and the gradient is that of

@@ -33,7 +33,7 @@ def available() -> dict[str, str | None]:
     return {
         "native": _native_missing(),
         "reference": None,
-        "cuda": cuda_module.import_error,
+        "cuda": _cuda_missing(),
         "triton": triton.import_error(),
     }
 
@@ -48,13 +48,21 @@ def _native_missing() -> str | None:
     )
 
 
+def _cuda_missing() -> str | None:
+    """Return why the CUDA kernels serve no GPU here, or None; without a GPU, if they are there."""
+    reasons = [cuda_module.missing(index) for index in range(torch.cuda.device_count())]
+    return cuda_module.import_error if None in reasons or not reasons else reasons[0]
+
+
 def explain() -> list[tuple[str, str, str]]:
     """Return ``(case, backend that "auto" takes, reason)`` for every case of the table.
 
+    Every visible GPU is a case of its own: they may differ in compute capability.
+
     Example:
         >>> import fastwhiten.backends
-        >>> len(fastwhiten.backends.explain())
-        3
+        >>> [case for case, _, _ in fastwhiten.backends.explain()][0]
+        'CPU tensors, every dtype and shape'
     """
     broken = _native_missing()
     cpu = (
@@ -64,17 +72,29 @@ def explain() -> list[tuple[str, str, str]]:
     )
     return [
         ("CPU tensors, every dtype and shape", *cpu),
-        ("CUDA tensors", *_explain_cuda()),
+        *_explain_cuda(),
         ("other devices", "reference", "no kernels were made for them: plain PyTorch runs there"),
     ]
 
 
-def _explain_cuda() -> tuple[str, str]:
-    reason = cuda_module.import_error
+def _explain_cuda() -> list[tuple[str, str, str]]:
+    """Return a case for every visible GPU; one for them all where there is none."""
+    count = torch.cuda.device_count()
+    if count == 0:
+        return [("CUDA tensors", *_explain_gpus(cuda_module.import_error, triton.import_error()))]
+    cases = []
+    for index in range(count):
+        device = torch.device("cuda", index)
+        found = _explain_gpus(cuda_module.missing(index), triton.unserved(device))
+        cases.append((f"CUDA tensors on {device}, {torch.cuda.get_device_name(index)}", *found))
+    return cases
+
+
+def _explain_gpus(reason: str | None, absent: str | None) -> tuple[str, str]:
+    """Return who serves GPUs that the CUDA kernels and Triton do not serve for these reasons."""
     if reason is None:
         archs = ", ".join(cuda_module.architectures())
         return "native", f"compiled CUDA kernels for compute capability {archs}"
-    absent = triton.import_error()
     if torch.version.cuda is not None and absent is None:
         capability = ".".join(map(str, triton.CAPABILITY))
         return "triton", f"Triton kernels, for compute capability {capability} or later: {reason}"

@@ -22,14 +22,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import fakes, reference
+from . import reference
+from .operators import operator
 
 # The kernels need float32 products and shuffles that every NVIDIA GPU has, but configurations are
 # compiled and checked for sm_80 and later only.
@@ -376,13 +376,7 @@ def _sample_backward(
     return dx
 
 
-def _operator(name: str, function: Callable[..., Any]) -> Any:
-    """Register ``function`` as ``fastwhiten_triton::name`` with its fake kernel."""
-    op = torch.library.custom_op(f"fastwhiten_triton::{name}", function, mutates_args=())
-    op.register_fake(fakes.FAKES[name])
-    return getattr(torch.ops.fastwhiten_triton, name)
-
-
+_operator = functools.partial(operator, "fastwhiten_triton")
 statistics = _operator("statistics", _statistics)
 eigh = _operator("eigh", _eigh)
 eigh_sweeps = _operator("eigh_sweeps", reference.eigh_sweeps)

@@ -73,6 +73,14 @@ def test_backends_have_the_same_stages() -> None:
     assert set(fakes.FAKES) == set(STAGES)
 
 
+def test_the_documentation_names_every_backend() -> None:
+    """Every other docstring refers to that of whiten."""
+    text = fastwhiten.whiten.__doc__ or ""
+    said = re.search(r"\n +backend: (.*?)\n +statistics_dtype:", text, re.DOTALL)
+    assert said is not None
+    assert set(re.findall(r'``"(\w+)"``', said[1])) == {"auto", *backends.BACKENDS}
+
+
 def test_choose() -> None:
     assert backends.choose("reference", CPU) == backends.choose("reference", META) == "reference"
     assert backends.choose("native", CPU) == backends.choose("auto", CPU) == "native"
@@ -195,6 +203,38 @@ def test_a_cuda_torch_over_a_cpu_build_says_why(monkeypatch: pytest.MonkeyPatch)
     assert cuda_module._load().startswith(
         "fastwhiten was built without CUDA kernels (no nvcc was found); run"
     )
+
+
+def test_the_table_asks_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A binary serves some GPUs of a machine and not others: the table says what choose does."""
+    capabilities = [(8, 6), (9, 0), (7, 5)]
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_capability",
+        lambda device: capabilities[device if isinstance(device, int) else device.index],
+    )
+    monkeypatch.setattr(cuda_module, "import_error", None)
+    monkeypatch.setattr(cuda_module, "architectures", lambda: ["8.0"])
+    cases = backends.explain()[1:-1]
+    assert [(case, name) for case, name, _ in cases] == [
+        ("CUDA tensors on cuda:0, GPU 0", "native"),
+        ("CUDA tensors on cuda:1, GPU 1", "triton"),
+        ("CUDA tensors on cuda:2, GPU 2", "reference"),
+    ]
+    assert "compiled for 8.0, the GPU has compute capability 9.0" in cases[1][2]
+    assert backends.available()["cuda"] is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        backends._warn_once.cache_clear()
+        chosen = [backends.choose("auto", torch.device("cuda", index)) for index in range(3)]
+        backends._warn_once.cache_clear()
+    assert chosen == [name for _, name, _ in cases]
+    monkeypatch.setattr(cuda_module, "architectures", lambda: ["10.0"])
+    assert "compiled for 10.0, the GPU has" in str(backends.available()["cuda"])
 
 
 @pytest.mark.interpret

@@ -1,12 +1,14 @@
 """The raw Triton operators: opcheck, dtypes and strides, and what they refuse."""
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastwhiten.backends import reference, triton
+from fastwhiten.backends import fakes, operators, reference, triton
 from tests.test_opcheck import UTILS, WRONG, calls
 
 pytestmark = pytest.mark.interpret
@@ -51,3 +53,52 @@ def test_raw_operators_check_their_arguments(name: str) -> None:
     op, arguments = WRONG[name]
     with pytest.raises(ValueError, match=op):
         getattr(triton, op)(*arguments)
+
+
+def test_every_operator_runs_on_its_inputs_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device: the first tensor's has to be that, all the time."""
+    entered: list[torch.device] = []
+    inside: list[torch.device] = []
+
+    @contextlib.contextmanager
+    def record(device: torch.device) -> Any:
+        entered.append(device)
+        inside.append(device)
+        yield
+        inside.pop()
+
+    kernels = triton._kernels()
+
+    def launcher(name: str) -> Any:
+        def launch(*arguments: Any) -> Any:
+            assert inside, f"{name} was called outside of the guard"
+            return getattr(kernels, name)(*arguments)
+
+        return launch
+
+    launchers = {name: launcher(name) for name in vars(kernels) if name != "whole"}
+    monkeypatch.setattr(operators, "current_device", record)
+    monkeypatch.setattr(
+        triton, "_kernels", lambda: SimpleNamespace(whole=kernels.whole, **launchers)
+    )
+    for param in slow_once():
+        op, arguments = param.values
+        entered.clear()
+        getattr(torch.ops.fastwhiten_triton, op)(*arguments)
+        assert entered == [arguments[0].device], op
+    assert {param.values[0] for param in slow_once()} == set(fakes.FAKES)
+
+
+def test_the_device_of_a_gpu_tensor_becomes_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch.cuda.device`` itself is replaced: what it does needs two GPUs, see tests/gpu."""
+    made: list[torch.device] = []
+
+    def device(index: torch.device) -> Any:
+        made.append(index)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    with operators.current_device(torch.device("cuda", 1)):
+        assert made == [torch.device("cuda", 1)]
+    with operators.current_device(torch.device("cpu")):
+        assert made == [torch.device("cuda", 1)]

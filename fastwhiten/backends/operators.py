@@ -1,0 +1,38 @@
+"""How a stage in Python becomes an operator, and what surrounds it when it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import fakes
+
+
+def current_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which ``device``, where it is a GPU, is the current one.
+
+    PyTorch's own operations launch on the device of their tensors; Triton launches on the current
+    device and its stream, whatever tensors it is given.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def operator(namespace: str, name: str, function: Callable[..., Any]) -> Any:
+    """Register the stage ``function`` as ``namespace::name`` with its fake kernel.
+
+    Its first argument is a tensor, and says on which device it runs.
+    """
+
+    @functools.wraps(function)
+    def run(x: torch.Tensor, *rest: Any) -> Any:
+        with current_device(x.device):
+            return function(x, *rest)
+
+    schema = torch.library.infer_schema(function, mutates_args=())
+    op = torch.library.custom_op(f"{namespace}::{name}", run, mutates_args=(), schema=schema)
+    op.register_fake(fakes.FAKES[name])
+    return getattr(getattr(torch.ops, namespace), name)
