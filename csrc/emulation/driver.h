@@ -5,6 +5,9 @@
 //     return emulation::drive(argc, argv, [](emulation::Arguments& a) { ... });
 //   }
 //
+// A third argument asks which barriers and warp operations the kernels reach: the program prints
+// their places, one a line. "--omit=jacobi.cuh:139" leaves one of them out, "--omit=" none.
+//
 // Every array lies in a block of exactly its size on the heap: AddressSanitizer sees what runs
 // over. Errors go to stderr, with exit code 3.
 #pragma once
@@ -126,14 +129,18 @@ class Arguments {
 
 template <class F>
 int drive(int argc, char** argv, const F& body) {
-  if (argc != 3) {
-    std::cerr << "usage: " << argv[0] << " arguments results\n";
+  const std::string omit = argc == 4 ? argv[3] : "--omit=";
+  const bool known = omit.rfind("--omit=", 0) == 0;
+  if (argc < 3 || argc > 4 || !known ||
+      (argc == 4 && !Omission::instance().begin(omit.substr(std::strlen("--omit="))))) {
+    std::cerr << "usage: " << argv[0] << " arguments results [--omit=[file:line]]\n";
     return 2;
   }
   try {
     Arguments arguments(argv[1]);
     body(arguments);
     arguments.save(argv[2]);
+    for (const auto& place : Omission::instance().reached()) std::cout << place << '\n';
   } catch (const Error& error) {
     std::cerr << error.what() << '\n';
     return 3;

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "block.h"
+#include "omission.h"
 #include "shared_memory.h"
 #include "types.h"
 
@@ -102,28 +103,36 @@ inline unsigned ballot(const char* operation, Site site, unsigned mask, bool pre
 #define EMULATION_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return;
   emulation::Block::instance().barrier("__syncthreads", {file, line}, false);
 }
 inline int __syncthreads_count(int predicate, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return predicate != 0;
   return emulation::Block::instance().barrier("__syncthreads_count", {file, line}, predicate != 0);
 }
 inline int __syncthreads_or(int predicate, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return predicate != 0;
   return emulation::Block::instance().barrier("__syncthreads_or", {file, line}, predicate != 0) > 0;
 }
 inline int __syncthreads_and(int predicate, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return predicate != 0;
   auto& block = emulation::Block::instance();
   return block.barrier("__syncthreads_and", {file, line}, predicate != 0) == block.threads;
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return;
   emulation::ballot("__syncwarp", {file, line}, mask, false);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return predicate != 0;
   return emulation::ballot("__ballot_sync", {file, line}, mask, predicate != 0);
 }
 inline int __any_sync(unsigned mask, int predicate, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return predicate != 0;
   return emulation::ballot("__any_sync", {file, line}, mask, predicate != 0) != 0;
 }
 inline int __all_sync(unsigned mask, int predicate, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return predicate != 0;
   return emulation::ballot("__all_sync", {file, line}, mask, predicate == 0) == 0;
 }
 
@@ -131,24 +140,28 @@ inline int __all_sync(unsigned mask, int predicate, EMULATION_SITE) {
 // a lane keeps its own value.
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return value;
   const int first = emulation::lane() & ~(width - 1);
   return emulation::shuffle("__shfl_sync", {file, line}, mask, value,
                             first + (source & (width - 1)));
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return value;
   const int self = emulation::lane(), source = self ^ lanes;
   return emulation::shuffle("__shfl_xor_sync", {file, line}, mask, value,
                             source > (self | (width - 1)) ? self : source);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return value;
   const int self = emulation::lane(), source = self + static_cast<int>(delta);
   return emulation::shuffle("__shfl_down_sync", {file, line}, mask, value,
                             source > (self | (width - 1)) ? self : source);
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return value;
   const int self = emulation::lane(), source = self - static_cast<int>(delta);
   return emulation::shuffle("__shfl_up_sync", {file, line}, mask, value,
                             source < (self & ~(width - 1)) ? self : source);

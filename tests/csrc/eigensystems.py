@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from tests.csrc.emulation import ROOT, run
+from tests.csrc.emulation import run
 from tests.helpers.spectra import generator
 
 # The errors of two good algorithms differ by a small factor from matrix to matrix. Two-sided and
@@ -70,12 +68,10 @@ def stack(size: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     return (a + a.mT) / 2
 
 
-def solve(
-    a: Tensor, *, csrc: Path = ROOT / "csrc", **options: object
-) -> tuple[Tensor, Tensor, Tensor]:
+def solve(a: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
     """Return eigenvalues ``[B, D]``, eigenvectors ``[B, D, D]`` and sweeps ``[B]`` of ``a``."""
     batch, size = a.shape[:2]
-    out = run("eigh", a=a, B=batch, D=size, csrc=csrc, **options)
+    out = run("eigh", a=a, B=batch, D=size, **options)
     return out["values"].reshape(batch, size), out["vectors"].reshape(a.shape), out["sweeps"]
 
 

@@ -7,13 +7,12 @@ backend run on them. ``order`` and ``sanitize`` say how the threads are run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fastwhiten.backends import reference
-from tests.csrc.emulation import ROOT, run
+from tests.csrc.emulation import Probe, run
 
 # tests/csrc/drivers/stages.cpp's numbers
 STATISTICS, APPLY, BACKWARD_REDUCE, BACKWARD_APPLY, INTENSITY = 0, 1, 2, 3, 4
@@ -33,8 +32,7 @@ class EmulatedStages:
 
     order: str = "forward"
     sanitize: bool = False
-    csrc: Path = ROOT / "csrc"
-    defines: tuple[str, ...] = ()
+    probe: Probe | None = None
 
     def _run(self, stage: int, t: torch.dtype, **arguments) -> dict[str, Tensor]:
         double = int(t == torch.float64)
@@ -42,8 +40,7 @@ class EmulatedStages:
             "stages",
             order=self.order,
             sanitize=self.sanitize,
-            csrc=self.csrc,
-            defines=self.defines,
+            probe=self.probe,
             stage=stage,
             double=double,
             **arguments,

@@ -1,17 +1,23 @@
 """Compiles programs that run the CUDA kernels on the CPU, and runs them on tensors.
 
-``run("eigh", a=matrix, ...)`` compiles ``tests/csrc/drivers/eigh.cpp`` (once for the same sources
-and flags), hands it the arguments by name and returns the arrays that come back. A program of its
-own, not a library in this process: AddressSanitizer needs no preloading then, and a kernel that
-goes wrong takes no test run with it.
+``run("eigh", a=matrix, ...)`` compiles ``tests/csrc/drivers/eigh.cpp`` (once for all workers
+of a test run), hands it the arguments by name and returns the arrays that come back. A program of
+its own, not a library in this process: AddressSanitizer needs no preloading then, and a kernel
+that goes wrong takes no test run with it.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import fcntl
 import functools
-import hashlib
+import os
+import shutil
 import subprocess
 import tempfile
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,40 +45,64 @@ class EmulationError(AssertionError):
     """The emulator or a sanitizer stopped the kernel; the message says why."""
 
 
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    """Folder of the compiled programs, removed when the test run ends."""
-    return tempfile.TemporaryDirectory(prefix="fastwhiten-emulation-")
+@dataclass
+class Probe:
+    """Which barriers and warp operations kernels reach, and what they do without one of them.
+
+    Attributes:
+        omit: the place of a call that is left out, such as ``jacobi.cuh:139``; empty for none.
+        reached: the places of all calls that the runs with this probe reached, if they ended well.
+    """
+
+    omit: str = ""
+    reached: set[str] = field(default_factory=set)
 
 
 @functools.cache
-def build(
-    driver: str,
-    *,
-    sanitize: bool = False,
-    csrc: Path = ROOT / "csrc",
-    defines: tuple[str, ...] = (),
-) -> Path:
+def _folder() -> Path:
+    """Folder of the compiled programs: of this process, or of all workers of one run of pytest.
+
+    Who uses it holds a shared lock on it. The last one to leave can lock it alone, and removes it.
+    """
+    run_id = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}-{time.time_ns()}")
+    folder = Path(tempfile.gettempdir()) / f"fastwhiten-emulation-{run_id}"
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            lock = (folder / "lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if (folder / "lock").exists():
+                break  # else another worker has just removed it
+
+    def leave() -> None:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+    atexit.register(leave)
+    return folder
+
+
+@functools.cache
+def build(driver: str, *, sanitize: bool = False) -> Path:
     """Compile ``drivers/<driver>.cpp`` against the kernels in ``csrc``; return the program."""
     source = DRIVERS / f"{driver}.cpp"
-    flags = [
-        *_FLAGS,
-        *(f"-D{name}" for name in defines),
-        "-I",
-        str(csrc),
-        *(SANITIZERS if sanitize else []),
-    ]
-    text = subprocess.run(
-        ["g++", *flags, "-E", "-P", str(source)], check=True, capture_output=True
-    ).stdout
-    key = hashlib.sha256(text + " ".join(flags).encode()).hexdigest()[:24]
-    program = Path(_folder().name) / f"{driver}-{key}"
-    if not program.exists():
+    flags = [*_FLAGS, "-I", str(ROOT / "csrc"), *(SANITIZERS if sanitize else [])]
+    program = _folder() / f"{driver}-{'sanitized' if sanitize else 'plain'}"
+    with program.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
+        if program.exists():
+            return program
+        unfinished = program.with_suffix(".unfinished")
         result = subprocess.run(
-            ["g++", *flags, str(source), "-o", str(program), "-ldl"], capture_output=True, text=True
+            ["g++", *flags, str(source), "-o", str(unfinished), "-ldl"],
+            capture_output=True,
+            text=True,
         )
         if result.returncode != 0:  # no EmulationError: a kernel that is no C++ is not caught
             raise RuntimeError(f"{driver}: g++ failed:\n{result.stderr}")
+        unfinished.rename(program)
     return program
 
 
@@ -82,9 +112,8 @@ def run(
     order: str = "forward",
     sanitize: bool = False,
     seed: int = 1,
-    csrc: Path = ROOT / "csrc",
     timeout: float = 300.0,
-    defines: tuple[str, ...] = (),
+    probe: Probe | None = None,
     **arguments: Tensor | int | float | None,
 ) -> dict[str, Tensor]:
     """Run a driver on named tensors (any device layout, made contiguous) and numbers.
@@ -94,9 +123,8 @@ def run(
         order: order of threads and blocks: ``forward``, ``reversed`` or ``random`` (by ``seed``).
         sanitize: with AddressSanitizer and UndefinedBehaviorSanitizer.
         seed: of the random order.
-        csrc: where the kernels lie, for tests that change their sources.
-        defines: macros that the driver knows.
         timeout: seconds after which the program counts as hanging.
+        probe: says which call to leave out, and takes what was reached.
         **arguments: what the driver asks for by name; None is left out.
 
     Returns:
@@ -104,22 +132,28 @@ def run(
 
     Raises:
         EmulationError: if the program failed; the message is what it printed.
+        RuntimeError: if it does not compile, or the probe names no place.
     """
-    program = build(driver, sanitize=sanitize, csrc=csrc, defines=defines)
+    program = build(driver, sanitize=sanitize)
     with tempfile.TemporaryDirectory() as folder:
         given, results = Path(folder) / "arguments", Path(folder) / "results"
         with given.open("wb") as file:
             for name, value in {**arguments, "order": ORDERS[order], "seed": seed}.items():
                 if value is not None:
                     _write(file, name, value)
+        asked = [] if probe is None else [f"--omit={probe.omit}"]
         try:
             done = subprocess.run(
-                [program, given, results], capture_output=True, text=True, timeout=timeout
+                [program, given, results, *asked], capture_output=True, text=True, timeout=timeout
             )
         except subprocess.TimeoutExpired as expired:
             raise EmulationError(f"{driver}: did not end in {timeout} s") from expired
+        if done.returncode == 2:  # a wrong call: no kernel ran
+            raise RuntimeError(done.stderr)
         if done.returncode != 0:
             raise EmulationError(f"{driver}: exit code {done.returncode}: {done.stderr[:4000]}")
+        if probe is not None:
+            probe.reached.update(done.stdout.split())
         return _read(results)
 
 

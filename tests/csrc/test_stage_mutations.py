@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,25 +11,21 @@ from torch import Tensor
 from fastwhiten.backends import reference
 from tests.csrc import mutations
 from tests.csrc.emulated_stages import EmulatedStages
-from tests.csrc.emulation import ROOT, EmulationError
+from tests.csrc.emulation import Probe, run
 from tests.helpers import spectra
 
 pytestmark = [pytest.mark.emulated, pytest.mark.slow]
 
-NAMES = "tiles statistics apply backward_reduce backward_matrix reduce intensity sample cholesky"
-FILES = [f"cuda/{name}.cuh" for name in NAMES.split()]
-# Kernels around the library's Cholesky factorisation, which is not emulated.
-LIBRARY = (
-    (ROOT / "csrc/cuda/cholesky.cuh").read_text().split("struct ShiftArguments")[0].count("\n")
-)
-MUTATIONS = [m for m in mutations.find(FILES) if m.file != "cuda/cholesky.cuh" or m.line < LIBRARY]
+NAMES = """
+    tiles statistics apply backward_reduce backward_matrix reduce intensity sample cholesky library
+"""
+MUTATIONS = list(mutations.find(f"cuda/{name}.cuh" for name in NAMES.split()))
 
 
 def rows(shape: tuple[int, int], seed: int = 0) -> Tensor:
     return spectra.random(*shape, seed).float()
 
 
-@functools.cache
 def expected(stage: str, arguments: tuple) -> tuple[Tensor, ...]:
     doubled = [
         a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments
@@ -48,7 +43,7 @@ def cases() -> list[tuple[str, tuple]]:
         x, grad = rows(shape), rows(shape, 5)
         size = shape[1] // groups
         mean, covariance = reference.statistics(x, None, groups, False)
-        matrix = torch.randn(groups, size, size)
+        matrix = rows((groups * size, size), 7).reshape(groups, size, size)
         found += [
             ("statistics", (x, None, groups, False)),
             ("apply", (x, mean, matrix, None, None)),
@@ -60,37 +55,69 @@ def cases() -> list[tuple[str, tuple]]:
     rho = torch.tensor([0.2, 0.4])
     found.append(("factor", (covariance, None, rho, 1.0, 1e-2, reference.CHOLESKY)))
     factors = reference.factor(covariance, None, rho, 1.0, 1e-2, reference.ZCA)
-    cross = torch.randn(2, 20, 20)
+    cross = rows((40, 20), 8).reshape(2, 20, 20)
     found.append(("backward_matrix", (cross, *factors, None, rho, 1.0, reference.ZCA)))
     found.append(("sample_statistics", (rows((20, 70)), None, 1, False)))
     return found
 
 
-def check(csrc: Path) -> None:
-    """Raise what is wrong with the stages."""
-    torch.manual_seed(0)
-    for stage, arguments in cases():
-        for order in ("forward", "reversed"):
-            stages = EmulatedStages(order, csrc=csrc, defines=("FLOAT_ONLY",))
-            ours = getattr(stages, stage)(*arguments)
-            ours = (ours,) if isinstance(ours, Tensor) else ours
-            for value, truth in zip(ours, expected(stage, arguments), strict=True):
-                # Conditions of 100 and a few hundred terms: 1e-7 becomes 1e-5, a fault is larger.
-                torch.testing.assert_close(value.double(), truth.double(), rtol=1e-3, atol=1e-4)
+def check(stage: str, arguments: tuple, order: str, probe: Probe) -> None:
+    """Raise what is wrong with a stage."""
+    ours = getattr(EmulatedStages(order, probe=probe), stage)(*arguments)
+    ours = (ours,) if isinstance(ours, Tensor) else ours
+    for value, truth in zip(ours, expected(stage, arguments), strict=True):
+        # Conditions of 100 and a few hundred terms: 1e-7 becomes 1e-5, a fault is larger.
+        torch.testing.assert_close(value.double(), truth.double(), rtol=1e-3, atol=1e-4)
+
+
+def check_broken_groups(probe: Probe) -> None:
+    """Raise if a group that has no Cholesky factor is not NaN, or another is."""
     broken = torch.eye(20).repeat(3, 1, 1)
     broken[0, 19, 19] = float("nan")
     broken[1, 3, 3] = -5.0
-    stages = EmulatedStages(csrc=csrc, defines=("FLOAT_ONLY",))
+    stages = EmulatedStages(probe=probe)
     matrix = stages.factor(broken, None, None, 1.0, 1e-2, reference.CHOLESKY)[2]
     assert matrix[:2].isnan().all() and matrix[2].isfinite().all()
 
 
+def check_library(order: str, probe: Probe) -> None:
+    """Raise what is wrong around the library's solvers: its part is given, or not needed here."""
+    a = rows((5 * 37, 37), 3).reshape(5, 37, 37)[:2].contiguous()
+    a[1, 36, 0] = float("nan")
+    options = {"order": order, "probe": probe, "batch": 2, "width": 37}
+    guarded = run("library", kernel=0, a=a, **options)
+    assert guarded["finite"].tolist() == [1, 0]
+    assert torch.equal(guarded["guarded"].reshape(a.shape)[1], torch.eye(37))
+    values, finite = torch.zeros(2 * 37), torch.ones(2, dtype=torch.int32)
+    signed = a[:1].repeat(2, 1, 1)  # [2, D, D], columns one after another
+    vectors = run("library", kernel=1, a=signed, values=values, finite=finite, **options)["vectors"]
+    pivots = signed.gather(2, signed.abs().argmax(2, keepdim=True))
+    assert torch.equal(vectors.reshape(a.shape), (signed * pivots.sign()).mT)
+    shifted = run("library", kernel=2, a=a, rho=torch.full((2,), 0.2), eps=1e-3, **options)
+    first, second = shifted["shifted"].reshape(a.shape)
+    shift = 0.2 * a[0].trace() / 37 + 1e-3
+    torch.testing.assert_close(first, 0.8 * a[0] + shift * torch.eye(37))
+    assert torch.equal(second, -torch.eye(37))
+
+
+CHECKS = mutations.Checks(
+    [
+        *(
+            functools.partial(check, *case, order)
+            for case in cases()
+            for order in ("forward", "reversed")
+        ),
+        check_broken_groups,
+        *(functools.partial(check_library, order) for order in ("forward", "reversed")),
+    ]
+)
+
+
 def test_there_is_something_to_mutate_and_nothing_to_find() -> None:
-    assert len(MUTATIONS) > 20
-    check(ROOT / "csrc")
+    assert len(MUTATIONS) >= 25
+    assert CHECKS.reached
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
-def test_a_missing_call_is_caught(mutation: mutations.Mutation, tmp_path: Path) -> None:
-    with pytest.raises((EmulationError, AssertionError)):
-        check(mutations.apply(mutation, tmp_path))
+def test_a_missing_call_is_caught(mutation: mutations.Mutation) -> None:
+    CHECKS.assert_catch(mutation)
