@@ -14,7 +14,7 @@
 #include "../common/layout.h"
 #include "cholesky.cuh"
 #include "eigh.cuh"
-#include "intensity.cuh"
+#include "moments.cuh"
 #include "tiles.cuh"
 
 namespace fastwhiten {
