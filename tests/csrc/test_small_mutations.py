@@ -15,7 +15,17 @@ from tests.csrc.test_small import batch, forward, options, wide
 
 pytestmark = [pytest.mark.emulated, pytest.mark.slow]
 
-MUTATIONS = list(mutations.find(["cuda/small_forward.cuh", "cuda/small_backward.cuh"]))
+FILES = ["small_forward", "small_backward", "reduce", "cholesky"]
+# Kernels around the library's Cholesky factorisation, which is not emulated.
+LIBRARY = (
+    (ROOT / "csrc/cuda/cholesky.cuh").read_text().split("struct ShiftArguments")[0].count("\n")
+)
+MUTATIONS = [
+    m
+    for m in mutations.find(f"cuda/{name}.cuh" for name in FILES)
+    if m.file != "cuda/cholesky.cuh" or m.line < LIBRARY
+]
+OTHER = (reference.CHOLESKY, reference.LEDOIT_WOLF)  # beside zca with a fixed intensity
 
 
 def check(csrc: Path) -> None:
@@ -23,12 +33,16 @@ def check(csrc: Path) -> None:
     x, groups = batch("odd, groups")
     grad, o = batch("odd, groups", 5)[0].float(), options(x, groups, True, torch.float32)
     truth = forward(reference, x.float().double(), groups, wide(o), reference.ZCA)
+    other = forward(reference, x.float().double(), groups, wide(o), *OTHER)
     _, mean, _, *factors, rho = [v.float() for v in truth]
     for order in ("forward", "reversed"):
         stages = EmulatedStages(order, csrc=csrc, defines=("FLOAT_ONLY",))
         ours = forward(stages, x.float(), groups, o, reference.ZCA)
         for at in (0, 1, 2, 3, 5, 6):  # the basis has its own test
             torch.testing.assert_close(ours[at].double(), truth[at], rtol=1e-3, atol=1e-4)
+        ours = forward(stages, x.float(), groups, o, *OTHER)
+        for value, ref in zip(ours, other, strict=True):
+            torch.testing.assert_close(value.double(), ref, rtol=1e-3, atol=1e-4)
         for kind in (reference.ZCA, reference.CHOLESKY):
             rest = (mean, *factors, o["gamma"], rho, o["p"], o["weight"], kind)
             double = [v.double() if isinstance(v, torch.Tensor) else v for v in rest]
