@@ -1,10 +1,11 @@
 // S = (1 - rho) S' + (rho trace(S') / D + eps) I = L L^T, W = L^{-T} (upper triangular).
 //
-// One block per group, D <= 128, S in shared memory: column by column (right-looking), then row j
-// of W by thread j: W_ji = -(sum_{j <= k < i} L_ik W_jk) / L_ii, W_jj = 1 / L_jj, kept in the upper
-// triangle while L still fills the lower one. Bytes: S once, W once. Determinism: every element is
-// one sum, in order. Shared memory: D (D + 1) + 2 D elements, 66 KiB for 128 in float.
-// Not positive definite, or not finite: NaN for that group alone.
+// One block per group, D <= 128, any number of warps, S in shared memory. Elimination on [S | I]:
+// column k of L turns what is right of it into the next Schur complement and, in the upper
+// triangle, the rows above k + 1 of W towards their sums W_ji = -(sum_{j <= k < i} L_ik W_jk) /
+// L_ii. One barrier a column. Bytes: S' once, W once. Determinism: every element is one sum, in
+// order. Shared memory: D (D + 1) + D elements, 65 KiB for 128 in float. Not positive definite, or
+// not finite: NaN for that group alone.
 #pragma once
 
 #include "reduce.cuh"
@@ -13,8 +14,11 @@
 namespace fastwhiten {
 namespace cuda {
 
-constexpr int kCholeskyThreads = 128;  // at least the largest D: one thread per row of W
-constexpr int kCholeskyLimit = kCholeskyThreads;
+constexpr int kCholeskyLimit = 128;  // the largest D
+
+// Up to 32 channels a column leaves little to do, and a barrier of few warps is a short one.
+constexpr int kCholeskyThreads = 512;
+inline int cholesky_threads(int64_t D) { return D <= 32 ? kCholeskyThreads / 4 : kCholeskyThreads; }
 
 template <class T>
 struct CholeskyArguments {
@@ -25,78 +29,94 @@ struct CholeskyArguments {
   T* matrix;  // [G, D, D]
 };
 
+// An odd number, so that the rows of a column lie in different banks.
+__host__ __device__ constexpr int cholesky_stride(int D) { return D / 2 * 2 + 1; }
+
 template <class T>
 int64_t cholesky_shared_bytes(int64_t D) {
-  return static_cast<int64_t>(sizeof(T)) * (D * (D + 1) + D + kReduceWords);
+  return static_cast<int64_t>(sizeof(T)) * (D * cholesky_stride(static_cast<int>(D)) + D);
 }
 
-// a [D, D] of row stride D + 1: S -> L in its lower triangle. False (in all threads) where a pivot
-// is not positive and finite. diagonal [D] gets 1 / L_ii.
+// The lower triangle of S from that of one group's S', with the intensity rho, into a [D, stride].
+// Every warp adds up the trace by itself. No barrier.
 template <class T>
-__device__ __forceinline__ bool cholesky_in_place(int D, const SharedArray<T>& a,
-                                                  const SharedArray<T>& diagonal) {
-  const int thread = static_cast<int>(threadIdx.x), ld = D + 1;
+__device__ __forceinline__ void load_shrunk(int D, const T* blended, bool shrink, T rho, T eps,
+                                            const SharedArray<T>& a, int stride) {
+  const Place me = place();
+  T keep = 1, shift = eps;
+  if (shrink) {
+    T trace = 0;
+    for (int i = me.lane; i < D; i += 32) trace += blended[i * D + i];
+    keep = 1 - rho;
+    shift = rho * warp_sum(trace) / static_cast<T>(D) + eps;
+  }
+  for (int i = me.warp; i < D; i += me.warps) {
+    for (int j = me.lane; j <= i; j += 32) {
+      a[i * stride + j] = keep * blended[i * D + j] + (i == j ? shift : T(0));
+    }
+  }
+}
+
+// S in the lower triangle of a -> W_ji L_ii in the strict upper one; diagonal [D] gets 1 / L_ii.
+// False (in all threads) where a pivot is not positive and finite, which what is not finite in S
+// comes to. Barriers before and between.
+template <class T>
+__device__ __forceinline__ bool eliminate(int D, const SharedArray<T>& a, int stride,
+                                          const SharedArray<T>& diagonal) {
+  const Place me = place();
   for (int k = 0; k < D; ++k) {
-    const T pivot = a[k * ld + k];
+    __syncthreads();
+    const T pivot = a[k * stride + k];
     if (!(pivot > T(0)) || !(pivot - pivot == T(0))) return false;  // the same in every thread
     const T inverse = T(1) / sqrt(pivot);
-    const int i = k + 1 + thread;  // D <= kCholeskyThreads: a thread has one row
-    T scaled = 0;
-    if (i < D) {
-      scaled = a[i * ld + k] * inverse;
-      a[i * ld + k] = scaled;
+    if (threadIdx.x == 0) diagonal[k] = inverse;
+    for (int j = me.lane; j < D; j += 32) {
+      // L_jk below the diagonal, W_jk above it and on it.
+      const T entry = j == k ? inverse : static_cast<T>(a[j * stride + k]) * inverse;
+      for (int i = k + 1 + me.warp; i < D; i += me.warps) {
+        if (j > i) continue;
+        const int to = j > k ? i * stride + j : j * stride + i;
+        const T old = j == k ? T(0) : static_cast<T>(a[to]);
+        a[to] = old - static_cast<T>(a[i * stride + k]) * inverse * entry;
+      }
     }
-    if (thread == 0) diagonal[k] = inverse;
-    __syncthreads();
-    if (i < D) {
-      for (int j = k + 1; j <= i; ++j) a[i * ld + j] = a[i * ld + j] - scaled * a[j * ld + k];
-    }
-    __syncthreads();
   }
   return true;
+}
+
+// From S in the lower triangle of a [D, stride] to W, or NaN, in a and in matrix [D, D] in global
+// memory; diagonal [D] is overwritten. Barriers before and between, none after.
+template <class T>
+__device__ __forceinline__ void cholesky_whitening(int D, const SharedArray<T>& a, int stride,
+                                                   const SharedArray<T>& diagonal, T* matrix) {
+  const Place me = place();
+  const bool fine = eliminate(D, a, stride, diagonal);
+  __syncthreads();
+  for (int i = me.warp; i < D; i += me.warps) {
+    for (int j = me.lane; j < D; j += 32) {
+      T entry = 0;
+      if (!fine) {
+        entry = kNaN<T>;
+      } else if (i == j) {
+        entry = diagonal[j];
+      } else if (i < j) {
+        entry = static_cast<T>(a[i * stride + j]) * static_cast<T>(diagonal[j]);
+      }
+      a[i * stride + j] = entry;
+      matrix[i * D + j] = entry;
+    }
+  }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kCholeskyThreads) cholesky_kernel(CholeskyArguments<T> in) {
   FASTWHITEN_SHARED_MEMORY(arena);
-  const int D = static_cast<int>(in.width), thread = static_cast<int>(threadIdx.x), ld = D + 1;
+  const int D = static_cast<int>(in.width), stride = cholesky_stride(D);
   const int64_t g = blockIdx.x, base = g * D * D;
-  const SharedArray<T> a(arena, 0, D * ld), diagonal(arena, D * ld * sizeof(T), D);
-  const SharedArray<T> scratch(arena, (D * ld + D) * sizeof(T), kReduceWords);
-  T keep = 1, shift = in.eps;
-  if (in.rho != nullptr) {
-    const T own = thread < D ? in.blended[base + thread * D + thread] : T(0);
-    keep = 1 - in.rho[g];
-    shift = in.rho[g] * block_sum(own, scratch) / static_cast<T>(D) + in.eps;
-  }
-  bool finite = true;
-  for (int e = thread; e < D * D; e += kCholeskyThreads) {
-    const int i = e / D, j = e % D;
-    const T value = keep * in.blended[base + e] + (i == j ? shift : T(0));
-    finite = finite && value - value == T(0);
-    a[i * ld + j] = value;
-  }
-  const bool fine = __syncthreads_and(finite) && cholesky_in_place(D, a, diagonal);
-  if (fine && thread < D) {  // row `thread` of W, right of the diagonal
-    for (int i = thread + 1; i < D; ++i) {
-      T sum = a[i * ld + thread] * diagonal[thread];
-      for (int k = thread + 1; k < i; ++k) sum += a[i * ld + k] * a[thread * ld + k];
-      a[thread * ld + i] = -sum * diagonal[i];
-    }
-  }
-  __syncthreads();
-  for (int e = thread; e < D * D; e += kCholeskyThreads) {
-    const int i = e / D, j = e % D;
-    T value = 0;
-    if (!fine) {
-      value = kNaN<T>;
-    } else if (i == j) {
-      value = diagonal[i];
-    } else if (i < j) {
-      value = a[i * ld + j];
-    }
-    in.matrix[base + e] = value;
-  }
+  const SharedArray<T> a(arena, 0, D * stride), diagonal(arena, D * stride * sizeof(T), D);
+  const bool shrink = in.rho != nullptr;
+  load_shrunk(D, in.blended + base, shrink, shrink ? in.rho[g] : T(0), in.eps, a, stride);
+  cholesky_whitening(D, a, stride, diagonal, in.matrix + base);
 }
 
 // For larger D, around the library's factorisation: S from S', and NaN where it failed.
@@ -151,7 +171,7 @@ __global__ void __launch_bounds__(256)
 template <class Device, class T>
 void run_cholesky(Device& device, int64_t G, int64_t D, const T* blended, const T* rho, double eps,
                   T* matrix) {
-  device.launch(cholesky_kernel<T>, G, kCholeskyThreads, cholesky_shared_bytes<T>(D),
+  device.launch(cholesky_kernel<T>, G, cholesky_threads(D), cholesky_shared_bytes<T>(D),
                 CholeskyArguments<T>{D, blended, rho, static_cast<T>(eps), matrix});
 }
 

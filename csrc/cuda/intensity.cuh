@@ -8,13 +8,11 @@
 // tree.
 #pragma once
 
-#include "reduce.cuh"
+#include "moments.cuh"
 #include "tiles.cuh"
 
 namespace fastwhiten {
 namespace cuda {
-
-enum Intensity : int { kNone = 0, kFixed = 1, kOas = 2, kLedoitWolf = 3 };
 
 template <class In, class T>
 struct FourthMomentArguments {
@@ -27,7 +25,7 @@ struct FourthMomentArguments {
 };
 
 template <class T>
-constexpr int64_t kIntensitySharedBytes = kReduceWords * sizeof(T);
+constexpr int64_t kFourthSharedBytes = kReduceWords * sizeof(T);
 
 // One block per chunk and group. Rows: a warp shares a row's channels; planes: a thread has a row.
 template <class In, class T>
@@ -60,60 +58,26 @@ __global__ void __launch_bounds__(kThreads) fourth_moment_kernel(FourthMomentArg
 }
 
 template <class T>
-struct IntensityArguments {
-  int64_t width, rows, chunks;
-  int method;           // kFixed, kOas or kLedoitWolf
-  T value;              // of kFixed
-  const T* covariance;  // [G, D, D]
-  const T* running;     // [G, D, D] or null
-  T batch_weight;
-  const T* p;       // [M] or null
-  const T* fourth;  // [G, chunks]; null but for kLedoitWolf
-  T* rho;           // [G]
-};
+constexpr int64_t kIntensitySharedBytes = kMoments * kReduceWords * sizeof(T);
 
-// One block per group.
+// One block per group. fourth [G, chunks]: of fourth_moment_kernel, null but for kLedoitWolf.
 template <class T>
-__global__ void __launch_bounds__(kThreads) intensity_kernel(IntensityArguments<T> in) {
+__global__ void __launch_bounds__(kThreads)
+    intensity_kernel(IntensityArguments<T> in, int64_t chunks, const T* fourth) {
   FASTWHITEN_SHARED_MEMORY(arena);
-  const SharedArray<T> scratch(arena, 0, kReduceWords);
-  const int64_t g = blockIdx.x, D = in.width, base = g * D * D;
-  if (in.method == kFixed) {
-    if (threadIdx.x == 0) in.rho[g] = in.value;
-    return;
+  const SharedArray<T> scratch(arena, 0, kMoments * kReduceWords);
+  const int64_t g = blockIdx.x;
+  T rho = in.value;
+  if (in.method != kFixed) {
+    T sums[kMoments] = {};
+    add_moments(in, g, sums);
+    for (int64_t k = threadIdx.x; fourth != nullptr && k < chunks; k += kThreads) {
+      sums[kFourth] += fourth[g * chunks + k];
+    }
+    block_sums(sums, scratch);
+    rho = intensity_of(in, sums);
   }
-  const T share = in.running != nullptr ? in.batch_weight : T(1);
-  T trace = 0, square = 0, own = 0, weights = 0;
-  for (int64_t e = threadIdx.x; e < D * D; e += kThreads) {
-    const T batch = in.covariance[base + e];
-    const T old = in.running != nullptr ? (1 - share) * in.running[base + e] : T(0);
-    const T blended = share * batch + old;
-    if (e / D == e % D) trace += blended;
-    square += blended * blended;
-    own += batch * batch;
-  }
-  for (int64_t r = threadIdx.x; in.p != nullptr && r < in.rows; r += kThreads) {
-    weights += in.p[r] * in.p[r];
-  }
-  trace = block_sum(trace, scratch);
-  square = block_sum(square, scratch);
-  own = block_sum(own, scratch);
-  weights = block_sum(weights, scratch);
-  if (threadIdx.x != 0) return;
-  const T size = static_cast<T>(D);
-  const T rows = (in.p != nullptr ? 1 / weights : static_cast<T>(in.rows)) / (share * share);
-  const T distance = square - trace * trace / size;
-  T numerator = (1 - 2 / size) * square + trace * trace;
-  T denominator = (rows + 1 - 2 / size) * distance;
-  if (in.method == kLedoitWolf) {
-    T fourth = 0;
-    for (int64_t k = 0; k < in.chunks; ++k) fourth += in.fourth[g * in.chunks + k];
-    const T noise = (fourth - own) / rows;
-    numerator = noise > distance ? distance : noise;  // NaN stays NaN
-    denominator = distance;
-  }
-  const T ratio = denominator > 0 ? numerator / denominator : T(1);
-  in.rho[g] = ratio < 0 ? T(0) : ratio > 1 ? T(1) : ratio;
+  if (threadIdx.x == 0) in.rho[g] = rho;
 }
 
 template <class Device, class In, class T>
@@ -125,14 +89,14 @@ void run_intensity(Device& device, const Layout& s, const In* x, const T* mean, 
   auto partial = device.template allocate<T>(fourth ? s.groups * chunks.count : 0);
   if (fourth) {
     device.launch(
-        fourth_moment_kernel<In, T>, s.groups * chunks.count, kThreads, kIntensitySharedBytes<T>,
+        fourth_moment_kernel<In, T>, s.groups * chunks.count, kThreads, kFourthSharedBytes<T>,
         FourthMomentArguments<In, T>{s, chunks.count, chunks.size, x, mean, p, partial.get()});
   }
-  device.launch(intensity_kernel<T>, s.groups, kThreads, kIntensitySharedBytes<T>,
-                IntensityArguments<T>{s.width, s.rows(), chunks.count, static_cast<int>(method),
-                                      static_cast<T>(value), covariance, running,
-                                      static_cast<T>(batch_weight), p,
-                                      fourth ? partial.get() : nullptr, rho});
+  device.launch(
+      intensity_kernel<T>, s.groups, kThreads, kIntensitySharedBytes<T>,
+      IntensityArguments<T>{s.width, s.rows(), static_cast<int>(method), static_cast<T>(value),
+                            covariance, running, static_cast<T>(batch_weight), p, rho},
+      chunks.count, static_cast<const T*>(fourth ? partial.get() : nullptr));
 }
 
 }  // namespace cuda

@@ -7,7 +7,7 @@
 // by side (a round), in the order of a round-robin tournament: n - 1 rounds a sweep, n even.
 #pragma once
 
-#include "platform.cuh"
+#include "reduce.cuh"
 
 namespace fastwhiten {
 namespace cuda {
@@ -130,14 +130,6 @@ template <class T>
 __device__ __forceinline__ T finite_magnitude(T x) {
   const T size = fabs(x);
   return size <= Precision<T>::largest ? size : static_cast<T>(INFINITY);
-}
-
-// The sum over a warp, or over each half of it, in every lane with the same bits.
-template <class T>
-__device__ __forceinline__ T warp_sum(T value, int width = 32) {
-  for (int lanes = width / 2; lanes > 0; lanes /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, lanes);
-  return value;
 }
 
 template <class T>

@@ -68,15 +68,6 @@ struct EigenShared {
   SharedArray<T> matrix;     // [rows, stride], or nothing
 };
 
-// The place of the calling thread.
-struct Place {
-  int lane, warp, warps;
-};
-__device__ __forceinline__ Place place() {
-  return {static_cast<int>(threadIdx.x % 32), static_cast<int>(threadIdx.x / 32),
-          static_cast<int>(blockDim.x / 32)};
-}
-
 // The largest |a_ij| of the lower triangle; infinity if one is not finite. With a barrier inside.
 template <class T>
 __device__ T largest_entry(int D, const T* a, const SharedArray<T>& partial) {

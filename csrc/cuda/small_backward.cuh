@@ -5,7 +5,7 @@
 // arrays there. Sums over rows are made of sums over 32 of them. Bytes: x, grad and dx once, the
 // matrices a few times (they stay in the L1 cache). Determinism: one order of every sum; a group
 // never sees its neighbours. Shared memory: 2 D (D + 1) + 2 M (D + 1) + M + 2 D numbers, 99 KiB for
-// float, M = 128 and D = 64. Serves 16 < D <= 64, at most 512 rows, every kind.
+// float, M = 128 and D = 64. Serves D <= 64 (small_shape), at most 512 rows, every kind.
 #pragma once
 
 #include "backward_matrix.cuh"
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(kSmallThreads, 1) small_backward_kernel(SmallB
 template <class Device, class In, class T>
 bool run_small_backward(Device& device, const SmallBackward<In, T>& in) {
   const int64_t bytes = small_backward_bytes<T>(in.s.rows(), in.s.width);
-  if (!small_shape(in.s) || bytes > device.shared_limit()) return false;
+  if (!small_shape(in.s, true) || bytes > device.shared_limit()) return false;
   auto* kernel =
       in.s.width <= 32 ? small_backward_kernel<1, In, T> : small_backward_kernel<2, In, T>;
   device.launch(kernel, in.s.groups, kSmallThreads, bytes, in);

@@ -1,15 +1,21 @@
 // A whole forward of one group in one block, for few rows: statistics -> eigensolver -> W -> y.
 //
-// The formulas are those of the stages (statistics.cuh, eigh.cuh, factor.cuh, apply.cuh). x is read
-// once and stays in shared memory, centred; nothing waits for another launch. The mean is taken of
-// differences from row 0 and corrected once; sums over rows are made of sums over 32 of them.
+// The formulas are those of the stages (statistics.cuh, intensity.cuh, eigh.cuh, factor.cuh,
+// cholesky.cuh, apply.cuh). x is read once and stays in shared memory, centred; nothing waits for
+// another launch. The mean is taken of differences from row 0, with weights from the heaviest row,
+// and corrected once; sums over rows are made of sums over 32 of them.
 // Bytes: x and y once, the matrices once or twice. Determinism: one order of every sum; a group
 // never sees its neighbours. Shared memory: two-sided Jacobi's (36 KiB for float at D = 64) and x:
-// M (D + 1) numbers. Serves zca and pca, 16 < D <= 64, at most 512 rows, fixed shrinkage or none.
+// M (D + 1) numbers. Serves every kind and shrinkage, at most 512 rows, D <= 64. Narrow groups
+// (D <= 16) only where a warp's own eigensolver is not in play (cholesky; the backward), and while
+// all their blocks run at once: beyond, the stages' tiles, which take several groups, do better.
 #pragma once
 
 #include "../common/layout.h"
+#include "cholesky.cuh"
 #include "eigh.cuh"
+#include "heaviest.cuh"
+#include "moments.cuh"
 #include "tiles.cuh"
 
 namespace fastwhiten {
@@ -27,16 +33,16 @@ struct SmallForward {
   const T* p;        // [M] or null for 1 / M
   const T* running;  // [G, D, D] or null
   T batch_weight, eps;
-  int64_t kind;  // 0 zca, 1 pca
-  bool shrink;
-  T intensity;
+  int64_t kind;    // 0 zca, 1 pca, 2 cholesky
+  int method;      // an Intensity
+  T value;         // of kFixed
   const T* start;  // [G, D, D] or null: where the eigensolver begins
   In* y;           // like x
   T* mean;         // [C]
   T* covariance;   // [G, D, D]
   T* blended;      // [G, D, D], or null without running
-  T* eigenvalues;  // [G, D]
-  T* basis;        // [G, D, D]
+  T* eigenvalues;  // [G, D]; not written for cholesky
+  T* basis;        // [G, D, D]; not written for cholesky
   T* matrix;       // [G, D, D]
   T* rho;          // [G], or null without shrinkage
 };
@@ -78,14 +84,22 @@ __device__ __forceinline__ void load_rows(const SmallForward<In, T>& in, int64_t
   __syncthreads();
 }
 
+// The row of largest weight, found by each warp for itself.
+template <class T>
+__device__ __forceinline__ int heaviest_row(const SmallRows<T>& at) {
+  Heaviest<T> best;
+  for (int r = place().lane; r < at.rows; r += 32) best.take(at.p[r], r);
+  return static_cast<int>(warp_heaviest(best).row);
+}
+
 // Subtracts the weighted mean from x, a warp a column, and stores it. Barrier after.
 template <class In, class T>
 __device__ __forceinline__ void center_rows(const SmallForward<In, T>& in, int64_t g,
                                             const SmallRows<T>& at) {
   const Place me = place();
-  const int D = static_cast<int>(in.s.width);
+  const int D = static_cast<int>(in.s.width), first = in.p != nullptr ? heaviest_row(at) : 0;
   for (int c = me.warp; c < D; c += me.warps) {
-    const T origin = at.x[c];
+    const T origin = at.x[first * at.stride + c];
     __syncwarp();
     T sum = 0;
     for (int r = me.lane; r < at.rows; r += 32) {
@@ -143,20 +157,57 @@ __device__ __forceinline__ void small_covariance(const SmallForward<In, T>& in, 
   __syncthreads();
 }
 
+// rho, in every thread, and stored; 0 without shrinkage. The sums work in the places of rotations,
+// which the eigensolver writes behind a barrier only. One barrier inside.
+template <class In, class T>
+__device__ __forceinline__ T small_intensity(const SmallForward<In, T>& in, int64_t g,
+                                             const SmallRows<T>& at, char* arena) {
+  static_assert(kMoments * kReduceWords <= 3 * kOneSidedUpTo, "the places of rotations");
+  if (in.method == kNone) return T(0);
+  T rho = in.value;
+  if (in.method != kFixed) {
+    const IntensityArguments<T> of{in.s.width, at.rows,         in.method, in.value, in.covariance,
+                                   in.running, in.batch_weight, in.p,      in.rho};
+    T sums[kMoments] = {};
+    add_moments(of, g, sums);
+    const int r = static_cast<int>(threadIdx.x);  // a thread has a row: at most kSmallRows
+    if (r < at.rows) {
+      T square = 0;
+      for (int c = 0; c < in.s.width; ++c) {
+        const T xc = at.x[r * at.stride + c];
+        square += xc * xc;
+      }
+      sums[kFourth] = static_cast<T>(at.p[r]) * square * square;
+    }
+    block_sums(sums, SharedArray<T>(arena, EigenLayout<T>::kRotations, kMoments * kReduceWords));
+    rho = intensity_of(of, sums);
+  }
+  if (threadIdx.x == 0) in.rho[g] = rho;
+  return rho;
+}
+
+// W = L^{-T} into global memory and the views' matrix. Barriers between and after.
+template <class In, class T>
+__device__ __forceinline__ void small_cholesky(const SmallForward<In, T>& in, int64_t g, const T* a,
+                                               T rho, const EigenShared<T>& s) {
+  load_shrunk(s.D, a, in.method != kNone, rho, in.eps, s.matrix, s.stride);
+  cholesky_whitening(s.D, s.matrix, s.stride, s.signs, in.matrix + g * s.D * s.D);
+  __syncthreads();
+}
+
 // l = (1 - rho) d + rho sum(d) / D + eps, and 1 / sqrt(l) into `signs`. Barriers around.
 template <class In, class T>
-__device__ __forceinline__ void small_spectrum(const SmallForward<In, T>& in, int64_t g,
+__device__ __forceinline__ void small_spectrum(const SmallForward<In, T>& in, int64_t g, T rho,
                                                const EigenShared<T>& s) {
   const Place me = place();
   const int D = s.D, c = static_cast<int>(threadIdx.x);
   __syncthreads();  // d is there, and signs are read
   T keep = 1, shift = in.eps, d = 0;
-  if (in.shrink) {
+  if (in.method != kNone) {
     T sum = 0;
     for (int i = me.lane; i < D; i += 32) sum += in.eigenvalues[g * D + i];
-    keep = 1 - in.intensity;
-    shift = in.intensity * warp_sum(sum) / static_cast<T>(D) + in.eps;
-    if (c == 0) in.rho[g] = in.intensity;
+    keep = 1 - rho;
+    shift = rho * warp_sum(sum) / static_cast<T>(D) + in.eps;
   }
   if (c < D) d = in.eigenvalues[g * D + c];
   __syncthreads();  // all have read d
@@ -224,24 +275,30 @@ __global__ void __launch_bounds__(kSmallThreads, 1) small_forward_kernel(SmallFo
   center_rows(in, g, at);
   small_covariance<kChunks>(in, g, at);
   const T* const a = (in.running != nullptr ? in.blended : in.covariance) + g * square;
-  const T* const start = in.start != nullptr ? in.start + g * square : nullptr;
-  two_sided_eigh<T, kChunks>(shared, a, start, in.eigenvalues + g * D, in.basis + g * square);
-  small_spectrum(in, g, shared);
-  small_matrix<kChunks>(in, g, shared);
+  const T rho = small_intensity(in, g, at, arena);
+  if (in.kind == 2) {
+    small_cholesky(in, g, a, rho, shared);
+  } else {
+    const T* const start = in.start != nullptr ? in.start + g * square : nullptr;
+    two_sided_eigh<T, kChunks>(shared, a, start, in.eigenvalues + g * D, in.basis + g * square);
+    small_spectrum(in, g, rho, shared);
+    small_matrix<kChunks>(in, g, shared);
+  }
   small_apply<kChunks>(in, g, shared, at);
 }
 
-inline bool small_shape(const Layout& s) {
-  return s.width > kWarpUpTo && s.width <= kTwoSidedUpTo && s.rows() <= kSmallRows;
+// narrow: whether D <= kWarpUpTo may be served.
+inline bool small_shape(const Layout& s, bool narrow) {
+  constexpr int64_t kAtOnce = 264;  // two blocks for every multiprocessor of the largest devices
+  const bool wide = s.width > kWarpUpTo || (narrow && s.groups <= kAtOnce);
+  return wide && s.width <= kTwoSidedUpTo && s.rows() <= kSmallRows;
 }
 
-// False, and nothing, if the case is not one for this kernel. method: 0 no shrinkage, 1 fixed.
+// False, and nothing, if the case is not one for this kernel.
 template <class Device, class In, class T>
-bool run_small_forward(Device& device, const SmallForward<In, T>& in, int64_t method) {
+bool run_small_forward(Device& device, const SmallForward<In, T>& in) {
   const int64_t bytes = small_forward_bytes<T>(in.s.rows(), in.s.width);
-  if (!small_shape(in.s) || in.kind > 1 || method > 1 || bytes > device.shared_limit()) {
-    return false;
-  }
+  if (!small_shape(in.s, in.kind == 2) || bytes > device.shared_limit()) return false;
   auto* kernel = in.s.width <= 32 ? small_forward_kernel<1, In, T> : small_forward_kernel<2, In, T>;
   device.launch(kernel, in.s.groups, kSmallThreads, bytes, in);
   return true;

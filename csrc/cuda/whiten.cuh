@@ -1,9 +1,10 @@
 // A whole forward, and a whole backward: the stages' launches one after another on one stream.
 //
-// Forward: one launch for few rows (small_forward.cuh), else statistics (2) -> [intensity (1 or 2)]
-// -> eigensolver (1) -> eigenvalues and W (2) -> apply (1); cholesky: one launch for the factor.
-// Backward: one launch for few rows (small_backward.cuh), else reduce (1 or 2) -> matrix (1; 4 or 5
-// for D > 64) -> apply (1). Bytes and determinism: those of the stages.
+// Forward: one launch for few rows, whatever kind and shrinkage (small_forward.cuh), else
+// statistics (2) -> [intensity (1 or 2)] -> eigensolver (1) -> eigenvalues and W (2) -> apply (1);
+// cholesky: one launch for the factor. Backward: one launch for few rows (small_backward.cuh), else
+// reduce (1 or 2) -> matrix (1; 4 or 5 for D > 64) -> apply (1). Bytes and determinism: those of
+// the stages.
 #pragma once
 
 #include <limits>
@@ -41,7 +42,7 @@ void run_whiten_forward(Device& device, const WhitenForward<In, T>& in) {
                                      static_cast<T>(in.batch_weight),
                                      static_cast<T>(in.eps),
                                      in.kind,
-                                     in.method != 0,
+                                     static_cast<int>(in.method),
                                      static_cast<T>(in.value),
                                      in.start,
                                      in.y,
@@ -52,7 +53,7 @@ void run_whiten_forward(Device& device, const WhitenForward<In, T>& in) {
                                      in.basis,
                                      in.matrix,
                                      in.rho};
-  if (run_small_forward(device, small, in.method)) return;
+  if (run_small_forward(device, small)) return;
   run_statistics(device, in.s, in.x, in.p, in.mean, in.covariance, in.running, in.batch_weight,
                  blended);
   const T* const rho = in.method != 0 ? in.rho : nullptr;

@@ -72,8 +72,13 @@ def options(x: Tensor, groups: int, every: bool, dtype: torch.dtype) -> dict[str
     }
 
 
-def forward(stages, x: Tensor, groups: int, o: dict[str, object], kind: int):
+def forward(
+    stages, x: Tensor, groups: int, o: dict[str, object], kind: int, method: int | None = None
+):
+    """Run a forward; ``method`` None: the options' own intensity, or no shrinkage."""
     shrink = (reference.NO_SHRINKAGE, 0.0) if o["rho"] is None else (reference.FIXED, o["rho"])
+    if method is not None:
+        shrink = (method, o["rho"] or 0.0)
     return stages.whiten_forward(
         x,
         o["gamma"],
@@ -157,6 +162,9 @@ def test_same_bits_whatever_the_order_of_threads_sanitized(name: str, order: str
     first = forward(EmulatedStages(), x, groups, o, reference.ZCA)
     again = forward(EmulatedStages(order, True), x, groups, o, reference.ZCA)
     _, mean, _, *factors, rho = first
+    other = (x, groups, o, reference.CHOLESKY, reference.LEDOIT_WOLF)
+    first += forward(EmulatedStages(), *other)
+    again += forward(EmulatedStages(order, True), *other)
     rest = (batch(name, 5)[0].float(), x, mean, *factors, o["gamma"], rho, o["p"], 0.3, 0)
     first += EmulatedStages().whiten_backward(*rest)
     again += EmulatedStages(order, True).whiten_backward(*rest)
@@ -194,6 +202,19 @@ def test_a_group_that_is_not_finite_is_nan_alone(bad: float) -> None:
     assert torch.equal(y[::2], before[::2])
 
 
+@pytest.mark.parametrize("order", ["forward", "reversed"])
+def test_a_row_without_weight_may_lie_anywhere(order: str) -> None:
+    x = spectra.random(100, 40).float()
+    p = torch.linspace(1.0, 2.0, 100)
+    x[:40], p[:40] = 1e6, 0.0  # no lane of the first warp's first step has the heaviest row
+    o = options(x, 1, False, torch.float32) | {"p": p / p.sum()}
+    truth = forward(reference, x.double(), 1, wide(o), reference.ZCA)
+    ours = forward(Counted(order), x, 1, o, reference.ZCA)
+    for at in (0, 1, 2):
+        close = ours[at][40:] if at == 0 else ours[at], truth[at][40:] if at == 0 else truth[at]
+        torch.testing.assert_close(close[0].double(), close[1], rtol=1e-4, atol=1e-4)
+
+
 def test_a_large_mean_costs_nothing() -> None:
     x = spectra.large_mean(128, 40).float()
     o = options(x, 1, False, torch.float32)
@@ -204,10 +225,19 @@ def test_a_large_mean_costs_nothing() -> None:
         assert_close_to_fp64(ours[at], truth[at], plain[at], K, WHY, scale=8.0)
 
 
-@pytest.mark.parametrize(("shape", "method"), [((513, 20), 0), ((60, 16), 0), ((60, 20), 2)])
-def test_other_cases_take_the_stages(shape: tuple[int, int], method: int) -> None:
+@pytest.mark.parametrize(
+    ("shape", "groups", "kind"),
+    [
+        ((513, 20), 1, reference.ZCA),  # too many rows for a block
+        ((513, 20), 1, reference.CHOLESKY),
+        ((60, 16), 1, reference.PCA),  # a warp has an eigensolver of its own
+        ((3, 265), 265, reference.CHOLESKY),  # narrow groups, more than run at once
+        ((3, 66), 1, reference.CHOLESKY),  # more channels than a block's tiles have
+    ],
+)
+def test_other_cases_take_the_stages(shape: tuple[int, int], groups: int, kind: int) -> None:
     x, stages = spectra.random(*shape), Counted()
-    stages.whiten_forward(x, None, None, None, None, 1, 1.0, 1e-3, 0, False, method, 0.0)
+    stages.whiten_forward(x, None, None, None, None, groups, 1.0, 1e-3, kind, False, 0, 0.0)
     assert stages.launches[0] > 3
 
 

@@ -11,12 +11,22 @@ from torch import Tensor
 from fastwhiten.backends import reference
 from tests.csrc import mutations
 from tests.csrc.emulated_stages import EmulatedStages
-from tests.csrc.emulation import Probe
+from tests.csrc.emulation import ROOT, Probe
 from tests.csrc.test_small import batch, forward, options, wide
 
 pytestmark = [pytest.mark.emulated, pytest.mark.slow]
 
-MUTATIONS = list(mutations.find(["cuda/small_forward.cuh", "cuda/small_backward.cuh"]))
+FILES = ["small_forward", "small_backward", "reduce", "cholesky"]
+# The kernels around the library's factorisation belong to test_stage_mutations.py.
+LIBRARY = (
+    (ROOT / "csrc/cuda/cholesky.cuh").read_text().split("struct ShiftArguments")[0].count("\n")
+)
+MUTATIONS = [
+    m
+    for m in mutations.find(f"cuda/{name}.cuh" for name in FILES)
+    if m.file != "cuda/cholesky.cuh" or m.line < LIBRARY
+]
+OTHER = (reference.CHOLESKY, reference.LEDOIT_WOLF)  # beside zca with a fixed intensity
 
 
 @functools.cache
@@ -33,6 +43,14 @@ def check_forward(order: str, probe: Probe) -> None:
     ours = forward(EmulatedStages(order, probe=probe), x, groups, o, reference.ZCA)
     for at in (0, 1, 2, 3, 5, 6):  # the basis has its own test
         torch.testing.assert_close(ours[at].double(), truth[at], rtol=1e-3, atol=1e-4)
+
+
+def check_other_forward(order: str, probe: Probe) -> None:
+    x, groups, o, _ = problem()
+    truth = forward(reference, x.double(), groups, wide(o), *OTHER)
+    ours = forward(EmulatedStages(order, probe=probe), x, groups, o, *OTHER)
+    for value, ref in zip(ours, truth, strict=True):
+        torch.testing.assert_close(value.double(), ref, rtol=1e-3, atol=1e-4)
 
 
 def check_backward(order: str, kind: int, probe: Probe) -> None:
@@ -52,6 +70,7 @@ CHECKS = mutations.Checks(
     for order in ("forward", "reversed")
     for check in (
         functools.partial(check_forward, order),
+        functools.partial(check_other_forward, order),
         functools.partial(check_backward, order, reference.ZCA),
         functools.partial(check_backward, order, reference.CHOLESKY),
     )

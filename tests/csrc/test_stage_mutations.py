@@ -17,7 +17,8 @@ from tests.helpers import spectra
 pytestmark = [pytest.mark.emulated, pytest.mark.slow]
 
 NAMES = """
-    tiles statistics apply backward_reduce backward_matrix reduce intensity sample cholesky library
+    tiles heaviest statistics apply backward_reduce backward_matrix reduce intensity sample cholesky
+    library
 """
 MUTATIONS = list(mutations.find(f"cuda/{name}.cuh" for name in NAMES.split()))
 
@@ -51,6 +52,10 @@ def cases() -> list[tuple[str, tuple]]:
             ("backward_apply", (x, grad, mean, mean, matrix, covariance, None, None)),
             ("intensity", (x, mean, covariance, None, None, 1.0, reference.LEDOIT_WOLF, 0.0)),
         ]
+    # The heaviest row, which differences are taken from, is none of a first thread's or warp's.
+    x, p = rows((150, 80)), torch.linspace(1.0, 2.0, 150)
+    x[:40], p[:40] = 1e6, 0.0
+    found.append(("statistics", (x, p / p.sum(), 1, False)))
     covariance = reference.statistics(rows((90, 40)), None, 2, False)[1]
     rho = torch.tensor([0.2, 0.4])
     found.append(("factor", (covariance, None, rho, 1.0, 1e-2, reference.CHOLESKY)))
