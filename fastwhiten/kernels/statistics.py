@@ -20,6 +20,7 @@ from torch import Tensor
 from . import tuning
 from .common import (
     block_of,
+    device_function,
     divide,
     layout_of,
     load_rows,
@@ -32,6 +33,26 @@ from .common import (
 
 BLOCK_ENTRIES = 128
 STEP = 8
+
+
+@device_function
+def load_centered(
+    x,
+    start,  # [R] int64, from row_start
+    columns,  # [K] int64, channel numbers
+    row_mask,  # [R]
+    column_mask,  # [K]
+    length,
+    shift,  # [K] T
+    p,  # [R] T
+    inverse,  # 1 / sum(p)
+    T: tl.constexpr,
+    PLANES: tl.constexpr,
+):
+    """Return a tile ``[R, K]`` less its weighted mean, and that mean ``[K]`` less the shift."""
+    tile = load_rows(x, start, columns, row_mask, column_mask, length, T, PLANES) - shift[None, :]
+    mean = tl.sum(tile * p[:, None], 0) * inverse
+    return tile - mean[None, :], mean
 
 
 # Without it, one step would be a constant, its loop unrolled, and its loads hoisted into a spill.
@@ -84,15 +105,15 @@ def statistics_kernel(
         start = row_start(m, channels, length, PLANES)
         tile_weight = tl.sum(p, 0)
         inverse = tl.where(tile_weight > 0.0, 1.0 / tile_weight, 0.0)
-        xi = load_rows(x, start, i, inside, mask_i, length, T, PLANES) - shift_i[None, :]
-        tile_i = tl.sum(xi * p[:, None], 0) * inverse
-        xi -= tile_i[None, :]
+        xi, tile_i = load_centered(
+            x, start, i, inside, mask_i, length, shift_i, p, inverse, T, PLANES
+        )
         if SINGLE:
             xj, tile_j = xi, tile_i
         else:
-            xj = load_rows(x, start, j, inside, mask_j, length, T, PLANES) - shift_j[None, :]
-            tile_j = tl.sum(xj * p[:, None], 0) * inverse
-            xj -= tile_j[None, :]
+            xj, tile_j = load_centered(
+                x, start, j, inside, mask_j, length, shift_j, p, inverse, T, PLANES
+            )
         products += product(tl.trans(xi * p[:, None]), xj)
         joint = total + tile_weight
         share = tl.where(joint > 0.0, tile_weight / joint, 0.0)
@@ -109,6 +130,34 @@ def statistics_kernel(
             tl.store(partial_weight + chunk, total)
 
 
+@device_function
+def combined_means(
+    weight,  # [chunks] T
+    partial_mean,  # [chunks, C] T, at the group's first channel
+    channels,
+    chunks,
+    a,  # [E] channels of the group
+    b,  # [E]
+    inside,  # [E]
+    T: tl.constexpr,
+    BLOCK: tl.constexpr,  # E
+    STEP: tl.constexpr,
+):
+    """Return ``(w, mean_a, mean_b)``: the sum of weights, and two channels' means ``[E]``."""
+    total = tl.full((), 0.0, T)
+    mean_a, mean_b = tl.full((BLOCK,), 0.0, T), tl.full((BLOCK,), 0.0, T)
+    for start in range(0, chunks, STEP):
+        chunk = (start + tl.arange(0, STEP)).to(tl.int64)
+        mask = (chunk < chunks)[:, None] & inside[None, :]
+        w = tl.load(weight + chunk, mask=chunk < chunks, other=0.0)
+        base = partial_mean + (chunk * channels)[:, None]
+        mean_a += tl.sum(w[:, None] * tl.load(base + a[None, :], mask=mask, other=0.0), 0)
+        mean_b += tl.sum(w[:, None] * tl.load(base + b[None, :], mask=mask, other=0.0), 0)
+        total += tl.sum(w, 0)
+    every = tl.broadcast_to(total, (BLOCK,))
+    return every, divide(mean_a, every), divide(mean_b, every)
+
+
 @triton.jit
 def combine_kernel(
     x,  # [M, C] or [N, C, L]: its first row
@@ -119,7 +168,7 @@ def combine_kernel(
     covariance,  # [G, D, D] T
     channels,
     length,
-    size,
+    size,  # D
     groups,
     chunks,
     PLANES: tl.constexpr,
@@ -140,33 +189,23 @@ def combine_kernel(
     inside = entry < per_group
     i, j = entry // size, entry % size
     a, b = tl.maximum(i, j), tl.minimum(i, j)
-    total = tl.full((), 0.0, T)
-    mean_a, mean_b = tl.full((BLOCK,), 0.0, T), tl.full((BLOCK,), 0.0, T)
-    for start in range(0, chunks, STEP):
-        chunk = (start + tl.arange(0, STEP)).to(tl.int64)
-        mask = (chunk < chunks)[:, None] & inside[None, :]
-        w = tl.load(partial_weight + chunk, mask=chunk < chunks, other=0.0)
-        base = partial_mean + (chunk * channels + group * size)[:, None]
-        mean_a += tl.sum(w[:, None] * tl.load(base + a[None, :], mask=mask, other=0.0), 0)
-        mean_b += tl.sum(w[:, None] * tl.load(base + b[None, :], mask=mask, other=0.0), 0)
-        total += tl.sum(w, 0)
-    mean_a, mean_b = (
-        divide(mean_a, total + tl.zeros_like(mean_a)),
-        divide(mean_b, total + tl.zeros_like(mean_b)),
+    means = partial_mean + group * size
+    total, mean_a, mean_b = combined_means(
+        partial_weight, means, channels, chunks, a, b, inside, T, BLOCK, STEP
     )
     result = tl.full((BLOCK,), 0.0, T)
     for start in range(0, chunks, STEP):
         chunk = (start + tl.arange(0, STEP)).to(tl.int64)
         mask = (chunk < chunks)[:, None] & inside[None, :]
         w = tl.load(partial_weight + chunk, mask=chunk < chunks, other=0.0)
-        base = partial_mean + (chunk * channels + group * size)[:, None]
+        base = means + (chunk * channels)[:, None]
         step_a = tl.load(base + a[None, :], mask=mask, other=0.0) - mean_a[None, :]
         step_b = tl.load(base + b[None, :], mask=mask, other=0.0) - mean_b[None, :]
         where = ((chunk * groups + group) * size)[:, None] * size + (a * size + b)[None, :]
         products = tl.load(partial_products + where, mask=mask, other=0.0)
         result += tl.sum(products + w[:, None] * step_a * step_b, 0)
     if not WEIGHTED:  # weights sum to one, counts do not
-        result = divide(result, total + tl.zeros_like(result))
+        result = divide(result, total)
     tl.store(covariance + group * per_group + entry, result, mask=inside)
     stride = length if PLANES else 1
     first = tl.load(x + (group * size + i) * stride, mask=inside, other=0.0).to(T)
