@@ -3,8 +3,8 @@
     python tools/triton_resources.py            compile everything, compare with the table
     python tools/triton_resources.py --write    compile everything, write the table
     python tools/triton_resources.py --largest  the largest shape class only (what the tests do)
-    python tools/triton_resources.py --candidates  what FASTWHITEN_AUTOTUNE=1 chooses from, each for
-        the types and options that need the most registers; local memory is looked for, nothing else
+    python tools/triton_resources.py --candidates  what FASTWHITEN_AUTOTUNE=1 chooses from, with all
+        options on, which need the most registers; local memory is looked for, nothing else
     --allow-stack BYTES  for other versions of Triton than the table's: spills up to so much pass
 
 Launchers run on small CPU tensors with the launch itself replaced: what it would have compiled is
@@ -206,10 +206,9 @@ def configurations(largest: bool = False, candidates: bool = False) -> list[Conf
         os.environ["FASTWHITEN_AUTOTUNE"] = "1"  # a launcher then launches all of them
     whole = WHOLE[-1:] if largest else WHOLE
     blocked = BLOCKED[:1] if largest else BLOCKED
-    few = largest or candidates  # float32 and float64, all options on
-    pairs = [p for p in PAIRS if p[0] == p[1]] if few else PAIRS
+    pairs = [p for p in PAIRS if p[0] == p[1]] if largest else PAIRS
     with Recorder() as recorder:
-        for options in (True,) if few else (False, True):
+        for options in (True,) if largest or candidates else (False, True):
             for size, (dtype, t) in itertools.product(whole + blocked, pairs):
                 _rows_stages(size, dtype, t, options)
             for size, (dtype, t) in itertools.product(whole, pairs):

@@ -104,6 +104,13 @@ def whole_options(size: int, dtype: torch.dtype) -> dict[str, int]:
     return {"num_warps": warps[block_of(size)], "num_stages": 1}
 
 
+def whole_configurations(options: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
+    """Return what a stage on whole matrices may be launched with, from its fixed ``options``."""
+    # Sixteen warps leave a thread 128 registers: at orders 32 and 64, float64 spills.
+    spills = ("warps",) if dtype == torch.float64 and options["num_warps"] == 8 else ()
+    return tuning.configurations(options, spills)
+
+
 def launch_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues ``[B, D]`` and eigenvectors ``[B, D, D]`` of ``a``, D at most WHOLE."""
     batch, size = a.shape[:2]
@@ -114,7 +121,7 @@ def launch_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
             "eigh",
             (batch, size, a.dtype),
             a.device,
-            tuning.configurations(whole_options(size, a.dtype)),
+            whole_configurations(whole_options(size, a.dtype), a.dtype),
             lambda options: eigh_kernel[(batch,)](a, *outputs, size, *blocks, **options),
         )
     return values, vectors

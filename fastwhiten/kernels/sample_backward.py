@@ -203,42 +203,19 @@ def launch_sample_backward(
     }
 
     def run(options: dict[str, int]) -> Tensor:
-        turned = torch.empty_like(projected)
+        turned, dx = torch.empty_like(projected), torch.empty_like(grad)
         partial = projected.new_empty(blocks, groups, rows, rows)
         uniform, grid = bits(1.0 / rows), (blocks * groups,)
+        both = {**flags, **options}
         sample_cross_kernel[grid](
-            grad,
-            projected,
-            eigenvectors,
-            weight,
-            turned,
-            partial,
-            uniform,
-            *sizes,
-            **flags,
-            **options,
+            grad, projected, eigenvectors, weight, turned, partial, uniform, *sizes, **both
         )
-        cross = partial[0]
-        if blocks > 1:
-            cross = projected.new_empty(groups, rows, rows)
-            sum_partials(partial, None, cross, None)
-        dx = torch.empty_like(grad)
+        (cross,) = sum_partials(partial)
+        roots = projected.new_empty(blocks, groups, rows)
+        inputs = (projected, cross, eigenvalues, eigenvectors, roots, weight)
+        scalars = (uniform, bits(eps), *sizes)
         sample_backward_kernel[grid](
-            turned,
-            projected,
-            cross,
-            eigenvalues,
-            eigenvectors,
-            projected.new_empty(blocks, groups, rows),
-            weight,
-            or_dummy(rho, projected),
-            dx,
-            uniform,
-            bits(eps),
-            *sizes,
-            SHRINK=rho is not None,
-            **flags,
-            **options,
+            turned, *inputs, or_dummy(rho, projected), dx, *scalars, SHRINK=rho is not None, **both
         )
         return dx
 

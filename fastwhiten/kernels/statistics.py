@@ -27,7 +27,7 @@ from .common import (
     or_dummy,
     plan_chunks,
     product,
-    row_options,
+    reduction_options,
     row_start,
 )
 
@@ -212,11 +212,36 @@ def combine_kernel(
     tl.store(mean + group * size + i, first + mean_a, mask=inside & (j == 0))
 
 
-def block_rows_of(block: int, dtype: torch.dtype) -> int:
-    """Return the rows of a tile: as many as keep the operands of a product in registers."""
-    if block == 64:
-        return 16 if dtype == torch.float64 else 32
-    return 32 if dtype == torch.float64 else 64
+def launch_combine(
+    x: Tensor,
+    row_weight: Tensor | None,
+    partial_weight: Tensor,
+    partial_mean: Tensor,
+    products: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return mean ``[C]`` and covariance ``[G, D, D]`` from what the chunks of rows have left."""
+    _, channels, length, planes = layout_of(x)
+    chunks, groups, size, _ = products.shape
+    mean, covariance = partial_mean.new_empty(channels), products.new_empty(products.shape[1:])
+    combine_kernel[(groups * triton.cdiv(size * size, BLOCK_ENTRIES),)](
+        x,
+        partial_weight,
+        partial_mean,
+        products,
+        mean,
+        covariance,
+        channels,
+        length,
+        size,
+        groups,
+        chunks,
+        PLANES=planes,
+        WEIGHTED=row_weight is not None,
+        BLOCK=BLOCK_ENTRIES,
+        STEP=STEP,
+        num_warps=4,
+    )
+    return mean, covariance
 
 
 def launch_statistics(
@@ -228,8 +253,10 @@ def launch_statistics(
     block = block_of(size)
     blocks = triton.cdiv(size, block)
     programs = groups * blocks * blocks
-    fixed = row_options(block, stages=1, most=8 if x.dtype == dtype == torch.float32 else 4)
-    fixed["BLOCK_ROWS"] = block_rows_of(block, dtype)
+    most = 8 if x.dtype == dtype == torch.float32 else 4
+    fixed = reduction_options(block, dtype, most)
+    # Sixteen warps leave a thread 128 registers: several blocks of 64 spill in float64 on sm_90.
+    spills = ("warps",) if block == 64 and dtype == torch.float64 else ()
 
     def run(options: dict[str, int]) -> tuple[Tensor, Tensor]:
         steps, chunks = plan_chunks(rows, options["BLOCK_ROWS"], programs)
@@ -254,30 +281,10 @@ def launch_statistics(
             BLOCK=block,
             **options,
         )
-        mean = x.new_empty(channels, dtype=dtype)
-        covariance = x.new_empty(groups, size, size, dtype=dtype)
-        combine_kernel[(groups * triton.cdiv(size * size, BLOCK_ENTRIES),)](
-            x,
-            weight,
-            partial_mean,
-            products,
-            mean,
-            covariance,
-            channels,
-            length,
-            size,
-            groups,
-            chunks,
-            PLANES=planes,
-            WEIGHTED=row_weight is not None,
-            BLOCK=BLOCK_ENTRIES,
-            STEP=STEP,
-            num_warps=4,
-        )
-        return mean, covariance
+        return launch_combine(x, row_weight, weight, partial_mean, products)
 
     shape_class = (*tuning.row_class(x, groups), dtype, row_weight is not None)
     mean, covariance = tuning.launch(
-        "statistics", shape_class, x.device, tuning.configurations(fixed), run
+        "statistics", shape_class, x.device, tuning.configurations(fixed, spills), run
     )
     return mean, covariance
