@@ -14,7 +14,7 @@ Which sizes are ours, and why:
   registers; order 128 would spill to local memory. Above, the stage is the reference's: the
   eigensolver is ``torch.linalg.eigh``, which synchronises with the host on a GPU (non-finite
   matrices are kept from it, so it raises nothing), the factor ``torch.linalg.cholesky_ex``, which
-  does not.
+  does not. The sample side's passes over rows end there, too, and at 2**31 values of X.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ def _kernels() -> Any:
         backward_matrix=backward_matrix.launch_backward_matrix,
         backward_apply=backward.launch_backward_apply,
         sample_statistics=sample.launch_sample_statistics,
+        sample_serves=sample.serves,
         sample_apply=sample.launch_sample_apply,
         sample_backward=sample_backward.launch_sample_backward,
     )
@@ -326,7 +327,7 @@ def _sample_statistics(
     if x.dim() != 2:
         raise ValueError(f"sample_statistics: expected rows [M, C], got {list(x.shape)}")
     k.check("sample_statistics", "row_weight", row_weight, (x.shape[0],), dtype, x)
-    if x.shape[0] > k.whole:
+    if not k.sample_serves(*x.shape):
         return reference.sample_statistics(x, row_weight, groups, double_precision)
     mean, scaled, gram = k.sample_statistics(x, row_weight, groups, dtype)
     return mean, scaled, gram
@@ -347,7 +348,7 @@ def _sample_apply(
     sizes = (groups, rows)
     k.check_spectrum("sample_apply", eigenvalues, eigenvectors, row_weight, rho, scaled, sizes)
     arguments = (scaled, eigenvalues, eigenvectors, row_weight, rho, eps, out_dtype)
-    if rows > k.whole:
+    if not k.sample_serves(*scaled.shape):
         return reference.sample_apply(*arguments)
     y, projected = k.sample_apply(*arguments)
     return y, projected
@@ -372,7 +373,7 @@ def _sample_backward(
         "sample_backward", eigenvalues, eigenvectors, row_weight, rho, projected, sizes
     )
     arguments = (grad, projected, eigenvalues, eigenvectors, row_weight, rho, eps)
-    dx: Tensor = (reference if rows > k.whole else k).sample_backward(*arguments)
+    dx: Tensor = (k if k.sample_serves(*grad.shape) else reference).sample_backward(*arguments)
     return dx
 
 

@@ -76,11 +76,6 @@ def apply_kernel(
     tl.store(where, total.to(y.dtype.element_ty), mask=inside[:, None] & mask[None, :])
 
 
-def block_rows_of(block: int, dtype: torch.dtype) -> int:
-    """Return the rows of a tile."""
-    return 32 if block == 64 or dtype == torch.float64 else 64
-
-
 def launch_apply(
     x: Tensor, mean: Tensor, matrix: Tensor, gamma: Tensor | None, beta: Tensor | None
 ) -> Tensor:
@@ -91,7 +86,7 @@ def launch_apply(
         return torch.empty_like(x)
     block = block_of(size)
     blocks = triton.cdiv(size, block)
-    fixed = {**row_options(block, stages=2), "BLOCK_ROWS": block_rows_of(block, mean.dtype)}
+    fixed = row_options(block, mean.dtype)
 
     def run(options: dict[str, int]) -> Tensor:
         y = torch.empty_like(x)

@@ -26,6 +26,7 @@ from .common import (
     or_dummy,
     plan_chunks,
     product,
+    reduction_options,
     row_options,
     row_start,
     row_weight_of,
@@ -136,18 +137,6 @@ def backward_apply_kernel(
     tl.store(where, total.to(dx.dtype.element_ty), mask=mask)
 
 
-def block_rows_of(block: int, dtype: torch.dtype) -> int:
-    """Return the rows of a tile."""
-    return 32 if block == 64 or dtype == torch.float64 else 64
-
-
-def reduce_rows_of(block: int, dtype: torch.dtype) -> int:
-    """Return the rows of a tile of the reduction, whose accumulator is a block, too."""
-    if block == 64 and dtype == torch.float64:
-        return 16
-    return block_rows_of(block, dtype)
-
-
 def launch_backward_reduce(
     x: Tensor, grad: Tensor, mean: Tensor, groups: int
 ) -> tuple[Tensor, Tensor]:
@@ -157,8 +146,9 @@ def launch_backward_reduce(
     block = block_of(size)
     blocks = triton.cdiv(size, block)
     programs = groups * blocks * blocks
-    fixed = row_options(block, stages=1, most=8 if mean.dtype == torch.float64 else 4)
-    fixed["BLOCK_ROWS"] = reduce_rows_of(block, mean.dtype)
+    fixed = reduction_options(block, mean.dtype, most=8 if mean.dtype == torch.float64 else 4)
+    # Eight warps spill in float32 planes at block 32 on sm_90.
+    spills = ("warps",) if block == 32 and mean.dtype == torch.float32 else ()
 
     def run(options: dict[str, int]) -> tuple[Tensor, Tensor]:
         steps, chunks = plan_chunks(rows, options["BLOCK_ROWS"], programs)
@@ -179,15 +169,12 @@ def launch_backward_reduce(
             BLOCK=block,
             **options,
         )
-        if chunks == 1:
-            return sums.reshape(channels), cross.reshape(groups, size, size)
-        outputs = mean.new_empty(channels), mean.new_empty(groups, size, size)
-        sum_partials(sums, cross, *outputs)
-        return outputs
+        grad_sum, cross = sum_partials(sums, cross)
+        return grad_sum, cross
 
     shape_class = (*tuning.row_class(x, groups), mean.dtype)
     grad_sum, cross = tuning.launch(
-        "backward_reduce", shape_class, x.device, tuning.configurations(fixed), run
+        "backward_reduce", shape_class, x.device, tuning.configurations(fixed, spills), run
     )
     return grad_sum, cross
 
@@ -209,7 +196,7 @@ def launch_backward_apply(
         return torch.empty_like(x)
     block = block_of(size)
     blocks = triton.cdiv(size, block)
-    fixed = {**row_options(block, stages=2), "BLOCK_ROWS": block_rows_of(block, mean.dtype)}
+    fixed = row_options(block, mean.dtype)
 
     def run(options: dict[str, int]) -> Tensor:
         dx = torch.empty_like(x)

@@ -29,7 +29,7 @@ from .common import (
     product_of,
     root,
 )
-from .eigh import whole_options
+from .eigh import whole_configurations, whole_options
 from .factor import _CHOLESKY, _ZCA, store_mirrored
 
 
@@ -181,7 +181,7 @@ def launch_backward_matrix(
         "backward_matrix",
         (groups, size, cross.dtype, *flags.values()),
         cross.device,
-        tuning.configurations(options),
+        whole_configurations(options, cross.dtype),
         lambda options: backward_matrix_kernel[(groups,)](
             *inputs, scratch, inner, grad_gamma, *scalars, **flags, **options
         ),

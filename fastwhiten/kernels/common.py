@@ -55,14 +55,35 @@ def block_of(size: int) -> int:
     return next((b for b in BLOCKS if size <= b), BLOCKS[-1])
 
 
-def row_options(block: int, stages: int, most: int = 4) -> dict[str, int]:
-    """Return the launch options of a pass over rows: warps, and tiles on their way at a time.
+def row_options(block: int, dtype: torch.dtype) -> dict[str, int]:
+    """Return the launch options of a pass over rows: warps, tiles on their way at a time, rows.
 
-    ``most`` is the number of warps at block 32, where four spill in some dtypes. One stage for
-    reductions: a pipelined tile that still has to be transposed and weighted takes registers that
-    the accumulators need, and spills (ptxas of Triton 3.7.1, float32 planes).
+    Args:
+        block: edge of a block of channels.
+        dtype: of the products.
     """
-    return {"num_warps": {16: 4, 32: most, 64: 8}[block], "num_stages": stages}
+    rows = 32 if block == 64 or dtype == torch.float64 else 64
+    return {"num_warps": 8 if block == 64 else 4, "num_stages": 2, "BLOCK_ROWS": rows}
+
+
+def reduction_options(block: int, dtype: torch.dtype, most: int) -> dict[str, int]:
+    """Return the launch options of a reduction over rows, whose accumulator is a block, too.
+
+    One stage: a pipelined tile that still has to be transposed and weighted takes registers that
+    the accumulators need, and spills (ptxas of Triton 3.7.1, float32 planes). In float64 a tile has
+    16 rows at block 64: 32 spill.
+
+    Args:
+        block: edge of a block of channels.
+        dtype: of the products.
+        most: number of warps at block 32, where four spill in some dtypes.
+    """
+    options = row_options(block, dtype) | {"num_stages": 1}
+    if block == 32:
+        options["num_warps"] = most
+    if block == 64 and dtype == torch.float64:
+        options["BLOCK_ROWS"] = 16
+    return options
 
 
 def power_of_two(n: int) -> int:

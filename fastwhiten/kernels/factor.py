@@ -27,7 +27,7 @@ from .common import (
     product,
     root,
 )
-from .eigh import is_finite, load_symmetric, store_system, whole_options
+from .eigh import is_finite, load_symmetric, store_system, whole_configurations, whole_options
 from .jacobi import eigensystem, positive_pivot
 
 ZCA, PCA, CHOLESKY = 0, 1, 2
@@ -180,7 +180,8 @@ def launch_factor(
     scalars = (bits(batch_weight), bits(eps), size)
     # What the choice of a configuration depends on, and where, and between which.
     shape_class = (groups, size, covariance.dtype, kind, *flags.values())
-    configurations = tuning.configurations(whole_options(size, covariance.dtype))
+    options = whole_options(size, covariance.dtype)
+    configurations = whole_configurations(options, covariance.dtype)
     choice = (shape_class, covariance.device, configurations)
     if kind == CHOLESKY:
         tuning.launch(

@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import or_dummy
-
 BLOCK = 256
 STEP = 8
 
@@ -47,20 +45,17 @@ def sum_partials_kernel(
     tl.store(second_out + other, total, mask=in_second)
 
 
-def sum_partials(
-    first: Tensor, second: Tensor | None, first_out: Tensor, second_out: Tensor | None
-) -> None:
-    """Add ``first`` and ``second`` over their leading dimension into the outputs."""
-    counts = first_out.numel(), 0 if second_out is None else second_out.numel()
+def sum_partials(*partials: Tensor) -> tuple[Tensor, ...]:
+    """Return one or two tensors of partial results ``[chunks, ...]``, added over the chunks."""
+    first, second = partials[0], partials[-1]
     chunks = first.shape[0]
-    sum_partials_kernel[(triton.cdiv(sum(counts), BLOCK),)](
-        first,
-        or_dummy(second, first),
-        first_out,
-        or_dummy(second_out, first),
-        *counts,
-        chunks,
-        BLOCK=BLOCK,
-        STEP=STEP,
-        num_warps=4,
+    if chunks == 1:
+        return tuple(p[0] for p in partials)
+    outputs = tuple(p.new_empty(p.shape[1:]) for p in partials)
+    counts = outputs[0].numel(), outputs[1].numel() if len(outputs) == 2 else 0
+    grid = (triton.cdiv(sum(counts), BLOCK),)
+    sums = (outputs[0], outputs[-1])
+    sum_partials_kernel[grid](
+        first, second, *sums, *counts, chunks, BLOCK=BLOCK, STEP=STEP, num_warps=4
     )
+    return outputs

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import tuning
 from .common import (
     SLICE,
+    WHOLE,
     bits,
     block_of,
     device_function,
@@ -147,6 +148,14 @@ def sample_apply_kernel(
     tl.store(y + where, result.to(y.dtype.element_ty), mask=mask)
 
 
+def serves(rows: int, channels: int) -> bool:
+    """Return whether one program holds all rows, and int32 the offsets in a group's ``[M, D]``.
+
+    Wider addresses would take registers of every launch, for more than 33 million channels.
+    """
+    return rows <= WHOLE and rows * channels < 2**31
+
+
 def tile_options(rows: int, most: int = 8) -> dict[str, int]:
     """Return the launch options of a program whose tile is ``rows`` by 64 channels."""
     return {"num_warps": {16: 4, 32: 4, 64: most}[block_of(rows)], "num_stages": 1}
@@ -155,7 +164,7 @@ def tile_options(rows: int, most: int = 8) -> dict[str, int]:
 def launch_sample_statistics(
     x: Tensor, row_weight: Tensor | None, groups: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean ``[C]``, scaled rows ``[M, C]`` and Gram matrices ``[G, M, M]``; M <= WHOLE."""
+    """Return mean ``[C]``, scaled rows ``[M, C]``, Gram matrices ``[G, M, M]``; :func:`serves`."""
     rows, channels = x.shape
     size = channels // groups
     blocks = triton.cdiv(size, BLOCK)
@@ -179,16 +188,15 @@ def launch_sample_statistics(
             BLOCK=BLOCK,
             **options,
         )
-        if blocks == 1:
-            return mean, scaled, partial.reshape(groups, rows, rows)
-        gram = x.new_empty(groups, rows, rows, dtype=dtype)
-        sum_partials(partial, None, gram, None)
+        (gram,) = sum_partials(partial)
         return mean, scaled, gram
 
+    # Sixteen warps, which float32 and float64 start with, spill in half precision on sm_90.
     fixed = tile_options(rows, most=8 if x.dtype.itemsize == 2 else 16)
+    spills = ("warps",) if fixed["num_warps"] == 8 else ()
     shape_class = (rows, channels, groups, x.dtype, dtype, row_weight is not None)
     mean, scaled, gram = tuning.launch(
-        "sample_statistics", shape_class, x.device, tuning.configurations(fixed), run
+        "sample_statistics", shape_class, x.device, tuning.configurations(fixed, spills), run
     )
     return mean, scaled, gram
 
@@ -202,7 +210,7 @@ def launch_sample_apply(
     eps: float,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Return whitened rows ``[M, C]`` in ``out_dtype`` and ``P`` ``[G, M, D]``; M <= WHOLE."""
+    """Return whitened rows ``[M, C]`` in ``out_dtype`` and ``P`` ``[G, M, D]``; :func:`serves`."""
     rows, channels = scaled.shape
     groups = eigenvalues.shape[0]
     size = channels // groups

@@ -22,6 +22,7 @@ from .common import (
     SLICE,
     bits,
     block_of,
+    device_function,
     divide,
     exact,
     or_dummy,
@@ -85,6 +86,39 @@ def sample_cross_kernel(
     tl.store(square + m * rows + j, cross, mask=(m < rows) & (j < rows))
 
 
+@device_function
+def mixed_rows(
+    f,  # [M, M] T, Fm
+    white,  # [M, D] T, P at the block's first channel
+    t,  # [R] T
+    t_ptr,  # [M] T, the same in memory: a tensor in registers cannot be cut into slices
+    rows,
+    size,  # D
+    rest,  # channels of the block
+    T: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SLICE: tl.constexpr,
+):
+    """Return ``R P`` ``[R, BLOCK]`` for one block of channels; R is made slice by slice."""
+    m = tl.arange(0, R)
+    inside = m < rows
+    column = tl.arange(0, BLOCK)[None, :]
+    mixed = tl.full((R, BLOCK), 0.0, T)
+    for start in range(0, rows, SLICE):
+        k = start + tl.arange(0, SLICE)
+        pair = inside[:, None] & (k < rows)[None, :]
+        row = t[:, None] + tl.full((R, SLICE), 0.0, T)
+        other = tl.load(t_ptr + k, mask=k < rows, other=1.0)
+        w = divide(row, row + other[None, :])
+        f_mk = tl.load(f + m[:, None] * rows + k[None, :], mask=pair, other=0.0)
+        f_km = tl.load(f + k[None, :] * rows + m[:, None], mask=pair, other=0.0)
+        mask = (k < rows)[:, None] & (column < rest)
+        p_k = tl.load(white + k[:, None] * size + column, mask=mask, other=0.0)
+        mixed += product(w * f_km + (1.0 - w) * f_mk, p_k)
+    return mixed
+
+
 @triton.jit
 def sample_backward_kernel(
     turned,  # [G, M, D] T, Gv; replaced by I
@@ -123,24 +157,10 @@ def sample_backward_kernel(
     inner = turned + group * rows * size + first
     eps = exact(eps_bits, T)
     t, keep, intensity = sample_roots(eigenvalues, rho, eps, group, rows, size, T, R, SHRINK)
-    # Slices of t are loaded below: a tensor in registers cannot be cut.
-    tl.store(roots + program * rows + m, t, mask=inside)
-    tl.debug_barrier()
-    mixed = tl.full((R, BLOCK), 0.0, T)  # R P
-    for start in range(0, rows, SLICE):
-        k = start + tl.arange(0, SLICE)
-        pair = inside[:, None] & (k < rows)[None, :]
-        row = t[:, None] + tl.full((R, SLICE), 0.0, T)
-        other = tl.load(roots + program * rows + k, mask=k < rows, other=1.0)
-        w = divide(row, row + other[None, :])
-        f_mk = tl.load(f + m[:, None] * rows + k[None, :], mask=pair, other=0.0)
-        f_km = tl.load(f + k[None, :] * rows + m[:, None], mask=pair, other=0.0)
-        p_k = tl.load(
-            white + k[:, None] * size + column,
-            mask=(k < rows)[:, None] & (column < rest),
-            other=0.0,
-        )
-        mixed += product(w * f_km + (1.0 - w) * f_mk, p_k)
+    t_ptr = roots + program * rows
+    tl.store(t_ptr + m, t, mask=inside)
+    tl.debug_barrier()  # slices of t are read back by other threads of this program
+    mixed = mixed_rows(f, white, t, t_ptr, rows, size, rest, T, R, BLOCK, SLICE)
     where = m[:, None] * size + column
     t_tile = t[:, None] + tl.full((R, BLOCK), 0.0, T)
     result = divide(tl.load(inner + where, mask=mask, other=0.0) - keep * mixed, t_tile)
@@ -183,42 +203,19 @@ def launch_sample_backward(
     }
 
     def run(options: dict[str, int]) -> Tensor:
-        turned = torch.empty_like(projected)
+        turned, dx = torch.empty_like(projected), torch.empty_like(grad)
         partial = projected.new_empty(blocks, groups, rows, rows)
         uniform, grid = bits(1.0 / rows), (blocks * groups,)
+        both = {**flags, **options}
         sample_cross_kernel[grid](
-            grad,
-            projected,
-            eigenvectors,
-            weight,
-            turned,
-            partial,
-            uniform,
-            *sizes,
-            **flags,
-            **options,
+            grad, projected, eigenvectors, weight, turned, partial, uniform, *sizes, **both
         )
-        cross = partial[0]
-        if blocks > 1:
-            cross = projected.new_empty(groups, rows, rows)
-            sum_partials(partial, None, cross, None)
-        dx = torch.empty_like(grad)
+        (cross,) = sum_partials(partial)
+        roots = projected.new_empty(blocks, groups, rows)
+        inputs = (projected, cross, eigenvalues, eigenvectors, roots, weight)
+        scalars = (uniform, bits(eps), *sizes)
         sample_backward_kernel[grid](
-            turned,
-            projected,
-            cross,
-            eigenvalues,
-            eigenvectors,
-            projected.new_empty(blocks, groups, rows),
-            weight,
-            or_dummy(rho, projected),
-            dx,
-            uniform,
-            bits(eps),
-            *sizes,
-            SHRINK=rho is not None,
-            **flags,
-            **options,
+            turned, *inputs, or_dummy(rho, projected), dx, *scalars, SHRINK=rho is not None, **both
         )
         return dx
 

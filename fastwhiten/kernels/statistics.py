@@ -28,7 +28,7 @@ from .common import (
     or_dummy,
     plan_chunks,
     product,
-    row_options,
+    reduction_options,
     row_start,
 )
 
@@ -36,7 +36,26 @@ BLOCK_ENTRIES = 128
 STEP = 8
 
 
-# Without it, one step would be a constant, its loop unrolled, and its loads hoisted into a spill.
+@device_function
+def load_centered(
+    x,
+    start,  # [R] int64, from row_start
+    columns,  # [K] int64, channel numbers
+    row_mask,  # [R]
+    column_mask,  # [K]
+    length,
+    shift,  # [K] T
+    p,  # [R] T
+    inverse,  # 1 / sum(p)
+    T: tl.constexpr,
+    PLANES: tl.constexpr,
+):
+    """Return a tile ``[R, K]`` less its weighted mean, and that mean ``[K]`` less the shift."""
+    tile = load_rows(x, start, columns, row_mask, column_mask, length, T, PLANES) - shift[None, :]
+    mean = tl.sum(tile * p[:, None], 0) * inverse
+    return tile - mean[None, :], mean
+
+
 @device_function
 def origin_start(origin, channels, length, PLANES: tl.constexpr, WEIGHTED: tl.constexpr):
     """Offset of channel 0 of the row that differences are taken from."""
@@ -46,6 +65,7 @@ def origin_start(origin, channels, length, PLANES: tl.constexpr, WEIGHTED: tl.co
         return 0
 
 
+# Without it, one step would be a constant, its loop unrolled, and its loads hoisted into a spill.
 @triton.jit(do_not_specialize=["steps"])
 def statistics_kernel(
     x,  # [M, C] or [N, C, L]
@@ -97,15 +117,15 @@ def statistics_kernel(
         start = row_start(m, channels, length, PLANES)
         tile_weight = tl.sum(p, 0)
         inverse = tl.where(tile_weight > 0.0, 1.0 / tile_weight, 0.0)
-        xi = load_rows(x, start, i, inside, mask_i, length, T, PLANES) - shift_i[None, :]
-        tile_i = tl.sum(xi * p[:, None], 0) * inverse
-        xi -= tile_i[None, :]
+        xi, tile_i = load_centered(
+            x, start, i, inside, mask_i, length, shift_i, p, inverse, T, PLANES
+        )
         if SINGLE:
             xj, tile_j = xi, tile_i
         else:
-            xj = load_rows(x, start, j, inside, mask_j, length, T, PLANES) - shift_j[None, :]
-            tile_j = tl.sum(xj * p[:, None], 0) * inverse
-            xj -= tile_j[None, :]
+            xj, tile_j = load_centered(
+                x, start, j, inside, mask_j, length, shift_j, p, inverse, T, PLANES
+            )
         products += product(tl.trans(xi * p[:, None]), xj)
         joint = total + tile_weight
         share = tl.where(joint > 0.0, tile_weight / joint, 0.0)
@@ -122,6 +142,34 @@ def statistics_kernel(
             tl.store(partial_weight + chunk, total)
 
 
+@device_function
+def combined_means(
+    weight,  # [chunks] T
+    partial_mean,  # [chunks, C] T, at the group's first channel
+    channels,
+    chunks,
+    a,  # [E] channels of the group
+    b,  # [E]
+    inside,  # [E]
+    T: tl.constexpr,
+    BLOCK: tl.constexpr,  # E
+    STEP: tl.constexpr,
+):
+    """Return ``(w, mean_a, mean_b)``: the sum of weights, and two channels' means ``[E]``."""
+    total = tl.full((), 0.0, T)
+    mean_a, mean_b = tl.full((BLOCK,), 0.0, T), tl.full((BLOCK,), 0.0, T)
+    for start in range(0, chunks, STEP):
+        chunk = (start + tl.arange(0, STEP)).to(tl.int64)
+        mask = (chunk < chunks)[:, None] & inside[None, :]
+        w = tl.load(weight + chunk, mask=chunk < chunks, other=0.0)
+        base = partial_mean + (chunk * channels)[:, None]
+        mean_a += tl.sum(w[:, None] * tl.load(base + a[None, :], mask=mask, other=0.0), 0)
+        mean_b += tl.sum(w[:, None] * tl.load(base + b[None, :], mask=mask, other=0.0), 0)
+        total += tl.sum(w, 0)
+    every = tl.broadcast_to(total, (BLOCK,))
+    return every, divide(mean_a, every), divide(mean_b, every)
+
+
 @triton.jit
 def combine_kernel(
     x,  # [M, C] or [N, C, L]: its origin
@@ -133,7 +181,7 @@ def combine_kernel(
     covariance,  # [G, D, D] T
     channels,
     length,
-    size,
+    size,  # D
     groups,
     chunks,
     PLANES: tl.constexpr,
@@ -154,33 +202,23 @@ def combine_kernel(
     inside = entry < per_group
     i, j = entry // size, entry % size
     a, b = tl.maximum(i, j), tl.minimum(i, j)
-    total = tl.full((), 0.0, T)
-    mean_a, mean_b = tl.full((BLOCK,), 0.0, T), tl.full((BLOCK,), 0.0, T)
-    for start in range(0, chunks, STEP):
-        chunk = (start + tl.arange(0, STEP)).to(tl.int64)
-        mask = (chunk < chunks)[:, None] & inside[None, :]
-        w = tl.load(partial_weight + chunk, mask=chunk < chunks, other=0.0)
-        base = partial_mean + (chunk * channels + group * size)[:, None]
-        mean_a += tl.sum(w[:, None] * tl.load(base + a[None, :], mask=mask, other=0.0), 0)
-        mean_b += tl.sum(w[:, None] * tl.load(base + b[None, :], mask=mask, other=0.0), 0)
-        total += tl.sum(w, 0)
-    mean_a, mean_b = (
-        divide(mean_a, total + tl.zeros_like(mean_a)),
-        divide(mean_b, total + tl.zeros_like(mean_b)),
+    means = partial_mean + group * size
+    total, mean_a, mean_b = combined_means(
+        partial_weight, means, channels, chunks, a, b, inside, T, BLOCK, STEP
     )
     result = tl.full((BLOCK,), 0.0, T)
     for start in range(0, chunks, STEP):
         chunk = (start + tl.arange(0, STEP)).to(tl.int64)
         mask = (chunk < chunks)[:, None] & inside[None, :]
         w = tl.load(partial_weight + chunk, mask=chunk < chunks, other=0.0)
-        base = partial_mean + (chunk * channels + group * size)[:, None]
+        base = means + (chunk * channels)[:, None]
         step_a = tl.load(base + a[None, :], mask=mask, other=0.0) - mean_a[None, :]
         step_b = tl.load(base + b[None, :], mask=mask, other=0.0) - mean_b[None, :]
         where = ((chunk * groups + group) * size)[:, None] * size + (a * size + b)[None, :]
         products = tl.load(partial_products + where, mask=mask, other=0.0)
         result += tl.sum(products + w[:, None] * step_a * step_b, 0)
     if not WEIGHTED:  # weights sum to one, counts do not
-        result = divide(result, total + tl.zeros_like(result))
+        result = divide(result, total)
     tl.store(covariance + group * per_group + entry, result, mask=inside)
     stride = length if PLANES else 1
     first = origin_start(origin, channels, length, PLANES, WEIGHTED)
@@ -188,11 +226,38 @@ def combine_kernel(
     tl.store(mean + group * size + i, shift + mean_a, mask=inside & (j == 0))
 
 
-def block_rows_of(block: int, dtype: torch.dtype) -> int:
-    """Return the rows of a tile: as many as keep the operands of a product in registers."""
-    if block == 64:
-        return 16 if dtype == torch.float64 else 32
-    return 32 if dtype == torch.float64 else 64
+def launch_combine(
+    x: Tensor,
+    row_weight: Tensor | None,
+    origin: Tensor,
+    partial_weight: Tensor,
+    partial_mean: Tensor,
+    products: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return mean ``[C]`` and covariance ``[G, D, D]`` from what the chunks of rows have left."""
+    _, channels, length, planes = layout_of(x)
+    chunks, groups, size, _ = products.shape
+    mean, covariance = partial_mean.new_empty(channels), products.new_empty(products.shape[1:])
+    combine_kernel[(groups * triton.cdiv(size * size, BLOCK_ENTRIES),)](
+        x,
+        origin,
+        partial_weight,
+        partial_mean,
+        products,
+        mean,
+        covariance,
+        channels,
+        length,
+        size,
+        groups,
+        chunks,
+        PLANES=planes,
+        WEIGHTED=row_weight is not None,
+        BLOCK=BLOCK_ENTRIES,
+        STEP=STEP,
+        num_warps=4,
+    )
+    return mean, covariance
 
 
 def launch_statistics(
@@ -204,8 +269,10 @@ def launch_statistics(
     block = block_of(size)
     blocks = triton.cdiv(size, block)
     programs = groups * blocks * blocks
-    fixed = row_options(block, stages=1, most=8 if x.dtype == dtype == torch.float32 else 4)
-    fixed["BLOCK_ROWS"] = block_rows_of(block, dtype)
+    most = 8 if x.dtype == dtype == torch.float32 else 4
+    fixed = reduction_options(block, dtype, most)
+    # Sixteen warps leave a thread 128 registers: several blocks of 64 spill in float64 on sm_90.
+    spills = ("warps",) if block == 64 and dtype == torch.float64 else ()
 
     # On ties argmax takes the first.
     origin = x if row_weight is None else row_weight.argmax()
@@ -234,31 +301,10 @@ def launch_statistics(
             BLOCK=block,
             **options,
         )
-        mean = x.new_empty(channels, dtype=dtype)
-        covariance = x.new_empty(groups, size, size, dtype=dtype)
-        combine_kernel[(groups * triton.cdiv(size * size, BLOCK_ENTRIES),)](
-            x,
-            origin,
-            weight,
-            partial_mean,
-            products,
-            mean,
-            covariance,
-            channels,
-            length,
-            size,
-            groups,
-            chunks,
-            PLANES=planes,
-            WEIGHTED=row_weight is not None,
-            BLOCK=BLOCK_ENTRIES,
-            STEP=STEP,
-            num_warps=4,
-        )
-        return mean, covariance
+        return launch_combine(x, row_weight, origin, weight, partial_mean, products)
 
     shape_class = (*tuning.row_class(x, groups), dtype, row_weight is not None)
     mean, covariance = tuning.launch(
-        "statistics", shape_class, x.device, tuning.configurations(fixed), run
+        "statistics", shape_class, x.device, tuning.configurations(fixed, spills), run
     )
     return mean, covariance

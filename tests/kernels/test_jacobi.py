@@ -12,6 +12,7 @@ from tests.backends.test_stages import check_eigensystem
 from tests.helpers import spectra
 
 pytestmark = pytest.mark.interpret
+eigh = pytest.importorskip("fastwhiten.kernels.eigh")
 launch_eigh = pytest.importorskip("fastwhiten.kernels.eigh").launch_eigh
 jacobi = pytest.importorskip("fastwhiten.kernels.jacobi")
 
@@ -74,6 +75,30 @@ def test_same_bits_in_any_company() -> None:
         alone = launch_eigh(a[i : i + 1].contiguous())
         assert torch.equal(alone[0][0], together[0][i])
         assert torch.equal(alone[1][0], together[1][i])
+
+
+def test_example_of_launch_eigh() -> None:
+    text = textwrap.dedent(eigh.launch_eigh.__doc__.split("on the CPU)::\n")[1])
+    exec(text.replace('"cuda"', '"cpu"'), found := {})
+    assert found["vectors"].shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "a",
+    [
+        torch.zeros(1, 65, 65),
+        torch.zeros(2, 3, 4),
+        torch.zeros(3, 3),
+        torch.zeros(1, 4, 4, dtype=torch.float16),
+        torch.zeros(4, 4, 2).permute(2, 0, 1),
+        torch.zeros(1, 4, 4, device="meta"),
+    ],
+    ids=["order 65", "not square", "no batch", "float16", "strides", "device"],
+)
+def test_what_launch_eigh_refuses(a: Tensor) -> None:
+    """Order 65 would be read as its leading 64 rows and columns, a stride as another matrix."""
+    with pytest.raises(ValueError, match="launch_eigh: "):
+        launch_eigh(a)
 
 
 def test_example_of_the_docstring(tmp_path: Path) -> None:

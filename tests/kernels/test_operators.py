@@ -102,3 +102,24 @@ def test_the_device_of_a_gpu_tensor_becomes_current(monkeypatch: pytest.MonkeyPa
         assert made == [torch.device("cuda", 1)]
     with operators.current_device(torch.device("cpu")):
         assert made == [torch.device("cuda", 1)]
+
+
+def test_sample_side_is_the_references_where_offsets_would_overflow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sample = pytest.importorskip("fastwhiten.kernels.sample")
+    assert sample.serves(64, 2**25 - 1) and not sample.serves(64, 2**25)
+    assert sample.serves(1, 2**31 - 1) and not sample.serves(65, 1)
+
+    # Every stage asks, with the whole X: what does not fit here is six rows of eight channels.
+    monkeypatch.setattr(triton._kernels(), "sample_serves", lambda m, c: (m, c) != (6, 8))
+    for name in ("sample_statistics", "sample_apply", "sample_backward"):
+        monkeypatch.setattr(triton._kernels(), name, lambda *_: pytest.fail("it was launched"))
+    x = torch.randn(6, 8)
+    _, scaled, gram = triton.sample_statistics(x, None, 2, False)
+    assert torch.equal(gram, reference.sample_statistics(x, None, 2, False)[2])
+    arguments = (*reference.eigh(gram), None, None, 1e-3)
+    y, projected = triton.sample_apply(scaled, *arguments, x.dtype)
+    assert torch.equal(y, reference.sample_apply(scaled, *arguments, x.dtype)[0])
+    dx = triton.sample_backward(x, projected, *arguments)
+    assert torch.equal(dx, reference.sample_backward(x, projected, *arguments))

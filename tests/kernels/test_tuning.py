@@ -33,6 +33,83 @@ def test_the_fixed_one_is_first_and_others_have_fewer_registers() -> None:
     assert tuning.configurations(largest) == [largest]
 
 
+class Offered(Exception):
+    """Ends a launcher where it would launch; holds the configurations to choose from."""
+
+
+def offered(monkeypatch: pytest.MonkeyPatch, launcher: Any, *arguments: Any) -> list[Any]:
+    def launch(stage, shape_class, device, options, run):
+        raise Offered(options)
+
+    monkeypatch.setattr(tuning, "launch", launch)
+    with pytest.raises(Offered) as caught:
+        launcher(*arguments)
+    return caught.value.args[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "warps"),
+    [
+        (16, torch.float32, [2, 4]),
+        (16, torch.float64, [2, 4]),
+        (32, torch.float32, [4, 8]),
+        (32, torch.float64, [8]),
+        (64, torch.float32, [16]),
+        (64, torch.float64, [8]),
+    ],
+)
+def test_whole_matrices_in_float64_are_not_offered_sixteen_warps(
+    size: int, dtype: torch.dtype, warps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program of sixteen warps has 128 registers a thread: those of float64 need more."""
+    from fastwhiten.kernels import backward_matrix, eigh, factor
+
+    a, vector = torch.zeros(1, size, size, dtype=dtype), torch.zeros(1, size, dtype=dtype)
+    found = offered(monkeypatch, eigh.launch_eigh, a)
+    assert [o["num_warps"] for o in found] == warps
+    for kind in (factor.ZCA, factor.PCA, factor.CHOLESKY):
+        arguments = (factor.launch_factor, a, None, None, 1.0, 0.1, kind)
+        assert offered(monkeypatch, *arguments) == found
+        arguments = (a, vector, a, a, None, None, 1.0, kind, 1e-4)
+        others = offered(monkeypatch, backward_matrix.launch_backward_matrix, *arguments)
+        # At order 16 the backward starts with four: two spill there.
+        assert [o["num_warps"] for o in others] == ([4, 8] if size == 16 else warps)
+
+
+@pytest.mark.parametrize(
+    ("stage", "size", "dtype", "warps"),
+    [
+        ("statistics", 32, torch.float64, {4, 8}),
+        ("statistics", 64, torch.float64, {8}),
+        ("statistics", 64, torch.float32, {8, 16}),
+        ("backward_reduce", 32, torch.float32, {4}),
+        ("backward_reduce", 32, torch.bfloat16, {4}),
+        ("backward_reduce", 32, torch.float64, {8, 16}),
+        ("backward_reduce", 64, torch.float32, {8, 16}),
+        ("sample_statistics", 32, torch.bfloat16, {4, 8}),
+        ("sample_statistics", 64, torch.bfloat16, {8}),
+        ("sample_statistics", 64, torch.float32, {16}),
+    ],
+)
+def test_reductions_are_not_offered_what_spills(
+    stage: str, size: int, dtype: torch.dtype, warps: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastwhiten.kernels import backward, sample, statistics
+
+    t = torch.float64 if dtype == torch.float64 else torch.float32
+    x, mean = torch.zeros(size, size, dtype=dtype), torch.zeros(size, dtype=t)
+    found = {
+        "statistics": lambda: offered(monkeypatch, statistics.launch_statistics, x, None, 1, t),
+        "backward_reduce": lambda: offered(
+            monkeypatch, backward.launch_backward_reduce, x, x, mean, 1
+        ),
+        "sample_statistics": lambda: offered(
+            monkeypatch, sample.launch_sample_statistics, x, None, 1, t
+        ),
+    }[stage]()
+    assert {o["num_warps"] for o in found} == warps
+
+
 def test_nothing_is_timed_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FASTWHITEN_AUTOTUNE", raising=False)
     monkeypatch.setattr(tuning, "seconds", lambda run, device: pytest.fail("it was timed"))
