@@ -16,7 +16,7 @@ from torch import Tensor
 from . import backends, composite, shrinkage
 from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
 from .function_base import Function, run
-from .precision import backward_without_autocast
+from .precision import backward_in_own_precision
 
 
 def _optional(t: Tensor) -> Tensor | None:
@@ -81,7 +81,7 @@ class Whiten(Function):
         ctx.has_beta = beta is not None
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``x``, ``gamma`` and ``beta``."""
         if grads[0] is None:
@@ -155,7 +155,7 @@ class WhitenBackward(Function):
         ctx.options = (kind, groups, eps, batch_weight, double_precision, backend)
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``grad``, ``x`` and ``gamma``.
 
@@ -233,7 +233,7 @@ class SampleWhiten(Function):
         ctx.options = options
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradient of ``x``."""
         if grads[0] is None:
@@ -290,7 +290,7 @@ class SampleWhitenBackward(Function):
         ctx.options = (groups, eps, double_precision, backend)
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``grad`` and ``x``.
 

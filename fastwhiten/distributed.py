@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .backends import reference
 from .function_base import Function
-from .precision import backward_without_autocast
+from .precision import backward_in_own_precision
 
 WORLD = "world"
 HEADER = 3  # numbers in front of the mean: rows, weight, sum of squared normalised weights
@@ -126,7 +126,7 @@ class AllReduce(Function):
         ctx.name = inputs[1]
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         """Return the sum of the gradients."""
         return AllReduce.apply(grads[0], ctx.name), None

@@ -20,7 +20,7 @@ from . import backends, composite, shrinkage
 from .backends import reference
 from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
 from .function_base import Function, run
-from .precision import backward_without_autocast
+from .precision import backward_in_own_precision
 
 
 class EigenbasisWhiten(Function):
@@ -67,7 +67,7 @@ class EigenbasisWhiten(Function):
         ctx.options = options
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradient of ``x``."""
         if grads[0] is None:
@@ -134,7 +134,7 @@ class EigenbasisBackward(Function):
         ctx.options = (reference.ZCA, groups, eps, batch_weight, double_precision, backend)
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``grad`` and ``x``."""
         grad, x, row_weight, running, rho = ctx.saved_tensors

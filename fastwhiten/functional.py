@@ -15,7 +15,7 @@ from .backends import reference
 from .function_base import run
 from .layout import as_rows_or_planes, row_weights
 from .matrix_functions import SymmetricEigh, inverse_factor
-from .precision import no_autocast
+from .precision import own_precision
 from .sides import Batch, Options, Whitened
 from .statistics import Statistics
 
@@ -87,7 +87,7 @@ def batch_whiten(
     if group is not None:
         if sample_weight is not None:
             validation.check_sample_weight(options.caller, sample_weight, x, may_be_zero=True)
-        with no_autocast(x):
+        with own_precision(x):
             return synchronized.whiten_over(
                 group, x, options, backend, sample_weight, gamma, beta, running_covariance
             )
@@ -100,7 +100,7 @@ def batch_whiten(
         p = row_weights(sample_weight, x, reference.accumulation_dtype(x.dtype, double))
     view = as_rows_or_planes(x)
     batch = Batch(x, view, p, gamma, beta, running_covariance, double, backend, need, start)
-    with no_autocast(x):
+    with own_precision(x):
         return sides.whiten_on(side, batch, options)
 
 
@@ -216,7 +216,7 @@ def batch_statistics(
     if sample_weight is not None:
         validation.check_sample_weight(caller, sample_weight, x)
         p = row_weights(sample_weight, x, reference.accumulation_dtype(x.dtype, double))
-    with no_autocast(x):
+    with own_precision(x):
         mean, covariance = run(
             Statistics, as_rows_or_planes(x), p, groups, double, backends.choose(backend, x.device)
         )
@@ -258,7 +258,7 @@ def symmetric_eigh(
         [1.0, 3.0]
     """
     start = validation.check_start("symmetric_eigh", start, a)
-    with no_autocast(a):
+    with own_precision(a):
         eigenvalues, vectors = run(SymmetricEigh, a, start, backends.choose(backend, a.device))
     return eigenvalues, vectors
 
@@ -323,5 +323,5 @@ def whitening_matrix(
     code, eps = validation.check_kind(caller, kind), validation.check_eps(caller, eps)
     name = backends.choose(backend, covariance.device)
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    with no_autocast(covariance):
+    with own_precision(covariance):
         return inverse_factor(reference.symmetrize(covariance) + eps * identity, code, eps, name)

@@ -18,7 +18,7 @@ from . import backends
 from .backends import reference
 from .backends.reference import symmetrize
 from .function_base import Function
-from .precision import backward_without_autocast
+from .precision import backward_in_own_precision
 
 
 def _batched(a: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Lyapunov(Function):
         ctx.save_for_backward(s, eigenvalues, basis, output)
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``S`` and ``B``.
 
@@ -93,7 +93,7 @@ class InverseSquareRoot(Function):
         ctx.save_for_backward(inputs[0], *output)
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """``W = P^{-1}``: ``P`` gets ``-W grad W``, and ``S`` its Lyapunov solution."""
         s, w, eigenvalues, basis = ctx.saved_tensors
@@ -129,7 +129,7 @@ class SymmetricEigh(Function):
         ctx.save_for_backward(*output)
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the symmetric gradient of ``a``."""
         eigenvalues, basis = ctx.saved_tensors

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import backends, distributed, validation, warm_start
 from .backends import reference
 from .functional import batch_whiten, make_options
-from .precision import no_autocast
+from .precision import full_float32, no_autocast
 from .sides import Whitened
 from .sync_module import SyncModule
 
@@ -309,7 +309,7 @@ class ChannelWhitening(SyncModule):
         """Recompute the cached evaluation matrix now, from the running statistics as they are."""
         if not self.track_running_stats or self._running_square().is_meta:
             return
-        with torch.no_grad():
+        with torch.no_grad(), full_float32(self._running_square()):
             self.eval_matrix = self._population_matrix()
         self._eval_source = self._state_key()
 
@@ -336,7 +336,10 @@ class ChannelWhitening(SyncModule):
         return matrix
 
     def _evaluate(self, x: Tensor) -> Tensor:
-        """Apply the affine map of the running statistics, in plain differentiable operations."""
+        """Apply the affine map of the running statistics, in plain differentiable operations.
+
+        Its product has the precision that the user has set for products, TF32 too.
+        """
         compiling = torch.compiler.is_compiling()
         if self.eval_matrix is None or (not compiling and self._eval_source != self._state_key()):
             self.refresh_eval_matrix()

@@ -10,7 +10,7 @@ from . import backends
 from .backends import reference
 from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
 from .function_base import Function
-from .precision import backward_without_autocast
+from .precision import backward_in_own_precision
 
 
 class Statistics(Function):
@@ -35,7 +35,7 @@ class Statistics(Function):
         ctx.groups = inputs[2]
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradient of ``x``, in differentiable operations.
 

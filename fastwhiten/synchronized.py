@@ -31,7 +31,7 @@ from .distributed import (
 from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
 from .function_base import Function, run
 from .layout import as_rows_or_planes, restore
-from .precision import backward_without_autocast
+from .precision import backward_in_own_precision
 from .sides import Options, Whitened
 
 
@@ -149,7 +149,7 @@ class SyncWhiten(Function):
         ctx.has_beta = beta is not None
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``x``, and this process's part of those of gamma and beta."""
         if grads[0] is None:
@@ -234,7 +234,7 @@ class SyncWhitenBackward(Function):
         ctx.group = group
 
     @staticmethod
-    @backward_without_autocast
+    @backward_in_own_precision
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``grad``, ``x`` and ``gamma``.
 

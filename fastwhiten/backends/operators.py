@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..precision import full_float32
 from . import fakes
 
 
@@ -24,12 +25,13 @@ def current_device(device: torch.device) -> contextlib.AbstractContextManager[ob
 def operator(namespace: str, name: str, function: Callable[..., Any]) -> Any:
     """Register the stage ``function`` as ``namespace::name`` with its fake kernel.
 
-    Its first argument is a tensor, and says on which device it runs.
+    Its first argument is a tensor, and says on which device it runs. Where the stage falls back to
+    PyTorch's products, they are float32's, also in a compiled graph.
     """
 
     @functools.wraps(function)
     def run(x: torch.Tensor, *rest: Any) -> Any:
-        with current_device(x.device):
+        with current_device(x.device), full_float32(x):
             return function(x, *rest)
 
     schema = torch.library.infer_schema(function, mutates_args=())
