@@ -23,6 +23,8 @@ from training.presets.command import PresetsConfig, run_presets
 class _Parser(ArgumentParser):
     """A parser whose complaint about an unknown option names the options that exist."""
 
+    command_parsers: dict[str, ArgumentParser]  # of the outermost parser alone
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: --([\w.]+)|accept option '([\w.]+)'", message)
         options = _options(self)
@@ -168,7 +170,7 @@ def _add_special_arguments(parser: ArgumentParser, config: type) -> set[str]:
             parser.add_argument(item.name, type=kind, help=text)
         elif "option" in item.metadata:
             required = item.default is MISSING
-            default = {} if required else {"default": item.default}
+            default: dict[str, Any] = {} if required else {"default": item.default}
             name = f"--{item.metadata['option']}"
             parser.add_argument(name, type=kind, help=text, required=required, **default)
         else:

@@ -24,6 +24,7 @@ from training.errors import ConfigError
 from training.losses import ClassificationLoss
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ def wrap_model(model: nn.Module, processes: Processes) -> nn.Module:
 
 
 def synchronise_layers(
-    model: nn.Module, processes: Processes, sync_bn: bool, sync_whitening: bool | None
-) -> nn.Module:
+    model: M, processes: Processes, sync_bn: bool, sync_whitening: bool | None
+) -> M:
     """Make normalisation layers use the rows of all processes, as configured.
 
     Args:

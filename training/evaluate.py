@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from training.data.base import LongTailedDataset, Split
+from training.data.base import FileSplit, LongTailedDataset, Split
 from training.distributed import Processes
 from training.losses import evaluation_loss
 from training.metrics import Evaluation, ShotGroups
@@ -37,7 +37,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def evaluate(
     model: nn.Module,
     dataset: LongTailedDataset,
-    split: Split,
+    split: Split | FileSplit,
     groups: ShotGroups,
     processes: Processes = ALONE,
 ) -> Evaluation:
@@ -64,7 +64,7 @@ def evaluate(
 
 
 def collect_features(
-    model: WhitenedClassifier, dataset: LongTailedDataset, split: Split
+    model: WhitenedClassifier, dataset: LongTailedDataset, split: Split | FileSplit
 ) -> tuple[Tensor, Tensor]:
     """Return the features before and after whitening, evaluation mode: [N, D] each, on the CPU."""
     with evaluating(model):

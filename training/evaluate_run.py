@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.config import EvalConfig
+from training.data.base import SplitName
 from training.errors import ConfigError
 from training.evaluate import evaluate
 from training.files import without_nan, write_json
@@ -53,7 +54,7 @@ def run_eval(config: EvalConfig, console: Console | None = None) -> int:
 
 
 def evaluate_run(
-    run: Run, split: str, checkpoint: str, device_name: str | None = None
+    run: Run, split: SplitName, checkpoint: str, device_name: str | None = None
 ) -> dict[str, Any]:
     """Evaluate a checkpoint of a run with the run's own batches, threads and device.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from training.data.base import LongTailedDataset, Split
+from training.data.base import FileSplit, LongTailedDataset, Split
 from training.diagnostics import correlation_matrix, mean_abs_off_diagonal, weight_norms
 from training.errors import ConfigError
 from training.evaluate import collect_features, evaluating
@@ -57,7 +57,7 @@ def inspect_split(model: WhitenedClassifier, dataset: LongTailedDataset, name: s
     Raises:
         ConfigError: If the data set has no image there.
     """
-    split: Split | None = getattr(dataset, name)
+    split: Split | FileSplit | None = getattr(dataset, name)
     if split is None or len(split) == 0:
         raise ConfigError(
             f"split: expected one with images, {dataset.name} has no {name} split; "

@@ -152,7 +152,8 @@ def build_trainer(
     model = synchronise_layers(model, processes, config.sync_bn, config.sync_whitening)
     model = model.to(device)
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        # Torch declares this argument for tensors alone.
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = wrap_model(model, processes)
     decay = config.optim.ema_decay
     optimizer, schedule = build_optimizer(model, config.optim, len(sampler))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from training.config import TrainConfig
-from training.data.base import Split
+from training.data.base import FileSplit, Split
 from training.evaluate import evaluate
 from training.loop import EpochStatistics, Trainer
 from training.metrics import Evaluation, ShotGroups
@@ -41,14 +41,16 @@ def evaluate_epoch(
     last = epoch == config.optim.epochs
     evaluated = last or epoch % config.evaluate_every == 0
     dataset = trainer.dataset
-    splits: dict[str, Split | None] = {
+    splits: dict[str, Split | FileSplit | None] = {
         "validation": dataset.validation if evaluated and dataset.has_validation else None,
         "test": dataset.test if evaluated and (last or config.evaluate_test) else None,
     }
 
     def results(model: nn.Module) -> dict[str, Evaluation | None]:
         return {
-            name: split and evaluate(model, dataset, split, groups, trainer.processes)
+            name: None
+            if split is None
+            else evaluate(model, dataset, split, groups, trainer.processes)
             for name, split in splits.items()
         }
 

@@ -58,7 +58,8 @@ def seeded_initialisation(seed: int) -> Iterator[None]:
 
 def random_states(device: torch.device) -> dict[str, Any]:
     """Return the states of all global generators as tensors and plain containers."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = numpy_state
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],

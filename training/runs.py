@@ -103,7 +103,8 @@ def restore_model(
             f"{path}: expected the {checkpoint} checkpoint of this run, got: {reason}"
         ) from error
     if run.config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        # Torch declares this argument for tensors alone.
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(device)
 
 

@@ -55,22 +55,23 @@ def file_dataset(
     Raises:
         ConfigError: Naming a file that is missing, empty or no image.
     """
-    splits: tuple[FileSplit | Split, ...] = (train, validation, test)
+    splits = (train, validation, test)
     if data.resident:
         size = open_image(train.paths[0]).size
-        splits = tuple(_decode_split(split, size) for split in (train, validation, test))
-        mean, std = channel_statistics(splits[0].images)
-        loading = None
-    else:
-        if check:
-            check_files([path for split in (train, validation, test) for path in split.paths])
-        mean, std = 255 * torch.tensor(_MEAN), 255 * torch.tensor(_STD)
-        workers = data.workers
-        if workers is None:
-            workers = min(_MAX_WORKERS, os.cpu_count() or 1)
-        loading = FileLoading(data.image_size, data.resize, data.color_jitter, workers)
+        decoded = [_decode_split(split, size) for split in splits]
+        mean, std = channel_statistics(decoded[0].images)
+        return LongTailedDataset(
+            name, class_names, decoded[0], decoded[1], decoded[2], mean, std, seed, notes=notes
+        )
+    if check:
+        check_files([path for split in splits for path in split.paths])
+    mean, std = 255 * torch.tensor(_MEAN), 255 * torch.tensor(_STD)
+    workers = data.workers
+    if workers is None:
+        workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+    loading = FileLoading(data.image_size, data.resize, data.color_jitter, workers)
     return LongTailedDataset(
-        name, class_names, *splits, mean, std, split_seed=seed, loading=loading, notes=notes
+        name, class_names, train, validation, test, mean, std, seed, loading, notes
     )
 
 

@@ -42,8 +42,8 @@ def load_image_folder(
     train_root = root / "train" if (root / "train").is_dir() else root
     class_names = _class_folders(train_root)
     source = scan(train_root, class_names)
-    others = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    others = [scan(folder, class_names) for folder in others if train_root != root]
+    folders = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    others = [scan(folder, class_names) for folder in folders if train_root != root]
     own_validation = others[1] if len(others) == 2 else None
     data = _validation_options(data, own_validation is not None)
     if others:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from training.config import DataConfig, TrainConfig
-from training.config.data import AugmentName
+from training.config.data import AugmentName, ValidationSource
 from training.errors import ConfigError
 
 _COMMON = (
@@ -81,7 +81,7 @@ def resolve_options(config: TrainConfig) -> DataConfig:
         )
     imbalance_type = data.imbalance_type or ("natural" if defaults.natural else "exp")
     cut = imbalance_type != "natural"
-    validation_from = "dropped" if cut and defaults.own_test else "held-out"
+    validation_from: ValidationSource = "dropped" if cut and defaults.own_test else "held-out"
     resolved = replace(
         data,
         root=data.root if data.root is not None else defaults.root,
@@ -134,7 +134,7 @@ def _check_natural(config: TrainConfig, resolved: DataConfig) -> None:
             "data.class_order_seed: expected null with imbalance_type natural, where no class is "
             f"cut, got {resolved.class_order_seed}; leave it out, or cut with exp or step."
         )
-    default = next(f.default for f in fields(TrainConfig) if f.name == "imbalance_factor")
+    default = TrainConfig.imbalance_factor
     if config.imbalance_factor != default:
         raise ConfigError(
             f"imbalance_factor: expected its default {default} with data.imbalance_type natural, "

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from training.data.base import LongTailedDataset
+from training.data.base import LongTailedDataset, SplitName
 from training.errors import ConfigError
 from training.metrics import FEW_BELOW, MANY_ABOVE, ShotGroups
 
@@ -48,7 +48,7 @@ def print_stats(console: Console, dataset: LongTailedDataset) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _per_class(dataset: LongTailedDataset, split: str) -> list[int]:
+def _per_class(dataset: LongTailedDataset, split: SplitName) -> list[int]:
     labels = dataset.split(split).labels.cpu()
     return torch.bincount(labels, minlength=dataset.num_classes).tolist()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -39,7 +39,7 @@ def _uncut(config: TrainConfig) -> TrainConfig:
     """Return the configuration in which every image is in a split."""
     if config.dataset == "digits-lt":
         return config
-    default = next(f.default for f in fields(TrainConfig) if f.name == "imbalance_factor")
+    default = TrainConfig.imbalance_factor
     data: DataConfig = replace(
         config.data, imbalance_type="natural", class_order_seed=None, validation_from=None
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,8 +25,8 @@ _BACKBONES: dict[str, Callable[[int, ModelConfig], nn.Module]] = {
 }
 
 
-def build_backbone(model: ModelConfig, in_channels: int) -> nn.Module:
-    """Return the backbone: images [B, in_channels, H, W] -> features [B, backbone.feature_dim].
+def build_backbone(model: ModelConfig, in_channels: int) -> Any:
+    """Return the module: images [B, in_channels, H, W] -> features [B, its feature_dim].
 
     Raises:
         ConfigError: If a model of another package is not there or does not fit.
@@ -43,4 +44,4 @@ def feature_dim(model: ModelConfig) -> int:
         ConfigError: If a model of another package is not there.
     """
     with torch.device("meta"):  # shapes only: no memory, no random number
-        return build_backbone(model, 3).feature_dim
+        return int(build_backbone(model, 3).feature_dim)

@@ -22,6 +22,8 @@ class WhitenedClassifier(nn.Module):
             normalisation of the backbone too, and not for the whitening layer alone.
     """
 
+    classifier: Any  # a module whose ``weight`` is [K, D]
+
     def __init__(
         self,
         backbone: nn.Module,

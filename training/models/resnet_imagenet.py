@@ -90,6 +90,11 @@ class ImageNetResNet(nn.Module):
         width_per_group: See `Bottleneck`.
     """
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
     def __init__(
         self,
         depths: Sequence[int],

@@ -87,7 +87,7 @@ def keep_statistics(module: nn.Module, *inputs: Tensor) -> Any:
     synchronises nothing, and a non-finite batch cannot leave a trace. In evaluation mode the call
     is an ordinary one.
     """
-    tracking = [
+    tracking: list[Any] = [
         layer
         for layer in module.modules()
         if layer.training and getattr(layer, "track_running_stats", False)

@@ -31,7 +31,7 @@ def plot_feature_correlation(
     titles = {"before": "before whitening", "after": f"after whitening: {whitening}"}
     figure = new_figure(9.0, 4.6)
     axes = figure.subplots(1, 2, sharey=True)
-    image = None
+    image: Any = None
     for axis, name in zip(axes, ("before", "after"), strict=True):
         axis.set_facecolor("#BBBBBB")
         image = axis.imshow(
