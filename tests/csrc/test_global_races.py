@@ -40,7 +40,7 @@ FAULTS = {
 def test_planted_races_are_found(fault: str, order: str) -> None:
     number, message = FAULTS[fault]
     if number == 8 and order != "forward":  # thread 40 may come first
-        message = r"race on byte 20 of x: thread \d+ (read it .* writes|wrote it .* reads) it"
+        message = r"race on byte \d+ of x: thread \d+ (read it .* writes|wrote it .* reads) it"
     x = torch.zeros(3 * 64, dtype=torch.int32)
     with pytest.raises(EmulationError, match=message) as caught:
         run("planted", which=3, fault=number, x=x, order=order, sanitize="races")
@@ -68,13 +68,14 @@ def test_other_planted_kernels_pass(order: str) -> None:
 
 @pytest.mark.parametrize("size", [3, 7, 13, 24, 40, 68])
 def test_eigensolvers_have_none(size: int) -> None:
-    a, start = stack(size, torch.float32)[:2], eigensolvers.rotations(size)[:2]
+    of = slice(0, 2) if size < 64 else slice(1, 2)  # of the large ones the indefinite one alone
+    a, start = stack(size, torch.float32)[of], eigensolvers.rotations(size)[of]
     for given in (None, start):
         solve(a, start=given, most_blocks=1, sanitize="races")
 
 
 def test_vectors_that_turn_in_global_memory_have_none() -> None:
-    a, start = stack(65, torch.float64)[:2], eigensolvers.rotations(65, torch.float64)[:2]
+    a, start = stack(65, torch.float64)[1:2], eigensolvers.rotations(65, torch.float64)[1:2]
     for given in (None, start):
         solve(a, start=given, shared_limit=48 << 10, sanitize="races")
 
