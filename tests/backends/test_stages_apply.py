@@ -142,7 +142,7 @@ def test_backward_matrix(
 ) -> None:
     """``inner`` is -2 times the symmetric gradient of ``sum(cross gamma W(S))``, by autograd."""
     groups, size = shape
-    s, running, rho, weight = arguments = blend_arguments(shape, blended, shrunk, dtype)
+    s, running, rho, weight = blend_arguments(shape, blended, shrunk, dtype)
     stages, eps = backends.get(backend), 1e-3
     eigenvalues, basis, matrix = factors(stages, shape, kind, blended, shrunk, dtype)
     draw = spectra.generator(2)
