@@ -95,7 +95,7 @@ def rules_kernel(half, single, double, small, large, out, N: tl.constexpr):
     h, s, d = tl.load(half + i), tl.load(single + i), tl.load(double + i)
     n, m = tl.load(small + i), tl.load(large + i)
     tl.store(out + i, (h + s).to(tl.float64))
-    tl.store(out + N + i, (h / h).to(tl.float64))
+    tl.store(out + N + i, (h / tl.load(half + N - 1 - i)).to(tl.float64))
     tl.store(out + 2 * N + i, s * d)
     tl.store(out + 3 * N + i, (n + m).to(tl.float64))
     tl.store(out + 4 * N + i, (n * 3 - 1).to(tl.float64))
@@ -109,6 +109,8 @@ def rules_kernel(half, single, double, small, large, out, N: tl.constexpr):
         out + 10 * N + i, (s[None, :] + tl.full((1, 1), 1.0, tl.float32)).to(tl.float64).reshape(N)
     )
     tl.store(out + 11 * N + i, (s + tl.full((1, N), 2.0, tl.float64)).reshape(N))
+    outer = tl.reshape(s[:, None] * s[None, :], (N * N,))
+    tl.store(out + 13 * N + i, tl.sum(tl.reshape(outer, (N, N)), 0).to(tl.float64))
     tl.store(out + 12 * N + i, (s > d).to(tl.int32).to(tl.float64) + (n == m).to(tl.float64))
 
 
@@ -119,7 +121,7 @@ def test_rules_of_the_language(n) -> None:
     inputs = (values.half(), values.float() + 1, values, whole.int(), whole * 2**33)
 
     def run() -> torch.Tensor:
-        out = torch.full((13, n), float("nan"), dtype=torch.float64)
+        out = torch.full((14, n), float("nan"), dtype=torch.float64)
         rules_kernel[(1,)](*inputs, out, N=n)
         return out
 
