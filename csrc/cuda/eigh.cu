@@ -1,7 +1,6 @@
 #include "../ops/eigh.h"
 #include "device.h"
 #include "eigh.cuh"
-#include "fill.cuh"
 
 namespace fastwhiten {
 namespace cuda {
@@ -9,13 +8,7 @@ namespace cuda {
 template <class T>
 void Device::eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors, const T* start,
                   int32_t* sweeps) const {
-  const EighProblem<T> problem = {B, D, a, values, vectors, start, sweeps};
-  const bool ours = launch_eigh(problem, shared_limit(), [&](const auto&... values_of_launch) {
-    launch(values_of_launch...);
-  });
-  if (ours) return;
-  if (sweeps != nullptr) fill(*this, sweeps, B, int32_t{-1});
-  library_eigh(B, D, a, values, vectors);
+  run_eigh(*this, EighProblem<T>{B, D, a, values, vectors, start, sweeps});
 }
 
 template void Device::eigh(int64_t, int64_t, const float*, float*, float*, const float*,

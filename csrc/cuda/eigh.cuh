@@ -5,6 +5,7 @@
 // memory: in the three files. Deterministic: no result depends on which thread comes first.
 #pragma once
 
+#include "fill.cuh"
 #include "jacobi_one_sided.cuh"
 #include "jacobi_two_sided.cuh"
 #include "jacobi_warp.cuh"
@@ -92,6 +93,15 @@ bool launch_eigh(EighProblem<T> e, int64_t shared_limit, const Launch& launch) {
                              : eigh_block_kernel<T, 4, false>;
   launch(kernel, e.B < kMostBlocks ? e.B : kMostBlocks, block_threads<T>(D), bytes, e);
   return true;
+}
+
+// The eigensolver of a Device (device.h: eigh): our own kernel, else the library's.
+template <class Device, class T>
+void run_eigh(Device& device, const EighProblem<T>& e) {
+  const auto launch = [&](const auto&... of_launch) { device.launch(of_launch...); };
+  if (launch_eigh(e, device.shared_limit(), launch)) return;
+  if (e.sweeps != nullptr) fill(device, e.sweeps, e.B, int32_t{-1});
+  device.library_eigh(e.B, e.D, e.a, e.values, e.vectors);
 }
 
 }  // namespace cuda

@@ -2,7 +2,6 @@
 // linalg_eigh waits for the device (it looks at its error codes); cholesky_ex does not.
 #include <string>
 
-#include "cholesky.cuh"
 #include "device.h"
 #include "library.cuh"
 
@@ -24,16 +23,14 @@ template <class T>
 void Device::library_eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) const {
   Tensor guarded = empty({B, D, D}, scalar_type_of<T>);
   auto finite = allocate<int32_t>(B);
-  launch(guard_kernel<T>, B, 256, 0, D, a, mutable_data<T>(guarded), finite.get());
+  run_guard(*this, B, D, a, mutable_data<T>(guarded), finite.get());
   StableIValue stack[2] = {from(guarded), from(std::string("L"))};
   call("aten::linalg_eigh", stack);
   const Tensor found_values = to<Tensor>(stack[0]), found = to<Tensor>(stack[1]);
   STD_TORCH_CHECK(found_values.is_contiguous(), "eigh: unexpected strides");
-  launch(
-      normalize_kernel<T>, (B * D * 32 + kNormalizeThreads - 1) / kNormalizeThreads,
-      kNormalizeThreads, 0,
-      NormalizeArguments<T>{B, D, found.stride(0), found.stride(1), found.stride(2), data<T>(found),
-                            data<T>(found_values), finite.get(), vectors, values});
+  run_normalize(*this, NormalizeArguments<T>{B, D, found.stride(0), found.stride(1),
+                                             found.stride(2), data<T>(found), data<T>(found_values),
+                                             finite.get(), vectors, values});
 }
 
 template <class T>
@@ -41,9 +38,8 @@ void Device::cholesky(int64_t G, int64_t D, const T* blended, const T* rho, doub
                       T* matrix) const {
   Tensor shifted = empty({G, D, D}, scalar_type_of<T>);
   Tensor identity = empty({G, D, D}, scalar_type_of<T>);
-  launch(shift_kernel<T>, G, 256, static_cast<int64_t>(kReduceWords * sizeof(T)),
-         ShiftArguments<T>{G, D, blended, rho, static_cast<T>(eps), mutable_data<T>(shifted),
-                           mutable_data<T>(identity)});
+  run_shift(*this, ShiftArguments<T>{G, D, blended, rho, static_cast<T>(eps),
+                                     mutable_data<T>(shifted), mutable_data<T>(identity)});
   StableIValue factor[3] = {from(shifted), from(false), from(false)};  // upper, check_errors
   call("aten::linalg_cholesky_ex", factor);
   const Tensor lower = to<Tensor>(factor[0]), info = to<Tensor>(factor[1]);
@@ -54,8 +50,7 @@ void Device::cholesky(int64_t G, int64_t D, const T* blended, const T* rho, doub
   StableIValue copy[2] = {from(solved), from(std::optional<int32_t>())};
   call("aten::contiguous", copy);
   const Tensor inverse = to<Tensor>(copy[0]);
-  launch(flip_or_nan_kernel<T>, (G * D * D + 255) / 256, 256, 0, G, D, data<T>(inverse),
-         data<int32_t>(info), matrix);
+  run_flip_or_nan(*this, G, D, data<T>(inverse), data<int32_t>(info), matrix);
 }
 
 #define FASTWHITEN_INSTANTIATE(T)                                               \

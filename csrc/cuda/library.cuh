@@ -3,6 +3,7 @@
 // raise), and gives NaN for itself alone. Bytes: every matrix in and out once or twice.
 #pragma once
 
+#include "cholesky.cuh"
 #include "reduce.cuh"
 
 namespace fastwhiten {
@@ -70,6 +71,32 @@ __global__ void __launch_bounds__(kNormalizeThreads) normalize_kernel(NormalizeA
     in.vectors[(b * in.D + i) * in.D + j] = in.finite[b] ? sign * column[i * in.row] : kNaN<T>;
   }
   if (lane == 0) in.values[warp] = in.finite[b] ? in.from_values[warp] : kNaN<T>;
+}
+
+// The launches: before and after the library's eigensolver, before and after its Cholesky.
+
+template <class Device, class T>
+void run_guard(Device& device, int64_t B, int64_t D, const T* a, T* guarded, int32_t* finite) {
+  device.launch(guard_kernel<T>, B, 256, 0, D, a, guarded, finite);
+}
+
+template <class Device, class T>
+void run_normalize(Device& device, const NormalizeArguments<T>& in) {
+  device.launch(normalize_kernel<T>, (in.B * in.D * 32 + kNormalizeThreads - 1) / kNormalizeThreads,
+                kNormalizeThreads, 0, in);
+}
+
+template <class Device, class T>
+void run_shift(Device& device, const ShiftArguments<T>& in) {
+  device.launch(shift_kernel<T>, in.groups, 256, static_cast<int64_t>(kReduceWords * sizeof(T)),
+                in);
+}
+
+template <class Device, class T>
+void run_flip_or_nan(Device& device, int64_t G, int64_t D, const T* inverse, const int32_t* info,
+                     T* matrix) {
+  device.launch(flip_or_nan_kernel<T>, (G * D * D + 255) / 256, 256, 0, G, D, inverse, info,
+                matrix);
 }
 
 }  // namespace cuda
