@@ -130,8 +130,8 @@ def launch_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
         Accuracy, interpreted, in units of rounding (``torch.finfo(dtype).eps``), of covariances of
         2 D rows and matrices of condition 1e8: residual ``|A U - U diag(l)| / |A|`` 3 to 4 at D =
         16, 10 to 11 at D = 64 (LAPACK's ``syevd`` 3 to 4, and 5 to 8); orthogonality
-        ``|U^T U - I| / sqrt(D)`` 1 to 2 (LAPACK's 4 to 7); eigenvalues within 3 of the largest one.
-        Small eigenvalues have that absolute error, not a relative one.
+        ``|U^T U - I| / sqrt(D)`` 1 to 2 (LAPACK's 4 to 7); eigenvalues within 4 of the
+        largest one, small ones too: that error is absolute, not relative.
 
     Example (``tests/kernels/test_jacobi.py`` runs it, on the CPU)::
 
