@@ -91,13 +91,12 @@ def test_example_of_launch_eigh() -> None:
         torch.zeros(3, 3),
         torch.zeros(1, 4, 4, dtype=torch.float16),
         torch.zeros(4, 4, 2).permute(2, 0, 1),
-        torch.zeros(1, 4, 4, device="meta"),
     ],
-    ids=["order 65", "not square", "no batch", "float16", "strides", "device"],
+    ids=["order 65", "not square", "no batch", "float16", "strides"],
 )
 def test_what_launch_eigh_refuses(a: Tensor) -> None:
     """Order 65 would be read as its leading 64 rows and columns, a stride as another matrix."""
-    with pytest.raises(ValueError, match="launch_eigh: "):
+    with pytest.raises(ValueError, match="launch_eigh: expected contiguous"):
         launch_eigh(a)
 
 
