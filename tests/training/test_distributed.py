@@ -88,6 +88,22 @@ def test_weights_are_those_of_one_process(folder: Path, tmp_path: Path, whitenin
     assert [row[1:] for row in first["seen"]] == [row[1:] for row in single["seen"]]  # counts
 
 
+def test_compiled_training_on_two_processes(tmp_path: Path):
+    for status, errors in _run_two("compiled_steps", tmp_path):
+        assert status == 0, errors
+    first, second = (torch.load(tmp_path / f"compiled-{rank}.pt") for rank in range(2))
+    assert first["plain"]["graphs"] == 0 < first["compiled"]["graphs"]
+    for found in (first, second):
+        losses = {name: torch.tensor(found[name]["losses"]) for name in ("plain", "compiled")}
+        assert len(losses["plain"]) == 10
+        assert torch.allclose(losses["compiled"], losses["plain"], rtol=1e-3)
+    assert first["plain"]["losses"] != second["plain"]["losses"]  # each of its own rows
+    for name in ("plain", "compiled"):
+        models = [found[name]["model"] for found in (first, second)]
+        weights = [k for k in models[0] if "running" not in k and "cov" not in k]
+        assert all(torch.equal(models[0][key], models[1][key]) for key in weights)
+
+
 def test_evaluation_counts_are_those_of_one_process(folder: Path, tmp_path: Path):
     evaluate_split(tmp_path, Processes())
     single = torch.load(tmp_path / "evaluation-0.pt")

@@ -12,12 +12,14 @@ import shutil
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from torch import nn
+from torch._dynamo.utils import counters
 
 import training.loop
 import training.train
@@ -94,6 +96,38 @@ def train_steps(folder: Path, processes: Processes, whitening: str = "none") -> 
         "shares": [len(b.positions[own]) / len(b.positions) for b in trainer.sampler.batches(1)],
     }
     torch.save(result, folder / f"steps-{whitening}-{processes.rank}.pt")
+
+
+def compiled_steps(folder: Path, processes: Processes) -> None:
+    """An epoch with synchronised fused whitening, as it is and compiled.
+
+    Everything but the last stage, which would build C++ for minutes: dynamo splits the graph where
+    DDP reduces a bucket, autograd's graph is traced ahead, and is run by torch.
+    """
+    compile_ = torch.compile
+    torch.compile = partial(compile_, backend="aot_eager")
+    result = {}
+    try:
+        for name in ("plain", "compiled"):
+            config = small_config(folder)
+            config.whitening, config.sync_whitening = "fused", None
+            config.data.drop_last = True  # one shape, one compilation
+            config.compile = name == "compiled"
+            seeds = resolve_seeds(0, config.seeds)
+            trainer = build_trainer(
+                config, build_dataset(config, seeds.split), seeds, CPU, processes
+            )
+            counters.clear()
+            losses: list[float] = []
+            trainer.run_epoch(losses.append)
+            result[name] = {
+                "losses": losses,
+                "model": trainer.model.state_dict(),
+                "graphs": counters["stats"]["unique_graphs"],
+            }
+    finally:
+        torch.compile = compile_
+    torch.save(result, folder / f"compiled-{processes.rank}.pt")
 
 
 def evaluate_split(folder: Path, processes: Processes) -> None:
