@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .backends import reference
+from .backends.opaque import product
 from .function_base import Function
 from .precision import backward_in_own_precision
 
@@ -206,7 +207,7 @@ def combine(mean: Tensor, covariance: Tensor, header: Tensor, group: Group) -> M
     groups, size = covariance.shape[:2]
     deviations = ((means - center) * shares.sqrt()).reshape(group.size, groups, size)
     deviations = deviations.transpose(0, 1)  # [G, R, D]
-    between = deviations.mT @ deviations
+    between = product(deviations.mT, deviations)
     return Moments(
         center,
         reference.symmetrize(within / total + between).contiguous(),

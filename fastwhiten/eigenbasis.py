@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import backends, composite, shrinkage
 from .backends import reference
+from .backends.opaque import add_product, product
 from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
 from .function_base import Function, run
 from .precision import backward_in_own_precision
@@ -52,8 +53,8 @@ class EigenbasisWhiten(Function):
             covariance, running_covariance, rho, batch_weight, eps, reference.PCA
         )
         grouped = reference.to_groups(x, groups, mean.dtype)  # [G, M, D]
-        white = (grouped - mean.reshape(groups, 1, -1)) @ scaled  # [G, M, D]
-        y = reference.from_groups(white @ basis.mT, x)
+        white = product(grouped - mean.reshape(groups, 1, -1), scaled)  # [G, M, D]
+        y = reference.from_groups(product(white, basis.mT), x)
         rho = mean.new_empty(0) if rho is None else rho
         return y, mean, covariance, eigenvalues, basis, white, rho
 
@@ -107,8 +108,8 @@ class EigenbasisBackward(Function):
         backend: str,
     ) -> Tensor:
         """Return ``dx`` in the layout and dtype of ``x``."""
-        rotated = reference.to_groups(grad, groups, white.dtype) @ basis  # [G, M, D]
-        f = white.mT @ rotated
+        rotated = product(reference.to_groups(grad, groups, white.dtype), basis)  # [G, M, D]
+        f = product(white.mT, rotated)
         root = eigenvalues.sqrt()
         w = root.unsqueeze(-1) / (root.unsqueeze(-1) + root.unsqueeze(-2))
         r = torch.lerp(f.mT, f, w).mul_(batch_weight)
@@ -120,11 +121,11 @@ class EigenbasisBackward(Function):
         total = rotated.sum(1, keepdim=True)
         if row_weight is None:
             share = 1.0 / white.shape[1]
-            inner = torch.baddbmm(rotated.sub_(share * total), white, r, alpha=-share)
+            inner = add_product(rotated.sub_(share * total), white, r, -share)
         else:
             p = row_weight.reshape(-1, 1)
-            inner = torch.baddbmm(rotated - p * total, p * white, r, alpha=-1.0)
-        return reference.from_groups(inner @ (basis / root.unsqueeze(-2)).mT, x)
+            inner = add_product(rotated - p * total, p * white, r, -1.0)
+        return reference.from_groups(product(inner, (basis / root.unsqueeze(-2)).mT), x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import backends
 from .backends import reference
+from .backends.opaque import product
 from .backends.reference import symmetrize
 from .function_base import Function
 from .precision import backward_in_own_precision
@@ -41,8 +42,9 @@ class Lyapunov(Function):
         All arguments are ``[..., D, D]`` or ``[..., D]``.
         """
         root = eigenvalues.sqrt()
-        rotated = basis.mT @ b @ basis
-        return symmetrize(basis @ (rotated / (root.unsqueeze(-1) + root.unsqueeze(-2))) @ basis.mT)
+        rotated = product(product(basis.mT, b), basis)
+        scaled = rotated / (root.unsqueeze(-1) + root.unsqueeze(-2))
+        return symmetrize(product(product(basis, scaled), basis.mT))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -81,7 +83,7 @@ class InverseSquareRoot(Function):
         eigenvalues = eigenvalues.clamp(min=floor).reshape(s.shape[:-1])
         basis = basis.reshape(s.shape)
         return (
-            symmetrize((basis * eigenvalues.rsqrt().unsqueeze(-2)) @ basis.mT),
+            symmetrize(product(basis * eigenvalues.rsqrt().unsqueeze(-2), basis.mT)),
             eigenvalues,
             basis,
         )
@@ -97,7 +99,7 @@ class InverseSquareRoot(Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """``W = P^{-1}``: ``P`` gets ``-W grad W``, and ``S`` its Lyapunov solution."""
         s, w, eigenvalues, basis = ctx.saved_tensors
-        grad_root = -symmetrize(w @ symmetrize(grads[0]) @ w)
+        grad_root = -symmetrize(product(product(w, symmetrize(grads[0])), w))
         return Lyapunov.apply(s, grad_root, eigenvalues, basis), None, None
 
     @staticmethod
@@ -137,8 +139,9 @@ class SymmetricEigh(Function):
         gap = column - row
         tolerance = reference.tie_tolerance(eigenvalues.shape[-1], eigenvalues.dtype)
         tied = gap.abs() <= tolerance * torch.maximum(row.abs(), column.abs())
-        inner = torch.where(tied, 0.0, (basis.mT @ grads[1]) / torch.where(tied, 1.0, gap))
-        return symmetrize(basis @ (inner + torch.diag_embed(grads[0])) @ basis.mT), None, None
+        inner = torch.where(tied, 0.0, product(basis.mT, grads[1]) / torch.where(tied, 1.0, gap))
+        inner = inner + torch.diag_embed(grads[0])
+        return symmetrize(product(product(basis, inner), basis.mT)), None, None
 
     @staticmethod
     def vmap(

@@ -8,6 +8,11 @@ evaluation the layer is an affine map like ``nn.Linear``: its product follows th
 
 PyTorch keeps the precision of products for the whole process. While a whitening runs in one thread,
 products of other threads are exact, too; the last one to leave restores what the first one found.
+
+A graph that torch.compile makes while the setting is reduced keeps whitening's products inside
+operators (:mod:`fastwhiten.backends.opaque`). What PyTorch records on its own keeps the user's
+setting: derivatives of a product in a derivative, from the third of ``whiten`` on, and from the
+second of ``batch_statistics`` and ``symmetric_eigh``.
 """
 
 from __future__ import annotations
@@ -48,6 +53,15 @@ def _lower_setting() -> tuple[str | None, dict[tuple[str, str], str]]:
     return older, found
 
 
+def reduced(device: str) -> bool:
+    """Return whether products of float32 tensors on that type of device lose bits."""
+    return device in _PRODUCTS and _get(*_PRODUCTS[device]) in REDUCED
+
+
+# A constant of the graph: torch.compile compiles again when the setting has changed.
+reduced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 class _FullFloat32:
     """Context in which products of float32 tensors are float32's; may be entered many times over.
 
@@ -62,10 +76,9 @@ class _FullFloat32:
 
     def needed(self, x: Tensor) -> bool:
         """Return whether products of ``x`` would lose bits, or are kept from it by another."""
-        place = _PRODUCTS.get(x.device.type)
-        if place is None or x.dtype == torch.float64:
+        if x.dtype == torch.float64 or x.device.type not in _PRODUCTS:
             return False
-        return self._inside > 0 or _get(*place) in REDUCED
+        return self._inside > 0 or reduced(x.device.type)
 
     def __enter__(self) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import backends
 from .autograd import SampleWhiten, Whiten
 from .backends import reference
+from .backends.opaque import product
 from .eigenbasis import EigenbasisWhiten
 from .function_base import run
 from .layout import restore
@@ -146,7 +147,7 @@ def _eigenbasis(batch: Batch, options: Options) -> Whitened:
     if batch.need == "matrix":
         with torch.no_grad():
             half = basis * eigenvalues.rsqrt().unsqueeze(-2)
-            matrix = reference.symmetrize(half @ basis.mT)
+            matrix = reference.symmetrize(product(half, basis.mT))
     return Whitened(_affine(restore(y, batch.x), batch), mean, covariance, matrix)
 
 
@@ -181,7 +182,7 @@ def _sample(batch: Batch, options: Options) -> Whitened:
     with torch.no_grad():
         if batch.need == "covariance":
             grouped = reference.to_groups(scaled, options.groups, scaled.dtype)
-            covariance = reference.symmetrize(grouped.mT @ grouped)
+            covariance = reference.symmetrize(product(grouped.mT, grouped))
         elif batch.need == "matrix":
             intensity = rho if rho.numel() else None
             matrix = _sample_matrix(eigenvalues, projected, intensity, options.eps)
@@ -202,5 +203,5 @@ def _sample_matrix(
     keep = torch.ones_like(root) if rho is None else (1.0 - rho).unsqueeze(-1)
     k = -keep * t / (root * (root + t))  # projected carries 1/t, twice
     identity = torch.eye(projected.shape[-1], dtype=projected.dtype, device=projected.device)
-    matrix = projected.mT @ (k.unsqueeze(-1) * projected) + identity / root.unsqueeze(-1)
+    matrix = product(projected.mT, k.unsqueeze(-1) * projected) + identity / root.unsqueeze(-1)
     return reference.symmetrize(matrix)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import backends
 from .backends import reference
+from .backends.opaque import product
 from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
 from .function_base import Function
 from .precision import backward_in_own_precision
@@ -44,7 +45,7 @@ class Statistics(Function):
         x, row_weight, mean = ctx.saved_tensors
         grouped = reference.to_groups(x, ctx.groups, mean.dtype)  # [G, M, D]
         centered = grouped - mean.reshape(ctx.groups, 1, -1)
-        inner = centered @ (2.0 * reference.symmetrize(grads[1]))
+        inner = product(centered, 2.0 * reference.symmetrize(grads[1]))
         inner = inner + grads[0].reshape(ctx.groups, 1, -1)
         p = 1.0 / grouped.shape[1] if row_weight is None else row_weight.reshape(-1, 1)
         return reference.from_groups(p * inner, x), None, None, None, None

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastwhiten
 from fastwhiten import ChannelWhitening, precision
 from fastwhiten.backends import operators, reference
+from tests.helpers.reference_error import relative_error
 
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "linalg_eigh", "_linalg_eigh", "linalg_cholesky_ex"}
 PLACES = (("cuda", "matmul"), ("mkldnn", "matmul"), ("cuda", "all"), ("generic", "all"))
@@ -193,3 +196,43 @@ def test_operators_set_it_themselves() -> None:
     torch.set_float32_matmul_precision("high")
     op(torch.eye(3).unsqueeze(0))
     assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
+
+
+COMPILED: dict[str, tuple[tuple[int, int], str]] = {
+    "feature side": ((20, 6), "reference"),
+    "sample side": ((4, 9), "reference"),
+    "native": ((20, 6), "native"),
+    "eigenbasis": ((300, 256), "native"),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_graph_holds_no_product(name: str) -> None:
+    """They are inside operators: what runs later has the user's setting, and is compiled again."""
+    shape, backend = COMPILED[name]
+    graphs: list[set[str]] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return make_boxed_func(graph.forward)
+
+    def train(layer: ChannelWhitening, call: Callable[..., Any], x: torch.Tensor) -> Any:
+        x = x.clone().requires_grad_()
+        y = call(x)
+        y.pow(3).sum().backward()
+        return y.detach(), x.grad, layer.running_matrix
+
+    torch._dynamo.reset()
+    layers = [ChannelWhitening(shape[1], backend=backend, running="matrix") for _ in range(2)]
+    compiled = torch.compile(layers[0], fullgraph=True, backend=aot_autograd(fw_compiler=keep))
+    x = torch.randn(shape)
+    compiled(x)
+    torch.set_float32_matmul_precision("high")
+    graphs.clear()
+    layers[0].reset_running_stats()
+    ours = train(layers[0], compiled, x)
+    assert len(graphs) == 2  # forward and backward, compiled anew
+    targets = set.union(*graphs)
+    assert not {t for t in targets if t.split(".")[1:2] and t.split(".")[1] in PRODUCTS}, targets
+    for value, expected in zip(ours, train(layers[1], layers[1], x), strict=True):
+        assert relative_error(value, expected) < 1e-5  # other roundings; TF32's would be 1e-3

@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 import warnings
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from . import cuda_module, native, reference, triton
+from ..precision import reduced
+from . import cuda_module, native, opaque, reference, triton
 
 # Up to which order a backend's eigensolver on a GPU gains from eigenvectors to begin from: that of
 # the CUDA kernels does (csrc/cuda/jacobi_block.cuh). Triton's begins anew, for with a start its
@@ -156,6 +158,11 @@ def takes_start(name: str, device: torch.device, size: int) -> bool:
     return device.type == "cuda" and size <= START_UP_TO[name]
 
 
-def get(name: str) -> ModuleType:
-    """Return the backend module of a name that :func:`choose` returned."""
+def get(name: str) -> Any:
+    """Return the stages of the backend whose name :func:`choose` returned.
+
+    Its module; in a graph that is compiled while TF32 is on, operators around them.
+    """
+    if torch.compiler.is_compiling() and (reduced("cuda") or reduced("cpu")):
+        return opaque.STAGES.get(name, BACKENDS[name])
     return BACKENDS[name]

@@ -22,19 +22,25 @@ def current_device(device: torch.device) -> contextlib.AbstractContextManager[ob
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def operator(namespace: str, name: str, function: Callable[..., Any]) -> Any:
+def operator(
+    namespace: str,
+    name: str,
+    function: Callable[..., Any],
+    signature: Callable[..., Any] | None = None,
+) -> Any:
     """Register the stage ``function`` as ``namespace::name`` with its fake kernel.
 
-    Its first argument is a tensor, and says on which device it runs. Where the stage falls back to
-    PyTorch's products, they are float32's, also in a compiled graph.
+    ``signature`` has its annotations, where it has none. The first argument is a tensor, and says
+    on which device it runs. Where the stage falls back to PyTorch's products, they are float32's,
+    also in a compiled graph.
     """
 
-    @functools.wraps(function)
+    @functools.wraps(signature or function)
     def run(x: torch.Tensor, *rest: Any) -> Any:
         with current_device(x.device), full_float32(x):
             return function(x, *rest)
 
-    schema = torch.library.infer_schema(function, mutates_args=())
+    schema = torch.library.infer_schema(signature or function, mutates_args=())
     op = torch.library.custom_op(f"{namespace}::{name}", run, mutates_args=(), schema=schema)
     op.register_fake(fakes.FAKES[name])
     return getattr(getattr(torch.ops, namespace), name)

@@ -1,0 +1,71 @@
+"""Stages as operators of their own, for graphs that are compiled while TF32 is on.
+
+A compiled graph leaves the context of :mod:`fastwhiten.precision` behind: its products run later,
+with the user's setting. Inside an operator they run in that context again. The Triton backend's
+stages are such operators already. The reference's become some here; and the native ones, whose
+Cholesky factor of wide groups on a GPU is solved with by the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..precision import full_float32, reduced
+from . import fakes, native, reference
+from .operators import operator
+
+
+def _stages(module: ModuleType, namespace: str) -> Any:
+    """Return the stages of ``module`` as operators ``namespace::name``."""
+
+    def stage(name: str) -> Callable[..., Any]:
+        # Looked up when it runs: without the extension there are no native stages.
+        return lambda *arguments: getattr(module, name)(*arguments)
+
+    made = {
+        name: operator(namespace, name, stage(name), getattr(reference, name))
+        for name in fakes.FAKES
+    }
+    return SimpleNamespace(**made)
+
+
+STAGES = {
+    "native": _stages(native, "fastwhiten_native"),
+    "reference": _stages(reference, "fastwhiten_reference"),
+}
+
+
+@torch.library.custom_op("fastwhiten_reference::product", mutates_args=())
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    with full_float32(a):
+        return a @ b
+
+
+@_product.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b
+
+
+def _inside_operator(a: Tensor) -> bool:
+    """Return whether products of ``a`` have to be hidden from the graph that is being compiled."""
+    return torch.compiler.is_compiling() and a.dtype != torch.float64 and reduced(a.device.type)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a @ b`` as float32's, in a compiled graph too; not differentiable there."""
+    if _inside_operator(a):
+        hidden: Tensor = torch.ops.fastwhiten_reference.product(a, b)
+        return hidden
+    return a @ b
+
+
+def add_product(c: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """Return ``c + alpha a @ b`` of batches, likewise."""
+    if _inside_operator(a):
+        return c.add(product(a, b), alpha=alpha)
+    return torch.baddbmm(c, a, b, alpha=alpha)
