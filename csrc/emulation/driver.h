@@ -33,7 +33,7 @@ class Arguments {
       entry.type = type;
       entry.count = count;
       entry.bytes = count * size_of(type);
-      entry.memory.reset(static_cast<char*>(std::malloc(entry.bytes == 0 ? 1 : entry.bytes)));
+      entry.memory.reset(allocate(entry.bytes, name, true));
       file.read(entry.memory.get(), static_cast<std::streamsize>(entry.bytes));
       if (!file) throw Error("arguments: " + name + " is cut short");
     }
@@ -65,7 +65,7 @@ class Arguments {
     entry.type = type_of<T>();
     entry.count = count;
     entry.bytes = count * sizeof(T);
-    entry.memory.reset(static_cast<char*>(std::malloc(entry.bytes == 0 ? 1 : entry.bytes)));
+    entry.memory.reset(allocate(entry.bytes, name, false));
     std::memset(entry.memory.get(), 255, entry.bytes);
     return reinterpret_cast<T*>(entry.memory.get());
   }
@@ -86,13 +86,14 @@ class Arguments {
   }
 
  private:
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
+  static char* allocate(std::size_t bytes, const std::string& name, bool written) {
+    return static_cast<char*>(GlobalMemory::instance().allocate(bytes, name, written));
+  }
+
   struct Entry {
     std::string type;
     std::size_t count = 0, bytes = 0;
-    std::unique_ptr<char, Free> memory;
+    std::unique_ptr<char, FreeGlobal> memory;
   };
 
   static std::size_t size_of(const std::string& type) {

@@ -6,8 +6,9 @@
 // runs every thread of a block as a fibre, blocks one after another, and throws emulation::Error
 // for a divergent barrier, a shuffle that reads a lane which takes no part, an index out of shared
 // memory, a read of what nobody wrote, or a race on shared memory. Global memory is the process's
-// own: AddressSanitizer checks it. Not modelled: races on global memory, memory ordering weaker
-// than the program's, bank conflicts, time.
+// own: AddressSanitizer checks its bounds, and in a program compiled with -fsanitize=thread (not
+// linked with it) global_memory.h finds races and reads of what nobody wrote. Not modelled: memory
+// ordering weaker than the program's, bank conflicts, time.
 #pragma once
 
 #include <cxxabi.h>
@@ -16,6 +17,7 @@
 #include <utility>
 
 #include "block.h"
+#include "global_memory.h"
 #include "omission.h"
 #include "shared_memory.h"
 #include "types.h"
@@ -54,6 +56,7 @@ inline void check_launch(dim3 grid, dim3 block, std::size_t shared_bytes) {
 inline void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, Order order,
                      void (*body)(void*), void* context) {
   check_launch(grid, block, shared_bytes);
+  GlobalMemory::instance().begin_launch();
   gridDim = grid;
   blockDim = block;
   const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z;
@@ -62,8 +65,10 @@ inline void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, Order orde
     blockIdx = dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                     static_cast<unsigned>(b / grid.x / grid.y));
     Arena::instance().reset(shared_bytes);
+    GlobalMemory::instance().begin_block();
     Block::instance().run(block, order, body, context);
   }
+  GlobalMemory::instance().end_launch();
 }
 
 template <class... Parameters, class... Arguments>

@@ -113,8 +113,8 @@ class Fiber {
 
 #if defined(__x86_64__)
   __attribute__((naked, noinline,
-                 no_sanitize("address", "undefined"))) static void exchange(void** /* save */,
-                                                                            void* /* load */) {
+                 no_sanitize("address", "undefined",
+                             "thread"))) static void exchange(void** /* save */, void* /* load */) {
     asm volatile(
         "pushq %rbp\n\t pushq %rbx\n\t pushq %r12\n\t pushq %r13\n\t pushq %r14\n\t pushq %r15\n\t"
         "movq %rsp, (%rdi)\n\t"

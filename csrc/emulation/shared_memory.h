@@ -1,17 +1,12 @@
 // Shared memory whose every access is checked: bounds, alignment, reads of what nobody wrote, and
-// races.
-//
-// A race is two accesses of one word by two threads, one of them a write, with neither a block
-// barrier between them nor (inside a warp) a __syncwarp of both lanes. Every word remembers its
-// last writer and its readers since; that is enough to find a conflict in the order that was run,
-// whatever values were read.
+// races (races.h).
 #pragma once
 
 #include <cstdlib>
 #include <type_traits>
 #include <vector>
 
-#include "block.h"
+#include "races.h"
 
 namespace emulation {
 
@@ -46,72 +41,19 @@ class Arena {
   }
 
  private:
-  struct Word {
-    std::uint32_t write_epoch = 0, write_clock = 0;
-    std::uint32_t read_epoch = 0, read_clock = 0;
-    std::uint32_t read_lanes = 0;  // of the warp that read first, since ordered
-    std::uint16_t writer = 0;
-    std::uint16_t read_warp = 0;
-    std::int16_t other_reader = -1;  // a reader of another warp
-  };
-
   void read_word(std::size_t index) {
-    const Block& block = Block::instance();
     Word& word = words_[index];
-    const int self = block.current;
-    if (word.write_epoch < first_epoch_) {
-      Block::instance().fail("thread " + std::to_string(self) + " reads the shared word at byte " +
-                             std::to_string(4 * index) + ", which nobody wrote");
+    if (word.write_epoch() < first_epoch_) {
+      Block& block = Block::instance();
+      block.fail("thread " + std::to_string(block.current) + " reads the shared word at byte " +
+                 std::to_string(4 * index) + ", which nobody wrote");
     }
-    if (word.write_epoch == block.epoch && word.writer != self &&
-        !block.ordered(word.writer, word.write_clock, self)) {
-      race(index, word.writer, "wrote", "reads");
-    }
-    const std::uint32_t bit = 1u << (self % kWarp);
-    if (word.read_epoch != block.epoch) {
-      word.read_epoch = block.epoch;
-      word.read_warp = static_cast<std::uint16_t>(self / kWarp);
-      word.read_lanes = bit;
-      word.other_reader = -1;
-    } else if (word.read_warp != self / kWarp) {
-      word.other_reader = static_cast<std::int16_t>(self);
-      return;
-    } else {
-      // Earlier readers that a __syncwarp ordered before this one need no more watching.
-      if (unordered_reader(word, self) < 0) word.read_lanes = 0;
-      word.read_lanes |= bit;
-    }
-    word.read_clock = block.clock();
+    if (const int writer = word.read(); writer >= 0) race(index, writer, "wrote", "reads");
   }
 
   void write_word(std::size_t index) {
-    const Block& block = Block::instance();
-    Word& word = words_[index];
-    const int self = block.current;
-    if (word.write_epoch == block.epoch && word.writer != self &&
-        !block.ordered(word.writer, word.write_clock, self)) {
-      race(index, word.writer, "wrote", "writes");
-    }
-    if (word.read_epoch == block.epoch) {
-      const int reader = unordered_reader(word, self);
-      if (reader >= 0) race(index, reader, "read", "writes");
-      if (word.other_reader >= 0) race(index, word.other_reader, "read", "writes");
-      word.read_epoch = 0;
-    }
-    word.write_epoch = block.epoch;
-    word.write_clock = block.clock();
-    word.writer = static_cast<std::uint16_t>(self);
-  }
-
-  // A recorded reader, other than `self`, that is not ordered before it; -1 if there is none.
-  static int unordered_reader(const Word& word, int self) {
-    const Block& block = Block::instance();
-    const int first = word.read_warp * kWarp;
-    for (std::uint32_t rest = word.read_lanes; rest != 0; rest &= rest - 1) {
-      const int reader = first + __builtin_ctz(rest);
-      if (reader != self && !block.ordered(reader, word.read_clock, self)) return reader;
-    }
-    return -1;
+    const char* did = "";
+    if (const int other = words_[index].write(did); other >= 0) race(index, other, did, "writes");
   }
 
   [[noreturn]] static void race(std::size_t index, int before, const char* did, const char* does) {

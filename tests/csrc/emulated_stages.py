@@ -31,7 +31,7 @@ class EmulatedStages:
     """A backend whose kernels run in the emulator."""
 
     order: str = "forward"
-    sanitize: bool = False
+    sanitize: bool | str = False
     probe: Probe | None = None
 
     def _run(self, stage: int, t: torch.dtype, **arguments) -> dict[str, Tensor]:

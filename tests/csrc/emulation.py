@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -27,7 +28,13 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 DRIVERS = Path(__file__).parent / "drivers"
 ORDERS = {"forward": 0, "reversed": 1, "random": 2}
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# Flags to compile and to link. csrc/emulation/global_memory.h stands in for the library of
+# -fsanitize=thread, so that is not linked.
+SANITIZERS = {
+    "": ([], []),
+    "memory": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],) * 2,
+    "races": (["-fsanitize=thread", "-fno-threadsafe-statics", "-O1"], []),
+}
 _WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"  # #pragma unroll is nvcc's
 _FLAGS = f"-std=c++17 -O2 -g1 {_WARNINGS} -rdynamic -DFASTWHITEN_EMULATE".split()
 _TYPES = {
@@ -85,32 +92,47 @@ def _folder() -> Path:
 
 
 @functools.cache
-def build(driver: str, *, sanitize: bool = False) -> Path:
+def build(driver: str, *, sanitize: bool | str = False) -> Path:
     """Compile ``drivers/<driver>.cpp`` against the kernels in ``csrc``; return the program."""
+    kind = {False: "", True: "memory"}.get(sanitize, sanitize)
+    compiled, linked = SANITIZERS[kind]
     source = DRIVERS / f"{driver}.cpp"
-    flags = [*_FLAGS, "-I", str(ROOT / "csrc"), *(SANITIZERS if sanitize else [])]
-    program = _folder() / f"{driver}-{'sanitized' if sanitize else 'plain'}"
+    program = _folder() / (f"{driver}-{kind}" if kind else driver)
     with program.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
         if program.exists():
             return program
-        unfinished = program.with_suffix(".unfinished")
-        result = subprocess.run(
-            ["g++", *flags, str(source), "-o", str(unfinished), "-ldl"],
-            capture_output=True,
-            text=True,
-        )
-        if result.returncode != 0:  # no EmulationError: a kernel that is no C++ is not caught
-            raise RuntimeError(f"{driver}: g++ failed:\n{result.stderr}")
+        built, unfinished = program.with_suffix(".o"), program.with_suffix(".unfinished")
+        for command in (
+            [*_FLAGS, *compiled, "-I", str(ROOT / "csrc"), "-c", str(source), "-o", str(built)],
+            ["-rdynamic", *linked, str(built), "-o", str(unfinished), "-ldl"],
+        ):
+            result = subprocess.run(["g++", *command], capture_output=True, text=True)
+            if result.returncode != 0:  # no EmulationError: a kernel that is no C++ is not caught
+                raise RuntimeError(f"{driver}: g++ failed:\n{result.stderr}")
+        built.unlink()
         unfinished.rename(program)
     return program
+
+
+def _with_lines(program: Path, message: str) -> str:
+    """Put lines of sources in place of addresses ``[0x1234]``: innermost, and who called it."""
+
+    def lines(address: re.Match[str]) -> str:
+        command = ["addr2line", "-i", "-s", "-e", str(program), address[1]]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(
+            "\n"
+        )
+        return " in ".join(line.split(" ")[0] for line in found[:3] if line)
+
+    return re.sub(r"\[(0x[0-9a-f]+)\]", lines, message)
 
 
 def run(
     driver: str,
     *,
     order: str = "forward",
-    sanitize: bool = False,
+    sanitize: bool | str = False,
     seed: int = 1,
     timeout: float = 300.0,
     probe: Probe | None = None,
@@ -121,7 +143,8 @@ def run(
     Args:
         driver: name of a file in ``tests/csrc/drivers``.
         order: order of threads and blocks: ``forward``, ``reversed`` or ``random`` (by ``seed``).
-        sanitize: with AddressSanitizer and UndefinedBehaviorSanitizer.
+        sanitize: True or ``"memory"`` for AddressSanitizer and UndefinedBehaviorSanitizer,
+            ``"races"`` to record every access of global memory as well.
         seed: of the random order.
         timeout: seconds after which the program counts as hanging.
         probe: says which call to leave out, and takes what was reached.
@@ -151,7 +174,8 @@ def run(
         if done.returncode == 2:  # a wrong call: no kernel ran
             raise RuntimeError(done.stderr)
         if done.returncode != 0:
-            raise EmulationError(f"{driver}: exit code {done.returncode}: {done.stderr[:4000]}")
+            message = _with_lines(program, done.stderr[:4000])
+            raise EmulationError(f"{driver}: exit code {done.returncode}: {message}")
         if probe is not None:
             probe.reached.update(done.stdout.split())
         return _read(results)

@@ -86,6 +86,46 @@ __global__ void warp_kernel(int32_t* out, int64_t fault) {
   row[11] = a[t ^ 31];
 }
 
+// Neighbours hand numbers on through global memory, and the faults that are races there.
+enum GlobalFault : int64_t {
+  kOrdered,
+  kReadTooEarly,     // no barrier after writing
+  kWrittenTooEarly,  // no barrier after reading
+  kNoWarpBarrier,    // between lanes of a warp
+  kHalfWarpBarrier,  // for the lanes of the own half only
+  kBlocksRead,       // a block reads what another writes
+  kBlocksWrite,      // two blocks write a word, both the same
+  kNobodyWrote,      // reads an output before writing it
+  kOneWrites,        // what all others read
+};
+
+__global__ void exchange_kernel(int32_t* x, int32_t* out, __half* halves, int64_t fault) {
+  const int n = static_cast<int>(blockDim.x), t = static_cast<int>(threadIdx.x);
+  int32_t *const row = x + 64 * blockIdx.x, *const result = out + 64 * blockIdx.x;
+  if (fault == kNobodyWrote && t == 3) row[t] = result[t];
+  row[t] = t;
+  halves[64 * blockIdx.x + t] = __float2half(static_cast<float>(t));  // two threads a word
+  if (fault != kReadTooEarly) __syncthreads();
+  const int32_t other = row[n - 1 - t];
+  if (fault == kOneWrites && (row[5] < 0 || t == 40)) row[5] = t;
+  if (fault != kWrittenTooEarly) __syncthreads();
+  row[t] = other;
+  if (fault == kHalfWarpBarrier) {
+    __syncwarp(t % 32 < 16 ? 0x0000ffffu : 0xffff0000u);
+  } else if (fault != kNoWarpBarrier) {
+    __syncwarp();
+  }
+  result[t] = row[t ^ 31];
+  if (fault == kBlocksRead && t == 0) result[t] = x[64 * ((blockIdx.x + 1) % gridDim.x)];
+  if (fault == kBlocksWrite && t == 7) out[7] = 24;
+}
+
+// Another launch may read what all blocks of the one before wrote.
+__global__ void sum_kernel(const int32_t* out, int32_t* sum, int64_t count) {
+  sum[threadIdx.x] = 0;
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum[threadIdx.x] += out[i];
+}
+
 // Conversions: every value in, its half and bfloat16 out, and back.
 __global__ void convert_kernel(const double* x, __half* h, __nv_bfloat16* b, float* back) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -107,6 +147,14 @@ void run(emulation::Arguments& a) {
   } else if (which == 1) {
     emulation::launch(warp_kernel, 1, 64, 4 * 64, a.order(),
                       a.output<int32_t>("out", std::size_t{64} * 12), fault);
+  } else if (which == 3) {
+    const std::size_t n = a.count("x");
+    auto* const out = a.output<int32_t>("out", n);
+    const auto scratch = emulation::allocate_global<__half>(n, "scratch");
+    emulation::launch(exchange_kernel, static_cast<unsigned>(n / 64), 64, 0, a.order(),
+                      a.array<int32_t>("x"), out, scratch.get(), fault);
+    emulation::launch(sum_kernel, 1, 32, 0, a.order(), out, a.output<int32_t>("sum", 32),
+                      static_cast<int64_t>(n));
   } else {
     const std::size_t n = a.count("x");
     emulation::launch(convert_kernel, static_cast<unsigned>(n), 1, 0, a.order(),
