@@ -1,7 +1,8 @@
 """The CUDA kernels of every stage, emulated: the tests of the other backends, and more.
 
 The tests of ``tests/backends`` run here on the emulated kernels, once with the threads of every
-block in order and for a part again in reversed order under the sanitizers.
+block in order and again in reversed order under the sanitizers: every test and every value of every
+axis, of tests with many cases a part of their combinations (see ``conftest.py``).
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from tests.backends.test_stages_apply import (  # noqa: F401 (likewise)
     test_sample_side,
     test_sample_statistics_in_double_precision,
 )
+from tests.csrc.conftest import AGAIN
 from tests.csrc.emulated_stages import EmulatedStages
 from tests.helpers import spectra
 
 pytestmark = pytest.mark.emulated
 
-RUNS = {"forward": EmulatedStages(), "reversed, sanitized": EmulatedStages("reversed", True)}
+RUNS = {"forward": EmulatedStages(), AGAIN: EmulatedStages("reversed", True)}
 
 
-@pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(backends.BACKENDS, "emulated", RUNS["forward"])
+@pytest.fixture(params=RUNS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(backends.BACKENDS, "emulated", RUNS[request.param])
     return "emulated"
 
 
@@ -125,7 +127,7 @@ def test_sample_side_in_tiles(rows, channels, groups, options, run) -> None:
 @pytest.mark.parametrize("method", [reference.FIXED, reference.OAS, reference.LEDOIT_WOLF])
 @pytest.mark.parametrize("options", [False, True], ids=["plain", "weighted, blended"])
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
-def test_intensity(shape, groups, options, method) -> None:
+def test_intensity(shape, groups, options, method, backend) -> None:
     x = batch(shape)
     rows, size = x.numel() // x.shape[1], x.shape[1] // groups
     p = torch.rand(rows, dtype=x.dtype) if options else None
@@ -135,7 +137,8 @@ def test_intensity(shape, groups, options, method) -> None:
     mean, covariance = reference.statistics(x, p, groups, False)
     arguments = (x, mean, covariance, *blending, method, 0.25)
     # The denominator is a difference of two sums of squares, of about the same size here.
-    close([RUNS["forward"].intensity(*arguments)], [reference.intensity(*arguments)], x.dtype, 1e4)
+    ours = backends.get(backend).intensity(*arguments)
+    close([ours], [reference.intensity(*arguments)], x.dtype, 1e4)
 
 
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
@@ -154,20 +157,20 @@ def test_same_bits_whatever_the_order_of_threads(shape, groups) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("channels", "groups"), [(12, 4), (130, 2)])
-def test_a_group_that_is_not_finite_is_nan_alone(channels, groups, bad) -> None:
+def test_a_group_that_is_not_finite_is_nan_alone(channels, groups, bad, backend) -> None:
     x = torch.randn(80, channels)
     x[40, 1] = bad
     arguments = (x, None, None, None, None, groups, 1.0, 1e-3, 0, False, 0, 0.0)
-    y = RUNS["forward"].whiten_forward(*arguments)[0]
+    y = backends.get(backend).whiten_forward(*arguments)[0]
     size = channels // groups
     assert y[:, :size].isnan().all()
     assert y[:, size:].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_inputs_are_rounded_once(dtype) -> None:
+def test_half_inputs_are_rounded_once(dtype, backend) -> None:
     """A sum in float64, rounded to float32 on the way, would be off by one in some entries."""
     x = torch.randn(64, 40).to(dtype)
     mean, matrix = torch.zeros(40, dtype=torch.float64), torch.randn(1, 40, 40, dtype=torch.float64)
-    y = RUNS["forward"].apply(x, mean, matrix, None, None)
+    y = backends.get(backend).apply(x, mean, matrix, None, None)
     assert torch.equal(y, (x.double() @ matrix[0]).to(dtype))
