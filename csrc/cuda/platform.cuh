@@ -55,6 +55,7 @@ struct Four {
 template <class T>
 __device__ __forceinline__ Four<T> load4(const SharedArray<T>& a, int i) {
 #ifdef FASTWHITEN_EMULATE
+  a.check_vector(i);
   return {{a[i], a[i + 1], a[i + 2], a[i + 3]}};
 #else
   if constexpr (sizeof(T) == 4) {

@@ -29,6 +29,7 @@ BLOCK_FAULTS = {
     "unwritten": (5, "reads the shared word at byte 12, which nobody wrote"),
     "out of bounds": (6, "index 64 into a shared array of 64"),
     "short shared memory": (7, "does not fit the 256 bytes of the launch"),
+    "misaligned vector": (10, "reads a vector at byte 20, which is no multiple of 16"),
 }
 
 

@@ -18,6 +18,7 @@ enum Fault : int64_t {
   kShortShared,        // an array that does not fit the launch
   kGlobalOutOfBounds,  // global memory, by one
   kGarbage,            // takes uninitialised global memory for zero
+  kMisaligned,         // reads a vector of four where none may begin
 };
 
 __global__ void block_sum_kernel(const float* x, float* sum, int64_t fault) {
@@ -32,6 +33,7 @@ __global__ void block_sum_kernel(const float* x, float* sum, int64_t fault) {
   } else if (fault != kNoBarrier) {
     __syncthreads();
   }
+  if (fault == kMisaligned) fastwhiten::cuda::load4(a, 5);
   for (int half = n / 2; half > 0; half /= 2) {
     if (t < half) a[t] += a[fault == kOutOfBounds && t == 0 ? n : t + half];
     if (fault != kNoLoopBarrier) __syncthreads();
