@@ -30,10 +30,12 @@ DRIVERS = Path(__file__).parent / "drivers"
 ORDERS = {"forward": 0, "reversed": 1, "random": 2}
 # Flags to compile and to link. csrc/emulation/global_memory.h stands in for the library of
 # -fsanitize=thread, so that is not linked.
-SANITIZERS = {
+BUILDS = {
     "": ([], []),
     "memory": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],) * 2,
     "races": (["-fsanitize=thread", "-fno-threadsafe-statics", "-O1"], []),
+    # a * b + c rounded once, as nvcc does unless told otherwise
+    "contracted": (["-mfma", "-mavx2", "-ffp-contract=fast"], []),
 }
 _WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"  # #pragma unroll is nvcc's
 _FLAGS = f"-std=c++17 -O2 -g1 {_WARNINGS} -rdynamic -DFASTWHITEN_EMULATE".split()
@@ -95,7 +97,7 @@ def _folder() -> Path:
 def build(driver: str, *, sanitize: bool | str = False) -> Path:
     """Compile ``drivers/<driver>.cpp`` against the kernels in ``csrc``; return the program."""
     kind = {False: "", True: "memory"}.get(sanitize, sanitize)
-    compiled, linked = SANITIZERS[kind]
+    compiled, linked = BUILDS[kind]
     source = DRIVERS / f"{driver}.cpp"
     program = _folder() / (f"{driver}-{kind}" if kind else driver)
     with program.with_suffix(".lock").open("w") as lock:
@@ -144,7 +146,8 @@ def run(
         driver: name of a file in ``tests/csrc/drivers``.
         order: order of threads and blocks: ``forward``, ``reversed`` or ``random`` (by ``seed``).
         sanitize: True or ``"memory"`` for AddressSanitizer and UndefinedBehaviorSanitizer,
-            ``"races"`` to record every access of global memory as well.
+            ``"races"`` to record every access of global memory as well; ``"contracted"`` is no
+            sanitizer but has products and sums fused.
         seed: of the random order.
         timeout: seconds after which the program counts as hanging.
         probe: says which call to leave out, and takes what was reached.
