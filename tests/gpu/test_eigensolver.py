@@ -24,11 +24,6 @@ def test_every_spectrum(size: int, dtype: torch.dtype) -> None:
     assert_solved(a, values.cpu(), vectors.cpu())
 
 
-# Backward errors in D roundings of the norm. In float64 the last sweep ends before the couplings of
-# a rank-deficient matrix of order 64 vanish: a residual of 3.7e-12 was measured, 263 roundings.
-TRITON_FACTOR = {torch.float32: 8.0, torch.float64: 400.0}
-
-
 @pytest.mark.interpret
 @DTYPES
 @pytest.mark.parametrize("size", [3, 16, 33, 64])
@@ -36,7 +31,7 @@ def test_every_spectrum_with_triton(size: int, dtype: torch.dtype) -> None:
     a = stack(size, dtype)
     a = a[:3] if DEVICE.type == "cpu" else a  # the interpreter takes a second a matrix
     values, vectors = fastwhiten.symmetric_eigh(a.to(DEVICE), backend="triton")
-    check_eigensystem(a, values.cpu(), vectors.cpu(), TRITON_FACTOR[dtype])
+    check_eigensystem(a, values.cpu(), vectors.cpu())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -31,6 +31,7 @@ SPECTRA = {
     "two clusters": torch.cat([torch.full((8,), 1.0), torch.full((8,), 4.0)]),
     "nearly tied": 1.0 + 1e-6 * torch.arange(16.0),
     "rank three": torch.cat([torch.zeros(10), torch.tensor([1.0, 2.0, 3.0])]),
+    "rank 32 of 64": torch.cat([torch.zeros(32), torch.linspace(0.1, 2.5, 32)]),
     "plus and minus": torch.cat([torch.linspace(-1, -0.1, 7), torch.linspace(0.1, 1, 7)]),
 }
 
