@@ -52,11 +52,17 @@ def test_the_build_fuses() -> None:
     torch.testing.assert_close(fused, apart, rtol=1e-3, atol=1e-3)
 
 
-# One register column, several, the ends of the two-sided range, the one-sided kernel.
 @DTYPES
-@pytest.mark.parametrize("size", [2, 5, 16, 17, 33, 64, 70])
+@pytest.mark.parametrize("size", [2, 5, 16, 17, 33])
 def test_eigensystems(size: int, dtype: torch.dtype) -> None:
+    """By one warp in registers, and two-sided by a block."""
     test_eigh.test_every_spectrum(size, dtype)
+
+
+@DTYPES
+def test_one_sided_eigensystems(dtype: torch.dtype) -> None:
+    a = eigensystems.stack(66, dtype)[:8:2]  # covariance, rank-deficient, tied, condition 1e4
+    eigensystems.assert_solved(a, *eigensystems.solve(a)[:2])
 
 
 @pytest.mark.parametrize("size", [16, 64])
@@ -64,17 +70,16 @@ def test_whitening_matrices(size: int) -> None:
     test_eigh.test_whitening_matrices_are_as_good_as_lapacks(size)
 
 
-@DTYPES
 @pytest.mark.parametrize("every", [False, True], ids=["plain", "every option"])
 @pytest.mark.parametrize("kind", [*test_small.KINDS, "cholesky"])
 @pytest.mark.parametrize("name", test_small.SHAPES)
-def test_passes_in_one_launch(name: str, kind: str, every: bool, dtype: torch.dtype) -> None:
+def test_passes_in_one_launch(name: str, kind: str, every: bool) -> None:
     if kind in test_small.KINDS:
-        test_small.test_forward_in_one_launch(name, kind, every, dtype)
-    test_small.test_backward_in_one_launch(name, kind, every, dtype)
+        test_small.test_forward_in_one_launch(name, kind, every, torch.float32)
+    test_small.test_backward_in_one_launch(name, kind, every, torch.float32)
 
 
-@pytest.mark.parametrize("size", ["warp", "one launch", "block"])
+@pytest.mark.parametrize("size", ["warp", "block"])
 @pytest.mark.parametrize("kind", test_spectra.KINDS)
 @pytest.mark.parametrize("name", test_spectra.SPECTRA)
 def test_spectra_of_whole_passes(name: str, kind: str, size: str) -> None:

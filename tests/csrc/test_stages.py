@@ -7,6 +7,9 @@ axis, of tests with many cases a part of their combinations (see ``conftest.py``
 
 from __future__ import annotations
 
+import itertools
+import types
+
 import pytest
 import torch
 
@@ -28,7 +31,7 @@ from tests.backends.test_stages_apply import (  # noqa: F401 (likewise)
     test_sample_side,
     test_sample_statistics_in_double_precision,
 )
-from tests.csrc.conftest import AGAIN
+from tests.csrc.conftest import AGAIN, thinned
 from tests.csrc.emulated_stages import EmulatedStages
 from tests.helpers import spectra
 
@@ -41,6 +44,20 @@ RUNS = {"forward": EmulatedStages(), AGAIN: EmulatedStages("reversed", True)}
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setitem(backends.BACKENDS, "emulated", RUNS[request.param])
     return "emulated"
+
+
+def test_what_runs_again_meets_every_value() -> None:
+    """Also on an axis as long as the stride, which alone would meet few of its values."""
+    space = types.SimpleNamespace
+    values = itertools.product(range(3), range(13), "ab")
+    params = [dict(zip("xyz", case, strict=True)) for case in values]
+    cases = [space(callspec=space(params=p)) for p in params]
+    kept = thinned(cases)
+    assert len(kept) < len(cases) / 3
+    for axis in "xyz":
+        met, every = ({c.callspec.params[axis] for c in part} for part in (kept, cases))
+        assert met == every
+    assert thinned(cases[:20]) == cases[:20]
 
 
 def batch(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
