@@ -52,8 +52,8 @@ import triton.language as tl
 
 from .common import device_function, divide, product, root
 
-# Convergence is quadratic, after a linear phase where many eigenvalues are rounding alone. The bound
-# is for what theory does not exclude.
+# Convergence is quadratic, after a linear phase where many eigenvalues are rounding alone. The
+# bound is for what theory does not exclude.
 SWEEPS = tl.constexpr(30)
 
 
@@ -124,9 +124,9 @@ def diagonalize(a, N: tl.constexpr, ROUNDS: tl.constexpr):
             partner = own ^ r
             first = own < partner
             off = tl.reshape(tl.gather(a, partner[:, None], 1), (N,))  # a[i, i XOR r]
-            # Both members must see one number: rounding has made a[p, q] and a[q, p] two. Their mean
-            # is the symmetric part; what differs is never rotated away, and among eigenvalues that
-            # are rounding alone it would turn pairs for ever, and mix them with the others.
+            # Both members must see one number: rounding makes a[p, q] and a[q, p] two. Their mean
+            # is the symmetric part; what differs is never rotated away: among eigenvalues that are
+            # rounding alone it would turn pairs for ever, and mix them with the others.
             off = 0.5 * (off + tl.gather(off, partner, 0))
             other = tl.gather(d, partner, 0)
             tangent, cosine = rotations(d, other, off, first)
