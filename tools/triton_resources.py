@@ -60,6 +60,7 @@ TABLE = Path(__file__).with_suffix(".json")
 ARCHITECTURES = (80, 90)
 CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
 NAMES = {
+    torch.int64: "i64",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.float32: "fp32",

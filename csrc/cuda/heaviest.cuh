@@ -41,14 +41,14 @@ constexpr int64_t kHeaviestSharedBytes = kHeaviestWarps * (sizeof(int64_t) + siz
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    heaviest_row_kernel(int64_t rows, const T* p, int64_t* row) {
+    heaviest_row_kernel(Layout s, const T* p, int64_t* offset) {
   FASTWHITEN_SHARED_MEMORY(arena);
   const SharedArray<int64_t> places(arena, 0, kHeaviestWarps);
   const SharedArray<T> weights(arena, kHeaviestWarps * sizeof(int64_t), kHeaviestWarps);
   const int thread = static_cast<int>(threadIdx.x);
   Heaviest<T> best;
 #pragma unroll 4
-  for (int64_t r = thread; r < rows; r += kThreads) best.take(p[r], r);
+  for (int64_t r = thread; r < s.rows(); r += kThreads) best.take(p[r], r);
   best = warp_heaviest(best);
   if (thread % 32 == 0) {
     places[thread / 32] = best.row;
@@ -57,15 +57,16 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (thread != 0) return;
   for (int w = 1; w < kHeaviestWarps; ++w) best.take(weights[w], places[w]);
-  *row = best.row;
+  *offset = row_offset(s, best.row);
 }
 
-// Where the number of the heaviest row is going to lie, or null without weights: row 0 serves then.
+// The memory offset of the heaviest row's channel 0 is going to lie there; null without weights:
+// row 0, at offset 0, serves then.
 template <class Device, class T>
-const int64_t* run_heaviest_row(Device& device, int64_t rows, const T* p, int64_t* row) {
+const int64_t* run_heaviest_row(Device& device, const Layout& s, const T* p, int64_t* offset) {
   if (p == nullptr) return nullptr;
-  device.launch(heaviest_row_kernel<T>, 1, kThreads, kHeaviestSharedBytes<T>, rows, p, row);
-  return row;
+  device.launch(heaviest_row_kernel<T>, 1, kThreads, kHeaviestSharedBytes<T>, s, p, offset);
+  return offset;
 }
 
 }  // namespace cuda

@@ -23,7 +23,7 @@ struct SampleCenterArguments {
   int64_t M, C;
   const In* x;            // [M, C]
   const T* p;             // [M] or null for 1/M
-  const int64_t* origin;  // the row that sums are relative to; null for row 0
+  const int64_t* origin;  // offset of the row that sums are relative to; null: row 0
   T* mean;                // [C]
   T* scaled;              // [M, C]
 };
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads) sample_center_kernel(SampleCenterArg
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kCenterColumns + column;
   const bool inside = c < in.C;
   const int64_t origin = in.origin != nullptr ? *in.origin : 0;
-  const T first = inside ? convert<T>(in.x[origin * in.C + c]) : T(0);
+  const T first = inside ? convert<T>(in.x[origin + c]) : T(0);
   T sum = 0;
 #pragma unroll 4
   for (int64_t n = segment; inside && n < in.M; n += kCenterRows) {
@@ -140,7 +140,7 @@ void run_sample_statistics(Device& device, const Layout& s, const In* x, const T
                            T* scaled, T* gram) {
   const int64_t M = s.samples, C = s.channels, G = s.groups;
   auto heaviest = device.template allocate<int64_t>(p != nullptr ? 1 : 0);
-  const int64_t* const origin = run_heaviest_row(device, M, p, heaviest.get());
+  const int64_t* const origin = run_heaviest_row(device, s, p, heaviest.get());
   device.launch(sample_center_kernel<In, T>, ceil_div(C, kCenterColumns), kThreads,
                 kCenterSharedBytes<T>,
                 SampleCenterArguments<In, T>{M, C, x, p, origin, mean, scaled});

@@ -21,7 +21,7 @@ struct StatisticsArguments {
   int64_t chunk_rows;     // a multiple of kDepth
   const In* x;            // [M, C] or [N, C, L]
   const T* p;             // [M] or null for 1
-  const int64_t* origin;  // the row that means are relative to; null for row 0
+  const int64_t* origin;  // offset of the row that means are relative to; null: row 0
   T* products;            // [chunks, G, D, D], lower triangle
   T* means;               // [chunks, C], relative to the origin
   double* weights;        // [chunks]
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(StatisticsArgument
   const int64_t first = chunk * in.chunk_rows;
   const int64_t last = first + in.chunk_rows < s.rows() ? first + in.chunk_rows : s.rows();
   const int64_t step = s.length;  // from a channel to the next
-  const In* const origin = in.x + row_offset(s, in.origin != nullptr ? *in.origin : 0);
+  const In* const origin = in.x + (in.origin != nullptr ? *in.origin : 0);
   const auto shifted = [&](int64_t r, int64_t channel) {
     return convert<T>(in.x[row_offset(s, r) + channel * step]) - convert<T>(origin[channel * step]);
   };
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads) statistics_combine_kernel(CombineArg
     const int64_t c = (thread < kPatch ? a : b) * kPatch + thread % kPatch, channel = g * D + c;
     center[thread] = c < D ? combined_mean(in, channel, total) : T(0);
     if (a == b && thread < kPatch && c < D) {
-      const int64_t first = row_offset(in.s, in.origin != nullptr ? *in.origin : 0);
+      const int64_t first = in.origin != nullptr ? *in.origin : 0;
       in.mean[channel] = convert<T>(in.x[first + channel * in.s.length]) + center[thread];
     }
   }
@@ -198,7 +198,7 @@ void run_statistics(Device& device, const Layout& s, const In* x, const T* p, T*
   auto means = device.template allocate<T>(chunks.count * C);
   auto weights = device.template allocate<double>(chunks.count);
   auto heaviest = device.template allocate<int64_t>(p != nullptr ? 1 : 0);
-  const int64_t* const origin = run_heaviest_row(device, s.rows(), p, heaviest.get());
+  const int64_t* const origin = run_heaviest_row(device, s, p, heaviest.get());
   device.launch(statistics_kernel<In, T>, tiles * chunks.count, kThreads, kStatisticsSharedBytes<T>,
                 StatisticsArguments<In, T>{s, chunks.count, chunks.size, x, p, origin,
                                            products.get(), means.get(), weights.get()});
