@@ -167,12 +167,13 @@ __global__ void __launch_bounds__(kThreads) statistics_combine_kernel(CombineArg
   if (thread < 2 * kPatch) {
     const int64_t c = (thread < kPatch ? a : b) * kPatch + thread % kPatch, channel = g * D + c;
     center[thread] = c < D ? combined_mean(in, channel, total) : T(0);
-    if (a == b && thread < kPatch && c < D) {
-      const int64_t first = in.origin != nullptr ? *in.origin : 0;
-      in.mean[channel] = convert<T>(in.x[first + channel * in.s.length]) + center[thread];
-    }
   }
   __syncthreads();
+  if (a == b && thread < kPatch && a * kPatch + thread < D) {
+    const int64_t channel = g * D + a * kPatch + thread;
+    const T origin = convert<T>(in.x[(in.origin ? *in.origin : 0) + channel * in.s.length]);
+    in.mean[channel] = origin + center[thread];
+  }
   const int64_t i = a * kPatch + thread / kPatch, j = b * kPatch + thread % kPatch;
   if (i >= D || j > i) return;
   const T at_i = center[thread / kPatch], at_j = center[kPatch + thread % kPatch];
