@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -198,9 +199,13 @@ def test_every_extra_has_a_tested_version():
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory) -> Path:
+    # Of a copy, with what a build leaves in it: it is put together in the source folder.
     folder = tmp_path_factory.mktemp("sdist")
+    checkout = tmp_path_factory.mktemp("copy") / "checkout"
+    large = shutil.ignore_patterns(".*", "build", "runs", "gpu-results")
+    shutil.copytree(ROOT, checkout, ignore=large)
     code = f"import setuptools.build_meta as b; b.build_sdist({str(folder)!r})"
-    result = run(sys.executable, "-c", code, cwd=ROOT)
+    result = run(sys.executable, "-c", code, cwd=checkout)
     assert result.returncode == 0, result.stderr
     return next(folder.glob("fastwhiten-*.tar.gz"))
 
