@@ -271,8 +271,8 @@ def launch_statistics(
     programs = groups * blocks * blocks
     most = 8 if x.dtype == dtype == torch.float32 else 4
     fixed = reduction_options(block, dtype, most)
-    # Sixteen warps leave a thread 128 registers: several blocks of 64 spill in float64 on sm_90.
-    spills = ("warps",) if block == 64 and dtype == torch.float64 else ()
+    # Blocks of 64 spill: in float64 with sixteen warps on sm_90, in float32 with 16 rows on sm_80.
+    spills = () if block < 64 else ("warps",) if dtype == torch.float64 else ("rows",)
 
     # On ties argmax takes the first.
     origin = x if row_weight is None else row_weight.argmax()

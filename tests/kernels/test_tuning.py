@@ -51,17 +51,17 @@ def offered(monkeypatch: pytest.MonkeyPatch, launcher: Any, *arguments: Any) -> 
     ("size", "dtype", "warps"),
     [
         (16, torch.float32, [2, 4]),
-        (16, torch.float64, [2, 4]),
+        (16, torch.float64, [2]),
         (32, torch.float32, [4, 8]),
         (32, torch.float64, [8]),
         (64, torch.float32, [16]),
         (64, torch.float64, [8]),
     ],
 )
-def test_whole_matrices_in_float64_are_not_offered_sixteen_warps(
+def test_whole_matrices_in_float64_are_not_offered_more_warps(
     size: int, dtype: torch.dtype, warps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program of sixteen warps has 128 registers a thread: those of float64 need more."""
+    """More warps leave a thread fewer registers than float64 needs: factor spills at order 16."""
     from fastwhiten.kernels import backward_matrix, eigh, factor
 
     a, vector = torch.zeros(1, size, size, dtype=dtype), torch.zeros(1, size, dtype=dtype)
@@ -73,7 +73,8 @@ def test_whole_matrices_in_float64_are_not_offered_sixteen_warps(
         arguments = (a, vector, a, a, None, None, 1.0, kind, 1e-4)
         others = offered(monkeypatch, backward_matrix.launch_backward_matrix, *arguments)
         # At order 16 the backward starts with four: two spill there.
-        assert [o["num_warps"] for o in others] == ([4, 8] if size == 16 else warps)
+        expected = [2 * w for w in warps] if size == 16 else warps
+        assert [o["num_warps"] for o in others] == expected
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,8 @@ def test_reductions_are_not_offered_what_spills(
         ),
     }[stage]()
     assert {o["num_warps"] for o in found} == warps
+    if (stage, size) == ("statistics", 64):  # fewer rows spill in float32
+        assert len({o["BLOCK_ROWS"] for o in found}) == 1
 
 
 def test_nothing_is_timed_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
