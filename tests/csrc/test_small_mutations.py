@@ -78,7 +78,7 @@ CHECKS = mutations.Checks(
 
 
 def test_there_is_something_to_mutate_and_nothing_to_find() -> None:
-    assert len(MUTATIONS) >= 13
+    assert len(MUTATIONS) >= 18
     assert CHECKS.reached
 
 
