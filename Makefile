@@ -36,7 +36,7 @@ lint: $(BIN)/python
 	find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 clean:
-	rm -rf build dist fastwhiten.egg-info fastwhiten/_build_info.py fastwhiten/*.so
+	rm -rf build dist fastwhiten.egg-info fastwhiten_*.so
 
 $(BIN)/python:
 	@$(PYTHON) tools/setup_env.py create $(ENV)

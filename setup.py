@@ -1,4 +1,4 @@
-"""Builds `fastwhiten._C` and `_C_cuda` with the torch of the environment it installs into.
+"""Builds `fastwhiten_cpu` and `fastwhiten_cuda` with the torch of the environment it installs into.
 
 torch is not in pyproject.toml's build requirements: pip's build isolation would then download one
 of its own, often of several GB. The target environment's torch is looked up instead, and only where
@@ -16,6 +16,7 @@ Environment variables:
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def sources(*patterns: str) -> list[str]:
 NATIVE = sources("module.cpp", "ops/*.cpp", "cpu/*.cpp")
 
 if TORCH is None:
-    EXTENSIONS.append(Extension("fastwhiten._C", NATIVE, py_limited_api=True, language="c++"))
+    EXTENSIONS.append(Extension("fastwhiten_cpu", NATIVE, py_limited_api=True, language="c++"))
 
     class BuildNative(build_ext):
         """Says what is missing where the build was started without its requirements."""
@@ -93,7 +94,7 @@ else:
     }
     EXTENSIONS.append(
         Extension(
-            "fastwhiten._C",
+            "fastwhiten_cpu",
             NATIVE,
             library_dirs=cpp_extension.library_paths(),
             # Linked by name: Python loads torch's libraries with RTLD_LOCAL, so their symbols are
@@ -108,7 +109,7 @@ else:
         ALL_HEADERS = cpp_extension.include_paths("cuda")
         EXTENSIONS.append(
             Extension(
-                "fastwhiten._C_cuda",
+                "fastwhiten_cuda",
                 sources("cuda/*.cu", "cuda/*.cpp"),
                 library_dirs=cpp_extension.library_paths("cuda"),
                 libraries=["c10", "torch", "torch_cpu", "torch_cuda", "cudart"],
@@ -126,7 +127,7 @@ else:
         )
 
     class BuildNative(cpp_extension.BuildExtension):
-        """Compiles with ninja and records how in `fastwhiten/_build_info.py`."""
+        """Compiles with ninja, and records in the modules from what and how they were built."""
 
         def finalize_options(self) -> None:
             """Keep the objects of an editable build, so that the next one is incremental."""
@@ -135,20 +136,33 @@ else:
                 self.build_temp = str(ROOT / "build" / "editable")
 
         def run(self) -> None:
-            """Build, then write `_build_info.py` beside the module."""
+            """Write the header that csrc/common/python_module.h includes, then build."""
             print(CUDA.message)
             physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             memory = helpers.usable_memory(physical)
             jobs = helpers.max_jobs(os.cpu_count() or 1, memory, CUDA.build)
             os.environ.setdefault("MAX_JOBS", str(jobs))
-            super().run()
             command = [cpp_extension.get_cxx_compiler(), "--version"]
             shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             nvcc = ".".join(map(str, TOOLKIT.version)) if TOOLKIT and CUDA.build else CUDA.message
-            compiler = shown.splitlines()[0]
-            info = helpers.build_info(torch.__version__, compiler, FLAGS, nvcc, ARCHS)
-            target = Path(self.get_ext_fullpath("fastwhiten._C")).with_name("_build_info.py")
-            target.write_text(info, encoding="utf-8")
+            fingerprints = helpers.extension().of_sources(ROOT / "csrc")
+            build = {
+                "version": self.distribution.get_version(),
+                "sources": fingerprints,
+                "torch": torch.__version__,
+                "compiler": shown.splitlines()[0],
+                **helpers.flags_info(FLAGS),
+                "cuda": nvcc.removeprefix("fastwhiten: "),
+                "cuda_archs": ARCHS,
+            }
+            header = Path(self.build_temp).resolve() / "generated" / "fastwhiten_build.h"
+            helpers.write_if_changed(header, helpers.build_header(build))
+            for extension in self.extensions:
+                extension.include_dirs.append(str(header.parent))
+            super().run()
+            if not self.inplace:  # a wheel has no sources to compare with
+                record = Path(self.build_lib) / "fastwhiten" / "backends" / "_sources.json"
+                helpers.write_if_changed(record, json.dumps(fingerprints))
 
 
 setup(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastwhiten
+from fastwhiten import info
 
 from . import memory, report
 from .providers import unavailable
@@ -91,6 +92,7 @@ def pytest_benchmark_update_machine_info(
     machine_info.pop("node", None)
     machine_info["fastwhiten"] = fastwhiten.__version__
     machine_info["torch"] = torch.__version__
+    machine_info["kernels"] = info.build()
     machine_info["threads"] = torch.get_num_threads()
     machine_info["cores"] = os.cpu_count()
     device = machine_info["device"] = config.getoption("--device")

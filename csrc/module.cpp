@@ -1,6 +1,5 @@
-// The Python module fastwhiten._C: importing it registers the ops of namespace fastwhiten. It
-// defines nothing for Python itself, so the limited API is all that it needs.
-#include <Python.h>
+// The Python module fastwhiten_cpu: importing it registers the ops of namespace fastwhiten.
+#include "common/python_module.h"  // first, as Python.h asks
 
 #include <string>
 
@@ -25,8 +24,4 @@ STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CompositeExplicitAutograd, m) {
   m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
 }
 
-PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&definition);
-}
+PyMODINIT_FUNC PyInit_fastwhiten_cpu() { return fastwhiten::python_module("fastwhiten_cpu"); }

@@ -142,7 +142,9 @@ def whiten(
         backend: ``"auto"`` takes the best that serves the device of ``x``. ``"native"`` (compiled
             C++, and CUDA kernels where they were built), ``"triton"`` (an NVIDIA GPU of compute
             capability 8.0 or later, and the package triton) and ``"reference"`` (plain PyTorch, any
-            device) insist on one. ``python -m fastwhiten.info`` says what can be used here.
+            device) insist on one. ``python -m fastwhiten.info`` says what can be used here. The
+            environment variable ``FASTWHITEN_BACKEND``, read at import, names another than
+            ``"auto"`` for the calls that do not insist.
         statistics_dtype: ``torch.float64`` computes everything inside in double precision; by
             default float32, and float64 for float64 input.
 
@@ -155,7 +157,8 @@ def whiten(
         ValueError: wrong shape, fewer than two rows, an option outside its range, a backend that
             does not serve the device of ``x``, or a process group that is not initialised or does
             not contain this process.
-        RuntimeError: the backend is not installed or built here; the text says what is missing.
+        RuntimeError: the backend is not installed or built here, or its kernels were built from
+            other sources; the text says what is missing.
 
     Note:
         With a process group every process backpropagates its own loss, and the gradient is that of

@@ -7,7 +7,6 @@ report.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import platform
 from importlib import metadata
@@ -18,6 +17,7 @@ import torch
 
 import fastwhiten
 from fastwhiten import backends
+from fastwhiten.backends import cuda_module, native
 
 ABSENT = "absent"
 
@@ -44,9 +44,10 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """Return the platform, the processor with the vector extension torch uses, threads and GPUs."""
+    """Return the package's folder, platform, processor with its vector extension, threads, GPUs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
+        "package": str(Path(fastwhiten.__file__).parent),
         "platform": platform.platform(),
         "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
@@ -66,20 +67,23 @@ def _processor() -> str:
 
 
 def build() -> dict[str, str]:
-    """Return how the extension was built, and which library solves its linear algebra.
+    """Return which compiled modules were loaded, how they were built, and who solves for them.
 
-    Empty where the extension was not built; the reason stands under :func:`collect`'s "backends".
+    Empty where there are none; the reason stands under :func:`collect`'s "backends".
     """
-    if backends.available()["native"] is not None:
+    how = native.build
+    if not how:
         return {}
-    how = importlib.import_module("fastwhiten._build_info")
     return {
-        "torch at build": how.torch,
-        "stable ABI target": how.torch_target,
-        "compiler": how.compiler,
-        "flags": how.flags,
-        "cuda": how.cuda.removeprefix("fastwhiten: "),
-        "cuda architectures": ", ".join(how.cuda_archs) or ABSENT,
+        "fastwhiten_cpu": how["file"],
+        "fastwhiten_cuda": cuda_module.build.get("file", ABSENT),
+        "fingerprint": how["sources"]["fastwhiten_cpu"],
+        "torch at build": how["torch"],
+        "stable ABI target": how["torch_target"],
+        "compiler": how["compiler"],
+        "flags": how["flags"],
+        "cuda": how["cuda"],
+        "cuda architectures": ", ".join(how["cuda_archs"]) or ABSENT,
         "linear algebra": torch.ops.fastwhiten.linear_algebra_provider(),
     }
 

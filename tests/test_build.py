@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -160,20 +161,14 @@ def test_sanitizers_reach_compiler_and_linker():
     assert expected in helpers.sanitize_flags("address,undefined")
 
 
-def test_build_info_does_not_depend_on_the_folder():
-    texts = {
-        helpers.build_info(
-            "2.13.0", "g++ 12", helpers.compile_flags([folder], ""), "13.0", ["8.0", "9.0+PTX"]
-        )
+def test_the_header_does_not_depend_on_the_folder():
+    headers = {
+        helpers.build_header(helpers.flags_info(helpers.compile_flags([folder], "")))
         for folder in ("/home/a", "/home/b")
     }
-    assert len(texts) == 1
-    values: dict[str, str] = {}
-    exec(texts.pop(), values)
-    assert values["torch"] == "2.13.0"
-    assert values["compiler"] == "g++ 12"
-    assert values["flags"].startswith("-O3 -std=c++17")
-    assert values["cuda"] == "13.0" and values["cuda_archs"] == ["8.0", "9.0+PTX"]
+    text = re.search(r'R"json\((.*)\)json"', headers.pop())
+    assert not headers
+    assert json.loads(text[1])["flags"].startswith("-O3 -std=c++17")
 
 
 # --- make's environment -----------------------------------------------------------------------
@@ -228,13 +223,13 @@ def test_sdist_has_what_a_build_needs(sdist):
     files = {"setup.py", "pyproject.toml", "tools/build_helpers.py", "fastwhiten/py.typed"}
     files |= {"tools/build_cuda.py", "csrc/cuda/statistics.cu", "csrc/cuda/statistics.cuh"}
     files |= {"LICENSE", "README.md", "CHANGELOG.md"}
-    assert not (sources | python | files) - {"fastwhiten/_build_info.py"} - names
+    assert not (sources | python | files) - names
 
 
 def test_sdist_has_no_build_outputs(sdist):
     with tarfile.open(sdist) as archive:
         names = archive.getnames()
-    assert not [n for n in names if n.endswith((".so", ".pyc", "_build_info.py"))]
+    assert not [n for n in names if n.endswith((".so", ".pyc", "_sources.json"))]
 
 
 @pytest.mark.slow
@@ -242,16 +237,17 @@ def test_wheel_serves_every_python_from_3_10(wheel):
     assert re.fullmatch(r"fastwhiten-[\d.]+-cp310-abi3-\w+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    expected = {"_C.abi3.so", "_build_info.py", "py.typed", "__init__.py"}
+    expected = {"py.typed", "__init__.py", "backends/_sources.json"}
     assert not {f"fastwhiten/{name}" for name in expected} - set(names)
-    # Nothing but the package: no tests, no tools, no sources of the extension.
-    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"fastwhiten"}
+    # Nothing but the package and its modules: no tests, no tools, no sources of the extension.
+    top = {n.split("/")[0] for n in names if ".dist-info/" not in n}
+    assert top == {"fastwhiten", "fastwhiten_cpu.abi3.so"}
 
 
 @pytest.mark.slow
 def test_extension_uses_stable_symbols_only(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
-        module = archive.extract("fastwhiten/_C.abi3.so", tmp_path)
+        module = archive.extract("fastwhiten_cpu.abi3.so", tmp_path)
     needed = run("nm", "-D", "--demangle", "--undefined-only", module, check=True).stdout
     assert "aoti_torch" in needed
     assert not re.findall(r"\b(?:at|c10|torch)::.*", needed)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
 import fastwhiten
 from fastwhiten import backends, info
+from fastwhiten.backends import native
 
 
 def test_command_prints_every_section():
@@ -36,9 +38,15 @@ def test_build_tells_how_the_extension_was_made():
     assert how["linear algebra"] == torch.ops.fastwhiten.linear_algebra_provider()
 
 
+def test_build_tells_which_file_was_loaded():
+    assert info.build()["fastwhiten_cpu"] == sys.modules["fastwhiten_cpu"].__file__
+    assert info.machine()["package"] == str(Path(fastwhiten.__file__).parent)
+
+
 def test_missing_extension_is_explained(monkeypatch):
-    reason = "the compiled extension cannot be loaded (No module named 'fastwhiten._C')"
-    monkeypatch.setattr(backends, "available", lambda: {"native": reason, "reference": None})
+    reason = "fastwhiten_cpu is not installed"
+    monkeypatch.setattr(native, "build", {})
+    monkeypatch.setattr(native, "import_error", reason)
     found = info.collect()
     assert found["build"] == {}
     assert f"native     absent: {reason}" in info.render(found)

@@ -5,11 +5,14 @@ Nothing here imports torch: the functions run before it is known whether there i
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 MIN_TORCH = (2, 10)
 # LibTorch's stable ABI as of torch 2.10: one binary serves that and every later torch.
@@ -108,23 +111,32 @@ def sanitize_flags(sanitize: str) -> list[str]:
     return [f"-fsanitize={sanitize}", *options]
 
 
-def build_info(torch: str, compiler: str, flags: list[str], cuda: str, archs: list[str]) -> str:
-    """Return the text of fastwhiten/_build_info.py: no date and no folder, so reproducible.
+def extension() -> ModuleType:
+    """Return fastwhiten/backends/extension.py, without importing the package, which needs torch."""
+    path = Path(__file__).resolve().parents[1] / "fastwhiten" / "backends" / "extension.py"
+    spec = importlib.util.spec_from_file_location("extension", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    Args:
-        torch: version of the torch that was built with.
-        compiler: first line of the C++ compiler's --version.
-        flags: of the C++ compiler.
-        cuda: nvcc's version, or why there are no CUDA kernels.
-        archs: what nvcc compiled for, such as ["8.0", "9.0+PTX"]; empty without CUDA kernels.
-    """
+
+def flags_info(flags: list[str]) -> dict[str, str]:
+    """Return what is recorded of the C++ compiler's flags: no folder, so reproducible."""
     shown = [flag for flag in flags if not flag.startswith("-ffile-prefix-map=")]
+    return {"flags": " ".join(shown), "torch_target": TORCH_TARGET}
+
+
+def build_header(build: dict[str, object]) -> str:
+    """Return the text of fastwhiten_build.h: `build` as JSON in a string of C++."""
     return (
-        '"""How fastwhiten._C and _C_cuda were built; written by setup.py."""\n\n'
-        f"torch = {torch!r}\n"
-        f"compiler = {compiler!r}\n"
-        f"flags = {' '.join(shown)!r}\n"
-        f"torch_target = {TORCH_TARGET!r}\n"
-        f"cuda = {cuda!r}\n"
-        f"cuda_archs: list[str] = {archs!r}\n"
+        "// How the modules are built; written by setup.py.\n#pragma once\n"
+        f'#define FASTWHITEN_BUILD R"json({json.dumps(build)})json"\n'
     )
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Write `text` unless it stands there: what depends on the file is not built again."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")

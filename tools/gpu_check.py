@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -32,9 +31,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import build_helpers
 import gpu_summary
 from gpu_parts import GRACE, IS_BUILT, PARTS, ROOT, Setting, Step
 
+extension = build_helpers.extension()
 SECONDS = 570.0  # of ten minutes: what ends by itself is better than what is cut off
 DRY_FACTOR = 6.0  # one core, and Triton's interpreter, in place of a GPU
 SOURCES = ("csrc", "fastwhiten", "benchmarks", "tests", "tools", "training", "setup.py")
@@ -96,14 +97,8 @@ class Run:
 
 def fingerprint() -> str:
     """Return what changes with any source file: parts that passed with other sources are redone."""
-    digest = hashlib.sha256()
-    for entry in SOURCES:
-        path = ROOT / entry
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.suffix in (".py", ".cpp", ".h", ".cu", ".cuh", ".sh"):
-                if file.name != "_build_info.py":
-                    digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
+    endings = (*extension.SUFFIXES, ".py", ".sh")
+    return str(extension.fingerprint(ROOT, extension.files(ROOT, SOURCES, endings)))
 
 
 def allowance(names: list[str], at: int, left: float, factor: float = 1.0) -> float:

@@ -106,7 +106,7 @@ def gpu_architecture() -> str:
 def build(setting: Setting, seconds: float) -> list[Step]:
     """Install with the CUDA module, for this machine's GPU alone: that is what will run."""
     if setting.dry:
-        return [Step(python("-c", "import fastwhiten._C"))]
+        return [Step(python("-c", "import torch, fastwhiten_cpu"))]
     pip = ["-m", "pip", "install", "--disable-pip-version-check"]
     lacking = missing_tools()
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or gpu_architecture()

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fastwhiten import backends, info
+
 _PACKAGES = ("fastwhiten", "torch", "numpy", "scikit-learn", "matplotlib", "jsonargparse", "rich")
 
 
@@ -36,6 +38,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "gpu": cuda,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
+        "backend": backends.choose("auto", device),
+        "kernels": info.build(),
         "argv": sys.argv,
         "commit": _commit(),
     }

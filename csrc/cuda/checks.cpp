@@ -1,4 +1,4 @@
-// The checks of csrc/ops once more: this module cannot see those of fastwhiten._C, which registers
+// The checks of csrc/ops once more: this module cannot see those of fastwhiten_cpu, which registers
 // the schemas.
 #define FASTWHITEN_CHECKS_ONLY
 #include "../ops/apply.cpp"

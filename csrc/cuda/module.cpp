@@ -1,8 +1,4 @@
-// The Python module fastwhiten._C_cuda: importing it adds CUDA kernels to the ops of fastwhiten._C.
-#include <Python.h>
+// The Python module fastwhiten_cuda: importing it adds CUDA kernels to the ops of fastwhiten_cpu.
+#include "common/python_module.h"
 
-PyMODINIT_FUNC PyInit__C_cuda() {
-  static PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&definition);
-}
+PyMODINIT_FUNC PyInit_fastwhiten_cuda() { return fastwhiten::python_module("fastwhiten_cuda"); }

@@ -7,6 +7,7 @@ under the same names, with the same arguments and results.
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,11 @@ from . import cuda_module, native, opaque, reference, triton
 # kernel would need local memory; libraries' solvers, above and elsewhere, are direct.
 START_UP_TO = {"native": 128, "reference": 0, "triton": 0}
 
+# What backend="auto" means: "auto", the table below, or one backend for every call.
+DEFAULT = os.environ.get("FASTWHITEN_BACKEND", "auto")
+
+ANYWAY = 'backend="reference" or FASTWHITEN_BACKEND=reference runs plain PyTorch operations instead'
+
 BACKENDS: dict[str, ModuleType] = {"native": native, "reference": reference, "triton": triton}
 
 
@@ -33,21 +39,11 @@ def available() -> dict[str, str | None]:
         True
     """
     return {
-        "native": _native_missing(),
+        "native": native.import_error,
         "reference": None,
         "cuda": _cuda_missing(),
         "triton": triton.import_error(),
     }
-
-
-def _native_missing() -> str | None:
-    """Return why the compiled CPU kernels cannot be used, or None."""
-    if native.import_error is None:
-        return None
-    return (
-        f"the compiled extension fastwhiten._C cannot be loaded ({native.import_error}); "
-        "run `pip install .` in the source folder, or `pip install -e .` to import from it"
-    )
 
 
 def _cuda_missing() -> str | None:
@@ -59,18 +55,20 @@ def _cuda_missing() -> str | None:
 def explain() -> list[tuple[str, str, str]]:
     """Return ``(case, backend that "auto" takes, reason)`` for every case of the table.
 
-    Every visible GPU is a case of its own: they may differ in compute capability.
+    Every visible GPU is a case of its own: they may differ in compute capability. "none" stands
+    where a call raises, with what it says.
 
     Example:
         >>> import fastwhiten.backends
         >>> [case for case, _, _ in fastwhiten.backends.explain()][0]
         'CPU tensors, every dtype and shape'
     """
-    broken = _native_missing()
+    if DEFAULT != "auto":
+        return [("every tensor", DEFAULT, f"FASTWHITEN_BACKEND={DEFAULT} asks for it")]
     cpu = (
         ("native", "compiled C++ kernels; wide groups by the BLAS and LAPACK that PyTorch ships")
-        if broken is None
-        else ("reference", broken)
+        if native.import_error is None
+        else ("none", native.import_error)
     )
     return [
         ("CPU tensors, every dtype and shape", *cpu),
@@ -115,42 +113,45 @@ def choose(name: str, device: torch.device) -> str:
         ValueError: ``name`` is no backend, or does not serve that device.
         RuntimeError: the backend exists but cannot be used here; the text says what is missing.
     """
+    asked = f'backend="{name}"'
+    if name == "auto" and DEFAULT != "auto":
+        name, asked = DEFAULT, f"FASTWHITEN_BACKEND={DEFAULT}"
     if name != "auto" and name not in BACKENDS:
-        raise ValueError(f"backend: expected one of {['auto', *BACKENDS]}, got {name!r}")
+        raise ValueError(f"{asked}: expected one of {['auto', *BACKENDS]}")
     if name == "triton":
-        _require_triton(device)
+        _require_triton(device, asked)
         return name
     if name == "reference" or (name == "auto" and device.type not in ("cpu", "cuda")):
         return "reference"
     if device.type not in ("cpu", "cuda"):
         raise ValueError(
-            f'backend="native" serves CPU and CUDA tensors, got a tensor on {device}; '
+            f"{asked} serves CPU and CUDA tensors, got a tensor on {device}; "
             'move it with .cpu() or use backend="auto"'
         )
     cuda = device.type == "cuda"
-    reason = cuda_module.missing(device.index) if cuda else _native_missing()
+    reason = cuda_module.missing(device.index) if cuda else native.import_error
     if reason is None:
         # On a GPU too, before Triton: one launch holds a whole small forward, compiled kernels
         # have no first call that compiles, and their eigensolver reaches D = 128 instead of 64.
         return "native"
-    if cuda:
-        reason = f"CUDA kernels: {reason}"
+    if not cuda:
+        raise RuntimeError(f"{asked}: {reason}; {ANYWAY}")
     if name == "native":
-        raise RuntimeError(f'backend="native": {reason}')
-    if cuda and triton.unserved(device) is None:
+        raise RuntimeError(f"{asked}: CUDA kernels: {reason}")
+    if triton.unserved(device) is None:
         return "triton"
-    _warn_once(f'backend="auto" takes the slower reference backend: {reason}')
+    _warn_once(f"{asked} takes the slower reference backend: CUDA kernels: {reason}")
     return "reference"
 
 
-def _require_triton(device: torch.device) -> None:
+def _require_triton(device: torch.device, asked: str) -> None:
     """Raise unless the Triton kernels serve ``device``."""
     reason = triton.unserved(device)
     if reason is None:
         return
     if reason == triton.import_error():
-        raise RuntimeError(f'backend="triton": {reason}')
-    raise ValueError(f'backend="triton": {reason}; move the tensor or use backend="auto"')
+        raise RuntimeError(f"{asked}: {reason}")
+    raise ValueError(f'{asked}: {reason}; move the tensor or use backend="auto"')
 
 
 def takes_start(name: str, device: torch.device, size: int) -> bool:

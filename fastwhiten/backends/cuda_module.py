@@ -1,45 +1,40 @@
-"""The optional extension ``fastwhiten._C_cuda``: whether it is there, and which GPUs it serves.
+"""The optional extension ``fastwhiten_cuda``: whether it is there, and which GPUs it serves.
 
-It adds CUDA kernels to the ops of ``fastwhiten._C``, so :mod:`fastwhiten.backends.native` serves
-both devices. :data:`import_error` holds the reason where there are none.
+It adds CUDA kernels to the ops of ``fastwhiten_cpu``, so :mod:`fastwhiten.backends.native` serves
+both devices. :data:`import_error` holds the reason where there are none, else :data:`build` says
+how they were built.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from . import extension
+
 REBUILD = "run `pip install .` in the source folder"
+build: dict[str, Any] = {}
 
 
-def _load() -> str | None:
+def _load(built_with: str) -> str | None:
     """Import the extension; return None, or why there are no CUDA kernels."""
     if torch.version.cuda is None:
         return "this torch is a CPU build"
-    if importlib.util.find_spec("fastwhiten._C_cuda") is None:
-        return f"fastwhiten was built without CUDA kernels ({built_with()}); {REBUILD}"
+    if importlib.util.find_spec("fastwhiten_cuda") is None:
+        return f"fastwhiten was built without CUDA kernels ({built_with}); {REBUILD}"
     try:
-        importlib.import_module("fastwhiten._C_cuda")  # the import registers the kernels
-    except ImportError as error:  # built for another major version of CUDA
-        return f"fastwhiten._C_cuda cannot be loaded ({error}); {REBUILD}"
+        build.update(extension.load("fastwhiten_cuda"))  # the import registers the kernels
+    except ImportError as error:  # from other sources, or for another major version of CUDA
+        return str(error)
     return None
-
-
-def built_with() -> str:
-    """Return nvcc's version, or what setup.py said about the CUDA module."""
-    try:
-        said = str(importlib.import_module("fastwhiten._build_info").cuda)
-    except (ImportError, AttributeError):
-        return "it was not built here"
-    return said.removeprefix("fastwhiten: ")
 
 
 def architectures() -> list[str]:
     """Return what the kernels were compiled for, such as ``["8.0", "9.0+PTX"]``."""
-    return list(importlib.import_module("fastwhiten._build_info").cuda_archs)
+    return list(build["cuda_archs"])
 
 
 def serves(archs: Sequence[str], capability: tuple[int, int]) -> bool:
@@ -84,10 +79,14 @@ def missing(index: int | None) -> str | None:
 # What torch.compiler.assume_constant_result sets; calling it would import the compiler, and triton.
 missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-import_error: str | None = "fastwhiten._C is not loaded"
+import_error: str | None = "fastwhiten_cpu is not loaded"
 
 
-def load() -> None:
-    """Load the extension; ``fastwhiten._C``, which has the ops, is loaded already."""
+def load(built_with: str) -> None:
+    """Load the extension; ``fastwhiten_cpu``, which has the ops, is loaded already.
+
+    Args:
+        built_with: nvcc's version, or what setup.py said about the CUDA module.
+    """
     global import_error
-    import_error = _load()
+    import_error = _load(built_with)

@@ -4,35 +4,26 @@ The kernels are in csrc, for the CPU and, where :mod:`fastwhiten.backends.cuda_m
 loaded, for CUDA.
 Importing this module loads the extension and registers a fake kernel for every op, so that
 ``torch.compile`` and ``torch.export`` can trace it. :data:`import_error` holds the reason when the
-extension cannot be loaded.
+extension cannot be loaded; :data:`build` says else how it was built, and which file it is.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 
-from . import cuda_module, fakes
+from . import cuda_module, extension, fakes
 
 import_error: str | None = None
+build: dict[str, Any] = {}
 try:
-    importlib.import_module("fastwhiten._C")  # the import registers the ops
-except ImportError as error:  # built for another platform, or not built: the registry reports it
+    build = extension.load("fastwhiten_cpu")  # the import registers the ops
+except ImportError as error:  # not built, for another platform, from other sources
     import_error = str(error)
 
-
-def missing_ops(names: Iterable[str]) -> list[str]:
-    """Return the names that the loaded extension does not have: it was built from other sources."""
-    return [name for name in names if not hasattr(torch.ops.fastwhiten, name)]
-
-
-if import_error is None and missing_ops(fakes.FAKES):
-    import_error = f"it was built from other sources and lacks {missing_ops(fakes.FAKES)}"
-
 if import_error is None:
-    cuda_module.load()
+    cuda_module.load(build["cuda"])
     for _name, _fake in fakes.FAKES.items():
         torch.library.register_fake(f"fastwhiten::{_name}")(_fake)
     statistics = torch.ops.fastwhiten.statistics

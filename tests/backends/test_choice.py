@@ -1,5 +1,6 @@
 """Which backend serves a call, and what is said when it cannot."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastwhiten
 from fastwhiten import backends
-from fastwhiten.backends import cuda_module, fakes, native, reference, triton
+from fastwhiten.backends import cuda_module, extension, fakes, native, reference, triton
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 STAGES = (
@@ -104,36 +105,44 @@ def test_available_and_explain_with_the_extension() -> None:
     assert all(reason for _, _, reason in table)
 
 
-def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason is told; auto says once that it takes the slower one; native refuses."""
-    monkeypatch.setattr(native, "import_error", "no file _C.abi3.so")
-    backends._warn_once.cache_clear()
-    message = (
-        "the compiled extension fastwhiten._C cannot be loaded (no file _C.abi3.so); "
-        "run `pip install .` in the source folder, or `pip install -e .` to import from it"
-    )
-    assert backends.available()["native"] == message
-    assert backends.explain()[0][1:] == ("reference", message)
-    with pytest.raises(RuntimeError, match=f'^backend="native": {re.escape(message)}$'):
-        fastwhiten.whiten(torch.randn(8, 3), backend="native")
-    expected = f'backend="auto" takes the slower reference backend: {message}'
-    with pytest.warns(RuntimeWarning, match=f"^{re.escape(expected)}$"):
-        y = fastwhiten.whiten(torch.eye(4), backend="auto")
-    assert torch.equal(y, fastwhiten.whiten(torch.eye(4), backend="reference"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fastwhiten.whiten(torch.eye(4), backend="auto")
-    backends._warn_once.cache_clear()
+@pytest.mark.parametrize("backend", ["native", "auto"])
+def test_without_the_extension(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is told and nothing runs, unless somebody asks for plain PyTorch."""
+    monkeypatch.setattr(native, "import_error", "fastwhiten_cpu is not installed; do this")
+    assert backends.available()["native"] == "fastwhiten_cpu is not installed; do this"
+    assert backends.explain()[0][1:] == ("none", "fastwhiten_cpu is not installed; do this")
+    message = f'^backend="{backend}": fastwhiten_cpu is not installed; do this; backend="reference"'
+    with pytest.raises(RuntimeError, match=message):
+        fastwhiten.whiten(torch.eye(4), backend=backend)
+    assert fastwhiten.whiten(torch.eye(4), backend="reference").isfinite().all()
+    monkeypatch.setattr(backends, "DEFAULT", "reference")
+    assert backends.explain()[0][1] == "reference"
+    if backend == "auto":
+        fastwhiten.whiten(torch.eye(4))
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            fastwhiten.whiten(torch.eye(4), backend=backend)
+
+
+def test_the_environment_names_the_default() -> None:
+    def run(value: str) -> subprocess.CompletedProcess[str]:
+        code = (
+            "import torch, fastwhiten.backends as b; print(b.choose('auto', torch.device('cpu')))"
+        )
+        environment = {**os.environ, "FASTWHITEN_BACKEND": value}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    assert run("reference").stdout == "reference\n"
+    assert run("auto").stdout == "native\n"
+    error = "ValueError: FASTWHITEN_BACKEND=fast: expected one of ['auto', 'native', "
+    assert error in run("fast").stderr
 
 
 def test_native_takes_no_part_in_other_devices() -> None:
     with pytest.raises(ValueError, match=r'^backend="native" serves CPU and CUDA tensors, got a'):
         backends.choose("native", META)
     assert fastwhiten.whiten(torch.empty(8, 3, device="meta")).shape == (8, 3)
-
-
-def test_an_extension_of_other_sources_is_noticed() -> None:
-    assert native.missing_ops(["statistics", "no_such_stage"]) == ["no_such_stage"]
 
 
 def test_cuda_tensors_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,18 +198,17 @@ def test_a_module_for_another_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(name):
         raise ImportError("libcudart.so.12: cannot open shared object file")
 
-    monkeypatch.setattr(cuda_module.importlib, "import_module", fail)
-    assert cuda_module._load() == (
-        "fastwhiten._C_cuda cannot be loaded (libcudart.so.12: cannot open shared object file); "
-        "run `pip install .` in the source folder"
+    monkeypatch.setattr(extension.importlib, "import_module", fail)
+    assert cuda_module._load("13.0") == (
+        "fastwhiten_cuda cannot be loaded (libcudart.so.12: cannot open shared object file); "
+        f"run `pip install .` in {extension.ROOT}"
     )
 
 
 def test_a_cuda_torch_over_a_cpu_build_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(cuda_module.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(cuda_module, "built_with", lambda: "no nvcc was found")
-    assert cuda_module._load().startswith(
+    assert cuda_module._load("no nvcc was found").startswith(
         "fastwhiten was built without CUDA kernels (no nvcc was found); run"
     )
 
