@@ -6,18 +6,43 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.helpers import tiers
+
 # Triton decides when a kernel is defined whether it will be compiled or interpreted, so this must
 # be set before any is imported. Tests that need the compiled ones start a process of their own.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that leaves Triton's interpreter as it is."""
+    """Add the tiers, and the option that leaves Triton's interpreter as it is."""
+    parser.addoption(
+        "--tier",
+        choices=tuple(tiers.STRENGTH),
+        default="test",
+        help="which cases run: see tests/helpers/tiers.py; a test that is named runs whole",
+    )
     parser.addoption(
         "--plain-interpreter",
         action="store_true",
         help="interpret Triton kernels without tests/helpers/interpreter.py: three times slower",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker of pytest-xdist that dies ends the run: replaced, it would run the test again."""
+    if getattr(config.option, "maxworkerrestart", "") is None:
+        config.option.maxworkerrestart = "0"
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Thin the products of parameters, unless tests are named by ``file.py::test``."""
+    if any("::" in argument for argument in config.args):
+        return
+    items[:], left_out = tiers.thin(items, config.getoption("--tier"))
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ The yardstick is plain PyTorch in the same dtype (:mod:`tests.helpers.plain`), t
 in float64, for the gradient of ZCA by a route without eigenvectors.
 """
 
-import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -150,16 +150,33 @@ def check_spectrum_of_singular_pca(x: torch.Tensor, groups: int, eps: float, bac
         )
 
 
-OPTIONS = list(
-    itertools.product(
-        KINDS,
-        (1e-8, 1e-3, 1.0),  # eps
-        ("none", "zeros"),  # weights; the second are all different, and every fourth is zero
-        (None, "oas", "ledoit-wolf", 0.3),  # shrinkage
-        (False, True),  # affine
-        (1.0, 0.3),  # batch_weight
-    )
-)
+# Every test that takes options_of has these axes.
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "kind": KINDS,
+    "eps": (1e-8, 1e-3, 1.0),
+    "weights": ("none", "zeros"),  # the second are all different, and every fourth is zero
+    "shrinkage": (None, "oas", "ledoit-wolf", 0.3),
+    "affine": (False, True),
+    "batch_weight": (1.0, 0.3),
+}
+
+
+def options_of(**only: tuple[Any, ...]) -> Callable[[Any], Any]:
+    """Parametrise a test with the fixture ``option``, a tuple of one value of every axis."""
+
+    def decorate(test: Any) -> Any:
+        for axis, values in {**OPTIONS, **only}.items():
+            test = pytest.mark.parametrize(axis, values)(test)
+        return test
+
+    return decorate
+
+
+@pytest.fixture
+def option(
+    kind: str, eps: float, weights: str, shrinkage: Any, affine: bool, batch_weight: float
+) -> tuple[Any, ...]:
+    return kind, eps, weights, shrinkage, affine, batch_weight
 
 
 def make_weight(name: str, rows: int) -> torch.Tensor | None:
@@ -201,17 +218,13 @@ def run_options(
     )
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda o: "-".join(map(str, o)))
+@options_of()
 def test_every_combination_of_options(option: tuple[Any, ...], backend: str) -> None:
     # 24 rows against D = 3: 18 rows with a positive weight are still enough for full rank.
     run_options((24, 6), 2, option, torch.float32, backend)
 
 
-@pytest.mark.parametrize(
-    "option",
-    [o for o in OPTIONS if o[0] == "zca" and o[5] == 1.0],
-    ids=lambda o: "-".join(map(str, o)),
-)
+@options_of(kind=("zca",), batch_weight=(1.0,))
 def test_every_combination_of_options_on_the_sample_side(
     option: tuple[Any, ...], backend: str
 ) -> None:

@@ -232,7 +232,7 @@ def test_sdist_has_no_build_outputs(sdist):
     assert not [n for n in names if n.endswith((".so", ".pyc", "_sources.json"))]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_wheel_serves_every_python_from_3_10(wheel):
     assert re.fullmatch(r"fastwhiten-[\d.]+-cp310-abi3-\w+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
@@ -244,7 +244,7 @@ def test_wheel_serves_every_python_from_3_10(wheel):
     assert top == {"fastwhiten", "fastwhiten_cpu.abi3.so"}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_extension_uses_stable_symbols_only(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         module = archive.extract("fastwhiten_cpu.abi3.so", tmp_path)
@@ -253,7 +253,7 @@ def test_extension_uses_stable_symbols_only(wheel, tmp_path):
     assert not re.findall(r"\b(?:at|c10|torch)::.*", needed)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_wheel_works_away_from_the_checkout(wheel, tmp_path):
     target = tmp_path / "site"
     options = ["--no-deps", "--no-index", "--target", target]

@@ -45,6 +45,7 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 RUNS = [(name, False) for name in CASES] + [(n, True) for n in ("zca", "sample side", "map")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dynamic"), RUNS)
 def test_whiten(name: str, dynamic: bool, backend: str) -> None:
     shape, options = CASES[name]
@@ -88,6 +89,15 @@ def test_dynamic_batch_sizes_share_one_graph(rows: tuple[int, ...], backend: str
     assert len([g for g in counter.graphs if len(g.graph.nodes)]) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "native",
+        pytest.param("reference", marks=pytest.mark.full),
+        pytest.param("triton", marks=[pytest.mark.full, pytest.mark.interpret]),
+    ],
+)
 def test_inductor(backend: str) -> None:
     """Generated code around the stages, forward and backward, once."""
     model = nn.Sequential(

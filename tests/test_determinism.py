@@ -70,6 +70,7 @@ def assert_same_bits(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -
     assert torch.equal(one[1], other[1]), "backward"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zca", "pca", "cholesky"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("_few_chunks")

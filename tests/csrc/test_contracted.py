@@ -52,6 +52,7 @@ def test_the_build_fuses() -> None:
     torch.testing.assert_close(fused, apart, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize("size", [2, 5, 16, 17, 33])
 def test_eigensystems(size: int, dtype: torch.dtype) -> None:
@@ -70,15 +71,23 @@ def test_whitening_matrices(size: int) -> None:
     test_eigh.test_whitening_matrices_are_as_good_as_lapacks(size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [False, True], ids=["plain", "every option"])
 @pytest.mark.parametrize("kind", [*test_small.KINDS, "cholesky"])
-@pytest.mark.parametrize("name", test_small.SHAPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("headline", marks=pytest.mark.full),
+        *(n for n in test_small.SHAPES if n != "headline"),
+    ],
+)
 def test_passes_in_one_launch(name: str, kind: str, every: bool) -> None:
     if kind in test_small.KINDS:
         test_small.test_forward_in_one_launch(name, kind, every, torch.float32)
     test_small.test_backward_in_one_launch(name, kind, every, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["warp", "block"])
 @pytest.mark.parametrize("kind", test_spectra.KINDS)
 @pytest.mark.parametrize("name", test_spectra.SPECTRA)

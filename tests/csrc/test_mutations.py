@@ -14,7 +14,7 @@ from tests.csrc.eigensystems import K, assert_solved, solve, stack
 from tests.csrc.emulation import ROOT, Probe
 from tests.helpers.spectra import generator
 
-pytestmark = [pytest.mark.emulated, pytest.mark.slow]
+pytestmark = [pytest.mark.emulated, pytest.mark.full]
 
 FILES = [
     *sorted(f"cuda/{p.name}" for p in (ROOT / "csrc/cuda").glob("jacobi*.cuh")),

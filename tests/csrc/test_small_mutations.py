@@ -14,7 +14,7 @@ from tests.csrc.emulated_stages import EmulatedStages
 from tests.csrc.emulation import ROOT, Probe
 from tests.csrc.test_small import batch, forward, options, wide
 
-pytestmark = [pytest.mark.emulated, pytest.mark.slow]
+pytestmark = [pytest.mark.emulated, pytest.mark.full]
 
 FILES = ["small_forward", "small_backward", "reduce", "cholesky"]
 # The kernels around the library's factorisation belong to test_stage_mutations.py.

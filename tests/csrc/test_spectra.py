@@ -133,6 +133,7 @@ def check_tie_policy(x: Tensor, grad: Tensor, forward: Pass, backward: Pass) -> 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)

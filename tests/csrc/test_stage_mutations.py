@@ -14,7 +14,7 @@ from tests.csrc.emulated_stages import EmulatedStages
 from tests.csrc.emulation import Probe, run
 from tests.helpers import spectra
 
-pytestmark = [pytest.mark.emulated, pytest.mark.slow]
+pytestmark = [pytest.mark.emulated, pytest.mark.full]
 
 NAMES = """
     tiles heaviest statistics apply backward_reduce backward_matrix reduce intensity sample cholesky

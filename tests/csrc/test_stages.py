@@ -82,6 +82,7 @@ def close(ours, expected, dtype: torch.dtype, factor: float) -> None:
 SHAPES = [((600, 70), 1), ((300, 130), 2), ((150, 60), 4), ((3, 96, 200), 3), ((700, 3), 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("kind", [reference.ZCA, reference.PCA, reference.CHOLESKY])
 @pytest.mark.parametrize("options", [False, True], ids=["plain", "every option"])
@@ -118,6 +119,7 @@ def test_whole_passes(shape, groups, options, kind, run) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("options", [False, True], ids=["plain", "every option"])
 @pytest.mark.parametrize(("rows", "channels", "groups"), [(70, 300, 1), (33, 160, 4), (5, 2100, 1)])

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "triton_resources.py"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_largest_shape_class_compiles_and_equals_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of its own: kernels of this one are interpreted, and cannot be compiled."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

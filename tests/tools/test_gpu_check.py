@@ -181,7 +181,7 @@ def test_a_sanitizer_that_is_not_installed_is_named(check, tmp_path, monkeypatch
     assert "cannot be started" in (tmp_path / "sanitizer.log").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_quick_run_from_build_to_summary(tmp_path) -> None:
     """All parts without a GPU; a second run does nothing again and says the same."""
     command = ["tools/gpu_check.sh", "--quick"]

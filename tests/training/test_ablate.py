@@ -161,7 +161,7 @@ def test_a_grid_is_worked_on_by_one(ablation: AblateConfig):
 # Running
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_parallel_equals_serial_and_both_print_the_table(ablation: AblateConfig):
     ablation.name = "serial"
     code, text = _ablate(ablation)
@@ -207,7 +207,7 @@ def _kill_when(
     monkeypatch.setattr(execute, "_start", started)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_killed_run_stops_no_other_and_continues(
     ablation: AblateConfig, monkeypatch: pytest.MonkeyPatch
 ):
@@ -262,7 +262,7 @@ def test_a_run_that_fails_is_reported_with_its_reason(ablation: AblateConfig):
     assert "/logs/digits-lt-lr=1e+20-4.log" in text
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_ablate_itself_is_killed(ablation: AblateConfig, number: signal.Signals):
     ablation.train.optim.epochs = 60

@@ -88,6 +88,7 @@ def test_weights_are_those_of_one_process(folder: Path, tmp_path: Path, whitenin
     assert [row[1:] for row in first["seen"]] == [row[1:] for row in single["seen"]]  # counts
 
 
+@pytest.mark.full
 def test_compiled_training_on_two_processes(tmp_path: Path):
     for status, errors in _run_two("compiled_steps", tmp_path):
         assert status == 0, errors

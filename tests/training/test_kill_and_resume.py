@@ -31,7 +31,7 @@ from training.train import run_training
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_at_random_moments(tmp_path: Path):
     """22 times kill -9, at seeded delays: while a run starts, resumes, trains or saves."""
     result = subprocess.run(
