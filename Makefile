@@ -1,9 +1,9 @@
-# Two commands are all that is needed:
+#   make demo      install, train on long-tailed digits with fused whitening, say where the pictures lie
+#   make check     install, lint, the tests of the inner loop: three minutes on two slow cores
+#   make test      install, the tests: ten minutes there
+#   make test-all  install, every case of every test, and what depends on the kernels: an hour or two
 #
-#   make demo   install, train on long-tailed digits with fused whitening, say where the pictures lie
-#   make test   install, run all tests
-#
-# Both work in the active virtual or conda environment, else in .venv, which they create. A torch
+# They work in the active virtual or conda environment, else in .venv, which they create. A torch
 # that is installed there is used as it is (2.10 or later).
 
 PYTHON ?= python3
@@ -13,22 +13,33 @@ INSTALL := $(BIN)/python tools/setup_env.py install
 # For example: make test PYTEST_ARGS="tests/test_build.py -x"
 PYTEST_ARGS ?=
 
-.PHONY: demo test bench lint clean
+# As many processes as there are cores; a group of tests stays on one (tests/helpers/tiers.py).
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n auto --dist loadgroup
+
+.PHONY: demo install check test test-all bench lint clean
 
 demo: $(BIN)/python
 	@$(INSTALL) train
 	$(BIN)/python -m training train --whitening fused
 
-test: $(BIN)/python
+install: $(BIN)/python
 	@$(INSTALL) test train
-	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),-n auto --dist loadgroup)
 
-bench: $(BIN)/python
-	@$(INSTALL) test train
-	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(PYTEST_ARGS)
+check: lint
+	$(PYTEST) $(or $(PYTEST_ARGS),$(PARALLEL)) --tier check
 
-lint: $(BIN)/python
-	@$(INSTALL) test train
+test: install
+	$(PYTEST) $(or $(PYTEST_ARGS),$(PARALLEL))
+
+test-all: install
+	$(PYTEST) $(or $(PYTEST_ARGS),$(PARALLEL)) --tier all
+	PYTHON=$(BIN)/python tools/kernel_checks.sh --all
+
+bench: install
+	$(PYTEST) benchmarks/ --benchmark-only $(PYTEST_ARGS)
+
+lint: install
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt clang-format mypy ruff
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -1,0 +1,82 @@
+"""Which checks of the kernels have passed with the sources as they are: tools/stamps.json.
+
+    python tools/stamps.py stale NAME   exit status 0 if the check has to run (and why), 1 if not
+    python tools/stamps.py write NAME   after it has passed: remember the sources
+
+tools/kernel_checks.sh runs these checks. A stamp is the fingerprint of all that a check depends on,
+so a change of any of it makes the check run again; stamps are committed with the change.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import build_helpers
+
+ROOT = Path(__file__).resolve().parent.parent
+STAMPS = Path(__file__).with_suffix(".json")
+extension = build_helpers.extension()
+ENDINGS = (*extension.SUFFIXES, ".py", ".sh", ".csv", ".json", ".txt")
+
+_TRITON = ("fastwhiten/kernels", "fastwhiten/backends/triton.py", "constraints.txt")
+_BUILD = ("setup.py", "tools/build_cuda.py", "tools/build_helpers.py")
+SOURCES: dict[str, tuple[str, ...]] = {
+    "triton-resources": (*_TRITON, "tools/triton_resources.py", "tools/triton_resources.json"),
+    "triton-versions": (
+        *_TRITON,
+        "tools/triton_versions.sh",
+        "tests/conftest.py",
+        "tests/helpers",
+        "tests/kernels",
+        "tests/backends/test_whole_passes.py",
+    ),
+    "cuda": (
+        *_BUILD,
+        "csrc/common",
+        "csrc/ops",
+        "csrc/cuda",
+        "tools/kernel_launches.py",
+        "tools/kernel_resources.py",
+    ),
+    "sanitizers": (
+        *_BUILD,
+        "csrc/module.cpp",
+        "csrc/common",
+        "csrc/ops",
+        "csrc/cpu",
+        "tests/helpers",
+        "tests/backends",
+    ),
+}
+
+
+def fingerprint(name: str) -> str:
+    """Return the fingerprint of what the check depends on."""
+    return str(extension.fingerprint(ROOT, extension.files(ROOT, SOURCES[name], ENDINGS)))
+
+
+def read() -> dict[str, str]:
+    """Return the fingerprint with which each check passed last."""
+    return json.loads(STAMPS.read_text(encoding="utf-8")) if STAMPS.exists() else {}
+
+
+def main(command: str, name: str) -> int:
+    """Carry out a command; return the exit status."""
+    if name not in SOURCES or command not in ("stale", "write"):
+        sys.exit(f"expected stale or write, and one of {list(SOURCES)}; got {command} {name}")
+    now, before = fingerprint(name), read()
+    if command == "write":
+        text = json.dumps({**before, name: now}, indent=1, sort_keys=True) + "\n"
+        STAMPS.write_text(text, encoding="utf-8")
+        return 0
+    if before.get(name) == now:
+        print(f"{name}: passed with the same sources ({now})")
+        return 1
+    print(f"{name}: sources are {now}, the last that passed {before.get(name, 'none')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
