@@ -30,7 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """A worker of pytest-xdist that dies ends the run: replaced, it would run the test again."""
+    """Let a worker of pytest-xdist that dies end the run: replaced, it would run the test again."""
+    torch.set_num_threads(1)  # what tests compute while they are collected
     if getattr(config.option, "maxworkerrestart", "") is None:
         config.option.maxworkerrestart = "0"
 

@@ -215,6 +215,7 @@ def wheel(sdist, tmp_path_factory) -> Path:
     return next(folder.glob("fastwhiten-*.whl"))
 
 
+@pytest.mark.slow
 def test_sdist_has_what_a_build_needs(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
@@ -226,6 +227,7 @@ def test_sdist_has_what_a_build_needs(sdist):
     assert not (sources | python | files) - names
 
 
+@pytest.mark.slow
 def test_sdist_has_no_build_outputs(sdist):
     with tarfile.open(sdist) as archive:
         names = archive.getnames()

@@ -94,6 +94,7 @@ def test_unknown_setting_is_an_error():
         decide("yes", "13.0", TOOLKIT)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
 def test_setup_stops_with_that_error():
     environment = {**os.environ, "FASTWHITEN_CUDA": "1"}

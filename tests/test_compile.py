@@ -12,6 +12,8 @@ import fastwhiten
 from fastwhiten import ChannelWhitening
 from tests.helpers import spectra
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _forget_compiled_code() -> None:
@@ -45,7 +47,6 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 RUNS = [(name, False) for name in CASES] + [(n, True) for n in ("zca", "sample side", "map")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dynamic"), RUNS)
 def test_whiten(name: str, dynamic: bool, backend: str) -> None:
     shape, options = CASES[name]
@@ -89,7 +90,6 @@ def test_dynamic_batch_sizes_share_one_graph(rows: tuple[int, ...], backend: str
     assert len([g for g in counter.graphs if len(g.graph.nodes)]) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend",
     [

@@ -206,6 +206,7 @@ COMPILED: dict[str, tuple[tuple[int, int], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_compiled_graph_holds_no_product(name: str) -> None:
     """They are inside operators: what runs later has the user's setting, and is compiled again."""

@@ -5,6 +5,7 @@ gradients here.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -124,16 +125,20 @@ def contiguous(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
 
 
-def calls() -> Iterator[Any]:
+@cache
+def calls() -> list[Any]:
+    found = []
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         stages = (*feature_side(dtype), *whole_passes(dtype), *sample_side(dtype))
         if dtype != torch.bfloat16:
             stages += (*matrices(dtype),)
         for op, arguments in stages:
-            yield pytest.param(op, contiguous(arguments), id=f"{op}-{str(dtype)[6:]}")
+            found.append(pytest.param(op, contiguous(arguments), id=f"{op}-{str(dtype)[6:]}"))
+    return found
 
 
-@pytest.mark.parametrize(("op", "arguments"), list(calls()))
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "arguments"), calls())
 def test_opcheck(op: str, arguments: tuple[Any, ...]) -> None:
     overload = getattr(torch.ops.fastwhiten, op).default
     # Compiling is what takes the time: one dtype stands for the others there.
@@ -143,7 +148,7 @@ def test_opcheck(op: str, arguments: tuple[Any, ...]) -> None:
     assert set(result.values()) == {"SUCCESS"}, result
 
 
-@pytest.mark.parametrize(("op", "arguments"), list(calls()))
+@pytest.mark.parametrize(("op", "arguments"), calls())
 def test_results_have_the_dtypes_and_strides_of_the_reference(
     op: str, arguments: tuple[Any, ...]
 ) -> None:

@@ -84,6 +84,7 @@ def run(folder: Path, *options: str, planted: str = "") -> subprocess.CompletedP
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tier", "counts"),
     [
@@ -99,6 +100,7 @@ def test_tiers(tmp_path: Path, tier: str, counts: dict[str, int]) -> None:
     assert {name: names.count(name) for name in names} == counts, ran.stdout + ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", ["crash", "hang"])
 def test_a_run_in_processes_ends_with_the_name_of_the_test(tmp_path: Path, planted: str) -> None:
     """Otherwise pytest-xdist starts another worker, which runs the same test again, for ever."""
@@ -107,6 +109,7 @@ def test_a_run_in_processes_ends_with_the_name_of_the_test(tmp_path: Path, plant
     assert re.search(r"worker 'gw\d' crashed while running '.*::test_planted'", ran.stdout)
 
 
+@pytest.mark.slow
 def test_a_hang_in_one_process_shows_where(tmp_path: Path) -> None:
     ran = run(tmp_path, "--timeout", "3", planted="hang")
     assert ran.returncode == 1

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGE_TESTS = (
     "test_stages.py",
@@ -41,7 +43,6 @@ def test_lookup_of_lapack_can_be_switched_off():
     assert _ask("linear_algebra_provider", FASTWHITEN_DISABLE_LAPACK_LOOKUP="1") == "aten"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "variables",
     [

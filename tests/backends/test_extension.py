@@ -57,6 +57,7 @@ def test_a_module_that_is_older_than_the_sources_is_refused(checkout: Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_a_module_that_is_newer_than_the_sources_is_refused(checkout: Path) -> None:
     (checkout / "csrc" / "cpu" / "apply.cpp").write_text("// of an earlier version\n")
     for path in (checkout / "csrc").rglob("*"):
@@ -65,6 +66,7 @@ def test_a_module_that_is_newer_than_the_sources_is_refused(checkout: Path) -> N
     assert re.search(r"is newer than every source of .* \(of version \d[\d.]*\); update", error)
 
 
+@pytest.mark.slow
 def test_a_module_beside_the_sources_may_be_in_the_way(checkout: Path) -> None:
     """An editable install's comes before any that ``pip install .`` makes."""
     stale = Path(shutil.copy(sys.modules["fastwhiten_cpu"].__file__, checkout))
@@ -74,6 +76,7 @@ def test_a_module_beside_the_sources_may_be_in_the_way(checkout: Path) -> None:
     assert f"run `pip install -e .` in {checkout}, or delete {stale};" in error
 
 
+@pytest.mark.slow
 def test_a_package_without_sources_has_a_record(checkout: Path) -> None:
     """As a wheel is: what was built with it stands in a file."""
     shutil.rmtree(checkout / "csrc")

@@ -95,6 +95,7 @@ def test_a_row_without_weight_may_lie_anywhere(
         assert_close_to_fp64(a, b, c, K, WHY)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("weighted", [False, True], ids=["uniform", "weighted"])
 @pytest.mark.parametrize("double", [False, True], ids=["default", "double"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
@@ -151,6 +152,7 @@ def check_eigensystem(a: Tensor, eigenvalues: Tensor, vectors: Tensor, factor: f
     assert (pivot > 0).all(), "the component of largest magnitude is positive"
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (1, 5), (7, 16), (20, 17), (2, 64), (1, 130)])
 def test_eigh(shape: tuple[int, int], dtype: torch.dtype, backend: str) -> None:
@@ -237,6 +239,7 @@ def doubled(*arguments):
     return [a.double() if isinstance(a, Tensor) else a for a in arguments]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("shrunk", [False, True], ids=["", "shrunk"])
 @pytest.mark.parametrize("blended", [False, True], ids=["", "blended"])

@@ -52,6 +52,7 @@ def apply_plainly(x, mean, matrix, gamma, beta):
     return y if beta is None else y + beta.reshape(shape)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("affine", ["none", "gamma", "beta", "both"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -75,6 +76,7 @@ def reduce_plainly(x, grad, mean, groups):
     return grads.sum(1).flatten(), torch.einsum("gmi,gmj->gij", centered, grads)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_backward_reduce(name: str, dtype: torch.dtype, backend: str) -> None:
@@ -98,6 +100,7 @@ def backward_apply_plainly(x, grad, mean, grad_sum, matrix, inner, gamma, p):
     return ungrouped(grads @ matrix.mT - p[:, None] * (centered @ inner), x)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("weighted", [False, True], ids=["uniform", "weighted"])
 @pytest.mark.parametrize("affine", [False, True], ids=["", "gamma"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
@@ -125,6 +128,7 @@ def factors(stages: Any, shape: tuple[int, int], kind: str, blended: bool, shrun
     return stages.factor(*blend_arguments(shape, blended, shrunk, dtype), 1e-3, KIND[kind])
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("affine", [False, True], ids=["", "gamma"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("shrunk", [False, True], ids=["", "shrunk"])
@@ -196,6 +200,7 @@ def test_backward_matrix_tie_policy_of_pca(backend: str) -> None:
 SAMPLE_SHAPES = {"two": (2, 5, 1), "odd": (7, 33, 1), "groups": (5, 24, 3), "wide": (20, 66, 1)}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("weighted", [False, True], ids=["uniform", "weighted"])
 @pytest.mark.parametrize("shrunk", [False, True], ids=["", "shrunk"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

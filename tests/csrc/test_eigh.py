@@ -28,6 +28,7 @@ def test_every_spectrum(size: int, dtype: torch.dtype) -> None:
         assert torch.equal(before[few], after), "the order of threads shows"
 
 
+@pytest.mark.smoke
 def test_the_first_of_two_largest_components_is_positive() -> None:
     """They are equal in size, bit for bit, and opposite in sign."""
     a = torch.tensor([[[-4.0, -2.0, 2.0], [-2.0, 2.0, 2.0], [2.0, 2.0, -4.0]]])

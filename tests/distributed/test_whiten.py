@@ -205,6 +205,7 @@ def test_second_derivative(
     torch.testing.assert_close(gather(results, "dgrad"), d_grad, rtol=0.0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["backward", "grad", "compile", "compiled layer", "checkpoint", "vmap"]
 )

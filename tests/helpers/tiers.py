@@ -6,8 +6,8 @@ few in which every value occurs, ``all`` keeps everything. A pair of values that
 out is not asked for, and a test with one axis keeps every case of it.
 
 Beyond that, ``test`` leaves out what is marked ``full``, and thins what is marked ``slow`` to every
-value once; ``check`` leaves out what is ``slow``, ``emulated`` or ``interpret`` too, unless it is
-marked ``smoke``: one case of each such test runs then.
+value once. ``check`` leaves out what is ``slow`` too, and of what is ``emulated`` or ``interpret``
+takes the first case of each test that is marked ``smoke``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import pytest
 
 STRENGTH = {"check": 1, "test": 2, "all": 0}
 LEFT_OUT = {
-    "check": {"full", "slow", "emulated", "interpret", "gpu"},
+    "check": {"full", "slow", "gpu"},
     "test": {"full"},
     "all": set(),
 }
+# In check, of a test that is marked smoke, one such case; of other tests none.
+SMOKE = {"emulated", "interpret"}
 
 Case = tuple[tuple[str, Hashable], ...]
 
@@ -49,8 +51,8 @@ def cover(cases: Sequence[Case], strength: int) -> list[int]:
     kept = []
 
     def gain(index: int) -> tuple[int, int, int]:
-        values = sum(taken[value] for value in cases[index])
-        return len(combinations[index] & left), -values, -index
+        before = sum(taken[value] for value in cases[index])
+        return len(combinations[index] & left), -before, -index
 
     while left:
         best = max(range(len(cases)), key=gain)
@@ -64,27 +66,26 @@ def thin(items: list[pytest.Item], tier: str) -> tuple[list[pytest.Item], list[p
     """Return the items that run in the tier, in their order, and those that do not."""
     if tier == "all":
         return items, []
-    wanted = [item for item in items if not _left_out(item, tier)]
     by_test: dict[str, list[pytest.Item]] = {}
-    for item in wanted:
-        by_test.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for item in items:
+        if not _marks(item) & LEFT_OUT[tier]:
+            by_test.setdefault(item.nodeid.split("[")[0], []).append(item)
     kept: set[pytest.Item] = set()
     for cases in by_test.values():
-        once = tier == "check" and cases[0].get_closest_marker("smoke")
-        strength = 1 if cases[0].get_closest_marker("slow") else STRENGTH[tier]
-        chosen = [0] if once else cover([_values(item) for item in cases], strength)
-        kept.update(cases[index] for index in chosen)
+        if tier == "check":
+            smoke = [item for item in cases if _marks(item) & SMOKE]
+            cases = [item for item in cases if item not in smoke]
+            kept.update([item for item in smoke if "smoke" in _marks(item)][:1])
+        strength = 1 if cases and "slow" in _marks(cases[0]) else STRENGTH[tier]
+        kept.update(cases[index] for index in cover([values(item) for item in cases], strength))
     return [i for i in items if i in kept], [i for i in items if i not in kept]
 
 
-def _left_out(item: pytest.Item, tier: str) -> bool:
-    marks = {mark.name for mark in item.iter_markers()}
-    if tier == "check" and "smoke" in marks:
-        return False
-    return bool(marks & LEFT_OUT[tier])
+def _marks(item: pytest.Item) -> set[str]:
+    return {mark.name for mark in item.iter_markers()}
 
 
-def _values(item: pytest.Item) -> Case:
+def values(item: pytest.Item) -> Case:
     """Return the case's values by axis; one that cannot be hashed stands for itself alone."""
     call: Any = getattr(item, "callspec", None)
     if call is None:

@@ -12,6 +12,8 @@ from triton.runtime.errors import InterpreterError
 import fastwhiten
 from tests.helpers import interpreter
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

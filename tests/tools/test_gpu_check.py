@@ -75,6 +75,7 @@ def test_other_sources_do_it_again(check, tmp_path, capsys, monkeypatch) -> None
     assert "done before" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_stopped_with_its_children(check, tmp_path) -> None:
     child = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', "
     child += "'import time; time.sleep(100)']); "

@@ -21,6 +21,8 @@ from training.config.load import change_config
 from training.errors import ConfigError
 from training.runs import Run, read_run
 
+pytestmark = pytest.mark.slow
+
 ACCURACIES = {"none": {0: 0.50, 1: 0.54, 2: 0.52}, "fused": {0: 0.60, 1: 0.58, 2: 0.68}}
 
 

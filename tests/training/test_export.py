@@ -131,6 +131,7 @@ def test_safetensors_load_into_the_same_model(trained: Path, tmp_path: Path, fol
     assert metadata["config"]["whitening"] == "fused"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [False, True])
 def test_an_exported_program_runs_for_any_batch(trained: Path, tmp_path: Path, fold: bool):
     path, _ = _export(trained, tmp_path, "torch-export", fold, ".pt2")
@@ -142,6 +143,7 @@ def test_an_exported_program_runs_for_any_batch(trained: Path, tmp_path: Path, f
     assert json.loads(extra[METADATA_KEY])["folded"] is fold
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [False, True])
 def test_onnxruntime_computes_the_same_for_any_batch(trained: Path, tmp_path: Path, fold: bool):
     onnxruntime = pytest.importorskip("onnxruntime")

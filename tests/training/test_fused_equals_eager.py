@@ -91,6 +91,7 @@ def test_float32_from_the_same_weights(config: TrainConfig, seed: int):
     assert len(differences) >= STEPS and max(differences) < 1e-5
 
 
+@pytest.mark.slow
 def test_float32_on_its_own_way(config: TrainConfig):
     """Left alone, fused whitening stays as near to the exact curve as eager in float32 does.
 

@@ -175,6 +175,7 @@ def test_which_layers_keep_their_statistics(layers: str):
     assert not torch.equal(model.whitening.running_cov, before["whitening.running_cov"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fused", "batchnorm", "cholesky"])
 def test_two_compiled_graphs_do_for_both_kinds_of_batches(name: str):
     torch._dynamo.reset()

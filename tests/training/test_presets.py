@@ -21,6 +21,7 @@ def parser() -> ArgumentParser:
     return build_parser()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", protocols())
 def test_every_preset_is_a_configuration_that_makes_sense(protocol: str, parser: ArgumentParser):
     root = ["--data.root=/data"] if protocol not in ("digits-lt", "fashion-mnist-lt") else []

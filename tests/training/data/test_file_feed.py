@@ -119,6 +119,7 @@ def test_a_file_that_breaks_later_is_named(files, workers):
     assert str(error.value).startswith(path)
 
 
+@pytest.mark.slow
 def test_signals_to_the_process_group_do_not_stop_the_workers(files, tmp_path):
     """Ctrl-C and SIGTERM: the training process saves, its workers go on until it is done."""
     config, dataset = files(1)

@@ -66,6 +66,7 @@ def test_nothing_is_chosen_on_the_test_split(run: Run, method: str, validation: 
         len(dataset.test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_other_test_labels_give_the_same_classifier(
     run: Run, stage2: Stage2, method: str, monkeypatch: pytest.MonkeyPatch
@@ -86,6 +87,7 @@ def test_other_test_labels_give_the_same_classifier(
         assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("checkpoint", ["last", "best"])
 def test_the_new_run_is_a_run(run: Run, stage2: Stage2, method: str, checkpoint: str):
@@ -122,6 +124,7 @@ def test_cached_features_give_what_the_whole_model_gives(run: Run):
     assert with_confusion(found) == with_confusion(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [True, False])
 def test_same_seed_same_bits(stage2: Stage2, cache: bool):
     runs = [
