@@ -127,6 +127,8 @@ def tests(setting: Setting, seconds: float) -> list[Step]:
     """
     options = [
         "-q",
+        "--tier",
+        "all",
         "-p",
         "no:cacheprovider",
         f"--junit-xml={setting.folder / gpu_summary.TESTS_FILE}",
@@ -137,7 +139,7 @@ def tests(setting: Setting, seconds: float) -> list[Step]:
         options += ["-n", str(min(8, os.cpu_count() or 1))]
     where = ["tests/gpu"]
     if setting.quick:
-        options += ["-m", "not slow", "-k", "native"]
+        options += ["-m", "not slow", "-k", "native", "--tier", "test"]
         where = ["tests/gpu/test_devices.py", "tests/gpu/test_training.py"]
     return [Step(python("-m", "pytest", *options, *where))]
 

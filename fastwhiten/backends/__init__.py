@@ -117,7 +117,8 @@ def choose(name: str, device: torch.device) -> str:
     if name == "auto" and DEFAULT != "auto":
         name, asked = DEFAULT, f"FASTWHITEN_BACKEND={DEFAULT}"
     if name != "auto" and name not in BACKENDS:
-        raise ValueError(f"{asked}: expected one of {['auto', *BACKENDS]}")
+        option = asked.split("=")[0]
+        raise ValueError(f"{option}: expected one of {['auto', *BACKENDS]}, got {name!r}")
     if name == "triton":
         _require_triton(device, asked)
         return name

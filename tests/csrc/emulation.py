@@ -1,23 +1,19 @@
 """Compiles programs that run the CUDA kernels on the CPU, and runs them on tensors.
 
-``run("eigh", a=matrix, ...)`` compiles ``tests/csrc/drivers/eigh.cpp`` (once for all workers
-of a test run), hands it the arguments by name and returns the arrays that come back. A program of
+``run("eigh", a=matrix, ...)`` compiles ``tests/csrc/drivers/eigh.cpp`` (once, until a
+source changes), hands it the arguments by name and returns the arrays that come back. A program of
 its own, not a library in this process: AddressSanitizer needs no preloading then, and a kernel
 that goes wrong takes no test run with it.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import fcntl
 import functools
-import os
+import hashlib
 import re
-import shutil
 import subprocess
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,20 +21,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastwhiten.backends import extension
+
 ROOT = Path(__file__).resolve().parents[2]
 DRIVERS = Path(__file__).parent / "drivers"
+PROGRAMS = ROOT / "build" / "emulation"
 ORDERS = {"forward": 0, "reversed": 1, "random": 2}
 # Flags to compile and to link. csrc/emulation/global_memory.h stands in for the library of
 # -fsanitize=thread, so that is not linked.
 BUILDS = {
     "": ([], []),
-    "memory": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],) * 2,
-    "races": (["-fsanitize=thread", "-fno-threadsafe-statics", "-O1"], []),
+    # -Og: most of the time goes into compiling, a minute at -O2
+    "memory": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Og"],) * 2,
+    "races": (["-fsanitize=thread", "-fno-threadsafe-statics"], []),
     # a * b + c rounded once, as nvcc does unless told otherwise
     "contracted": (["-mfma", "-mavx2", "-ffp-contract=fast"], []),
 }
 _WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"  # #pragma unroll is nvcc's
-_FLAGS = f"-std=c++17 -O2 -g1 {_WARNINGS} -rdynamic -DFASTWHITEN_EMULATE".split()
+_FLAGS = f"-std=c++17 -O1 -g1 {_WARNINGS} -rdynamic -DFASTWHITEN_EMULATE".split()
 _TYPES = {
     torch.float16: "f16",
     torch.bfloat16: "bf16",
@@ -68,53 +68,40 @@ class Probe:
 
 
 @functools.cache
-def _folder() -> Path:
-    """Folder of the compiled programs: of this process, or of all workers of one run of pytest.
-
-    Who uses it holds a shared lock on it. The last one to leave can lock it alone, and removes it.
-    """
-    run_id = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}-{time.time_ns()}")
-    folder = Path(tempfile.gettempdir()) / f"fastwhiten-emulation-{run_id}"
-    while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            lock = (folder / "lock").open("w")
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if (folder / "lock").exists():
-                break  # else another worker has just removed it
-
-    def leave() -> None:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        lock.close()
-
-    atexit.register(leave)
-    return folder
-
-
-@functools.cache
 def build(driver: str, *, sanitize: bool | str = False) -> Path:
-    """Compile ``drivers/<driver>.cpp`` against the kernels in ``csrc``; return the program."""
+    """Compile ``drivers/<driver>.cpp`` against the kernels in ``csrc``; return the program.
+
+    It stays in build/emulation, under a name with the fingerprint of all sources: the next run
+    compiles what has changed since.
+    """
     kind = {False: "", True: "memory"}.get(sanitize, sanitize)
     compiled, linked = BUILDS[kind]
-    source = DRIVERS / f"{driver}.cpp"
-    program = _folder() / (f"{driver}-{kind}" if kind else driver)
-    with program.with_suffix(".lock").open("w") as lock:
+    source, base = DRIVERS / f"{driver}.cpp", f"{driver}-{kind}" if kind else driver
+    command = ["g++", *_FLAGS, *compiled, "-I", str(ROOT / "csrc"), "-c", str(source), "-o"]
+    known = hashlib.sha256(f"{_sources()} {command}".encode()).hexdigest()[:16]
+    program = PROGRAMS / f"{base}.{known}"
+    PROGRAMS.mkdir(parents=True, exist_ok=True)
+    with (PROGRAMS / f"{base}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
         if program.exists():
             return program
+        for older in PROGRAMS.glob(f"{base}.*[!k]"):
+            older.unlink()
         built, unfinished = program.with_suffix(".o"), program.with_suffix(".unfinished")
-        for command in (
-            [*_FLAGS, *compiled, "-I", str(ROOT / "csrc"), "-c", str(source), "-o", str(built)],
-            ["-rdynamic", *linked, str(built), "-o", str(unfinished), "-ldl"],
-        ):
-            result = subprocess.run(["g++", *command], capture_output=True, text=True)
+        link = ["g++", "-rdynamic", *linked, str(built), "-o", str(unfinished), "-ldl"]
+        for step in ([*command, str(built)], link):
+            result = subprocess.run(step, capture_output=True, text=True)
             if result.returncode != 0:  # no EmulationError: a kernel that is no C++ is not caught
                 raise RuntimeError(f"{driver}: g++ failed:\n{result.stderr}")
         built.unlink()
         unfinished.rename(program)
     return program
+
+
+@functools.cache
+def _sources() -> str:
+    csrc, drivers = extension.files(ROOT, ["csrc"]), extension.files(DRIVERS, ["."])
+    return extension.fingerprint(ROOT, csrc) + extension.fingerprint(ROOT, drivers)
 
 
 def _with_lines(program: Path, message: str) -> str:
