@@ -35,7 +35,7 @@ BUILDS = {
     "memory": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Og"],) * 2,
     "races": (["-fsanitize=thread", "-fno-threadsafe-statics"], []),
     # a * b + c rounded once, as nvcc does unless told otherwise
-    "contracted": (["-mfma", "-mavx2", "-ffp-contract=fast"], []),
+    "contracted": (["-O2", "-mfma", "-mavx2", "-ffp-contract=fast"], []),
 }
 _WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"  # #pragma unroll is nvcc's
 _FLAGS = f"-std=c++17 -O1 -g1 {_WARNINGS} -rdynamic -DFASTWHITEN_EMULATE".split()
