@@ -111,6 +111,7 @@ def compiled_steps(folder: Path, processes: Processes) -> None:
         for name in ("plain", "compiled"):
             config = small_config(folder)
             config.whitening, config.sync_whitening = "fused", None
+            config.model.width = 16  # see training/memory_format.py
             config.data.drop_last = True  # one shape, one compilation
             config.compile = name == "compiled"
             seeds = resolve_seeds(0, config.seeds)
