@@ -220,3 +220,7 @@ if __name__ == "__main__":
     with open_processes(CPU) as both:
         globals()[scene](where, both)
     dist.destroy_process_group()
+    # Not through the interpreter's end: one of gloo's threads may still free a tensor then, and
+    # aborts the process (https://github.com/pytorch/pytorch/issues/190489).
+    sys.stderr.flush()
+    os._exit(0)
