@@ -169,13 +169,14 @@ def test_the_last_of_two_threads_restores() -> None:
     def other() -> None:
         with precision.own_precision(x):
             inside.set()
-            leave.wait(10)
+            leave.wait()
             found.append(torch.get_float32_matmul_precision())
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=other, daemon=True)
     with precision.own_precision(x):
         thread.start()
-        assert inside.wait(10)
+        while not inside.wait(0.1):
+            assert thread.is_alive()
     assert torch.get_float32_matmul_precision() == "highest"  # the other one is inside
     leave.set()
     thread.join()

@@ -17,6 +17,7 @@ from training.data.feed import Examples, TrainFeed, build_feed
 from training.distributed import Processes, synchronise_layers, wrap_model
 from training.ema import WeightAverage
 from training.losses import ClassificationLoss, build_loss
+from training.memory_format import check_channels_last, to_channels_last
 from training.models import WhitenedClassifier, build_model
 from training.optim import RateSchedule, build_optimizer
 from training.precision import Precision
@@ -142,7 +143,8 @@ def build_trainer(
     """Put model, loss, optimiser and sampler together on a device.
 
     Raises:
-        ConfigError: If the batches do not fit the data or the processes.
+        ConfigError: If the batches do not fit the data or the processes, or the model cannot be
+            trained in the channels-last format on this device.
     """
     processes = processes or Processes()
     labels = dataset.train.labels
@@ -151,9 +153,11 @@ def build_trainer(
     model = build_model(config, dataset.channels, dataset.num_classes, seeds.initialisation)
     model = synchronise_layers(model, processes, config.sync_bn, config.sync_whitening)
     model = model.to(device)
+    if config.compile:
+        check_channels_last(model, device, "compile")
     if config.channels_last:
-        # Torch declares this argument for tensors alone.
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        check_channels_last(model, device, "channels_last")
+        model = to_channels_last(model)
     forward = wrap_model(model, processes)
     decay = config.optim.ema_decay
     optimizer, schedule = build_optimizer(model, config.optim, len(sampler))

@@ -14,6 +14,7 @@ from training.config import TrainConfig
 from training.config.load import load_config
 from training.data import LongTailedDataset, build_dataset
 from training.errors import ConfigError
+from training.memory_format import to_channels_last, unsafe_convolutions
 from training.models import WhitenedClassifier, build_model
 from training.reproducibility import Seeds, resolve_seeds
 from training.run_folder import RunFolder
@@ -102,9 +103,9 @@ def restore_model(
         raise ConfigError(
             f"{path}: expected the {checkpoint} checkpoint of this run, got: {reason}"
         ) from error
-    if run.config.channels_last:
-        # Torch declares this argument for tensors alone.
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # What was trained on a GPU may have a gradient (`diagnose`) that corrupts memory on a CPU.
+    if run.config.channels_last and not (device.type == "cpu" and unsafe_convolutions(model)):
+        model = to_channels_last(model)
     return model.to(device)
 
 

@@ -123,7 +123,6 @@ def run(
     order: str = "forward",
     sanitize: bool | str = False,
     seed: int = 1,
-    timeout: float = 300.0,
     probe: Probe | None = None,
     **arguments: Tensor | int | float | None,
 ) -> dict[str, Tensor]:
@@ -136,7 +135,6 @@ def run(
             ``"races"`` to record every access of global memory as well; ``"contracted"`` is no
             sanitizer but has products and sums fused.
         seed: of the random order.
-        timeout: seconds after which the program counts as hanging.
         probe: says which call to leave out, and takes what was reached.
         **arguments: what the driver asks for by name; None is left out.
 
@@ -155,12 +153,9 @@ def run(
                 if value is not None:
                     _write(file, name, value)
         asked = [] if probe is None else [f"--omit={probe.omit}"]
-        try:
-            done = subprocess.run(
-                [program, given, results, *asked], capture_output=True, text=True, timeout=timeout
-            )
-        except subprocess.TimeoutExpired as expired:
-            raise EmulationError(f"{driver}: did not end in {timeout} s") from expired
+        # No deadline: the emulator finds threads that wait for each other, and what only takes
+        # long, on a busy machine, must not count as caught.
+        done = subprocess.run([program, given, results, *asked], capture_output=True, text=True)
         if done.returncode == 2:  # a wrong call: no kernel ran
             raise RuntimeError(done.stderr)
         if done.returncode != 0:

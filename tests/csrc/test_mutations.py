@@ -60,9 +60,7 @@ def check(
 ) -> None:
     """Raise what is wrong with the eigensystems of ``a``."""
     # One block for all: a barrier between two matrices of a block matters, too.
-    values, vectors, sweeps = solve(
-        a, order=order, most_blocks=1, timeout=60.0, probe=probe, **given
-    )
+    values, vectors, sweeps = solve(a, order=order, most_blocks=1, probe=probe, **given)
     assert (sweeps <= most_sweeps).all()
     good = a.isfinite().flatten(1).all(1)
     assert_solved(a[good], values[good], vectors[good], k)

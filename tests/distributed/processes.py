@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import pickle
-import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-# Seconds; a case takes milliseconds (compiling: seconds), and a hang must fail. Where one process
-# raised, the others wait for the group's time: they answer before the pool's is over.
-GROUP_TIMEOUT, TIMEOUT = 60.0, 100.0
+from tests.helpers.processes import die_with_parent
+
+# A backstop alone: where one process raises, the others are ended with it.
+GROUP_TIMEOUT = timedelta(minutes=10)
 
 # In a process of the pool: the group of that many processes. The last rank is outside of the
 # smaller one, and has PyTorch's placeholder there.
@@ -33,13 +35,14 @@ def collectives(size: int) -> int:
 
 def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
     """Join the group, then answer requests ``(function, args)`` until the pipe closes."""
+    die_with_parent()
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{store}",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=GROUP_TIMEOUT),
+        timeout=GROUP_TIMEOUT,
     )
     groups[size] = "world"
     groups[size - 1] = dist.new_group(list(range(size - 1)))
@@ -61,13 +64,19 @@ class Processes:
     """``size`` processes, ranks 0 ... size - 1 of the default group."""
 
     def __init__(self, size: int, folder: Path) -> None:
+        self.size, self.folder, self.generation = size, folder, 0
+        self.pipes: list[Connection] = []
+        self.workers: list[BaseProcess] = []
+
+    def start(self) -> None:
+        """Start the processes; they join one group."""
         context = multiprocessing.get_context("spawn")
-        self.size, self.alive = size, True
-        self.pipes, self.workers = [], []
-        for rank in range(size):
+        self.generation += 1
+        store = str(self.folder / f"store-{self.generation}")
+        for rank in range(self.size):
             ours, theirs = context.Pipe()
             worker = context.Process(
-                target=_serve, args=(rank, size, str(folder / "store"), theirs), daemon=True
+                target=_serve, args=(rank, self.size, store, theirs), daemon=True
             )
             worker.start()
             theirs.close()
@@ -75,29 +84,46 @@ class Processes:
             self.workers.append(worker)
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Return ``function(rank, *args)`` of every rank. An exception or a hang fails the test.
+        """Return ``function(rank, *args)`` of every rank.
+
+        An exception, or the end of a process, fails the test at once: all processes are ended, as
+        the others may wait for that one, and started anew for the next test. So does a hang, as
+        soon as pytest's limit ends the test.
 
         ``function`` is found by its name, what it takes and returns is pickled.
         """
-        assert self.alive, "an earlier test hung: its processes were stopped"
-        for pipe in self.pipes:
-            pipe.send_bytes(pickle.dumps((function, args)))
-        deadline = time.monotonic() + TIMEOUT
-        results = []
-        for rank, pipe in enumerate(self.pipes):
-            if not pipe.poll(max(0.0, deadline - time.monotonic())):
-                self.close()
-                raise AssertionError(f"rank {rank} did not answer in {TIMEOUT} s: it hangs")
-            results.append(pickle.loads(pipe.recv_bytes()))
-        for rank, (worked, value) in enumerate(results):
-            assert worked, f"rank {rank} raised:\n{value}"
-        return [value for _, value in results]
+        if not self.workers:
+            self.start()
+        try:
+            for pipe in self.pipes:
+                pipe.send_bytes(pickle.dumps((function, args)))
+            return self._answers()
+        except BaseException:
+            self.close()
+            raise
+
+    def _answers(self) -> list[Any]:
+        """Wait for all answers, without a deadline."""
+        results: dict[int, Any] = {}
+        while len(results) < self.size:
+            waiting = {self.pipes[r]: r for r in range(self.size) if r not in results}
+            # The pipe of a process that has ended is ready, too.
+            for pipe in multiprocessing.connection.wait(list(waiting)):
+                rank = waiting[pipe]
+                try:
+                    worked, results[rank] = pickle.loads(pipe.recv_bytes())
+                except EOFError:
+                    self.workers[rank].join()
+                    status = self.workers[rank].exitcode
+                    raise AssertionError(f"rank {rank} ended with status {status}") from None
+                assert worked, f"rank {rank} raised:\n{results[rank]}"
+        return [results[rank] for rank in range(self.size)]
 
     def close(self) -> None:
         """End the processes: they hold nothing that is worth an orderly end."""
-        self.alive = False
-        for pipe in self.pipes:
-            pipe.close()
         for worker in self.workers:
             worker.kill()
             worker.join()
+        for pipe in self.pipes:
+            pipe.close()
+        self.pipes, self.workers = [], []

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +16,15 @@ import gpu_summary
 import pytest
 from gpu_parts import Part, Setting, Step
 
+from tests.helpers.processes import is_gone, started, until, with_parent
+
 ROOT = Path(__file__).resolve().parents[2]
 # What $OUT may hold where results are carried away by a machine's tools.
 FILES = 8
 
 
-def fake(name: str, code: str, limit: float = 20.0) -> Part:
-    """A part that runs Python code."""
+def fake(name: str, code: str, limit: float = 500.0) -> Part:
+    """A part that runs Python code, which takes a moment: no machine meets the limit."""
     command = [sys.executable, "-S", "-c", code]
     return Part(lambda setting, seconds: [Step(command)], limit, 0.0, 1.0, f"{name}.log")
 
@@ -75,25 +76,34 @@ def test_other_sources_do_it_again(check, tmp_path, capsys, monkeypatch) -> None
     assert "done before" not in capsys.readouterr().out
 
 
+# Waits for ever with a child that does; the file has the child's number.
+HANGING = """
+import os, signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"])
+with open({file!r} + ".new", "w") as file:
+    file.write(str(child.pid))
+os.replace({file!r} + ".new", {file!r})
+signal.pause()
+"""
+
+
 @pytest.mark.slow
-def test_a_part_that_hangs_is_stopped_with_its_children(check, tmp_path) -> None:
-    child = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', "
-    child += "'import time; time.sleep(100)']); "
-    child += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); time.sleep(100)"
-    started = time.monotonic()
-    assert check("benchmarks", "synccheck", benchmarks=fake("", child, limit=6.0)) == 1
-    assert time.monotonic() - started < 30
+def test_a_part_that_hangs_is_stopped_with_its_children(check, tmp_path, monkeypatch) -> None:
+    child = tmp_path / "child"
+
+    class Started(subprocess.Popen):
+        """A process whose limit begins when its child is there, however busy the machine is."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            if "HANGING" in str(self.args) and self.poll() is None:
+                until(child.exists, self)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    part = fake("", "# HANGING" + HANGING.format(file=str(child)), limit=6.0)
+    assert check("benchmarks", "synccheck", benchmarks=part) == 1
     assert states(tmp_path) == {"benchmarks": "stopped after 6 s", "synccheck": "passed"}
-    with pytest.raises(ProcessLookupError):
-        _wait_for_end(int((tmp_path / "pid").read_text()))
-
-
-def _wait_for_end(pid: int) -> None:
-    for _ in range(50):
-        stat = Path(f"/proc/{pid}/stat")
-        if not stat.exists() or stat.read_text().split(")")[1].split()[0] == "Z":
-            raise ProcessLookupError
-        time.sleep(0.1)
+    until(lambda: is_gone(int(child.read_text())))
 
 
 def test_without_a_build_nothing_is_tried(check, tmp_path) -> None:
@@ -114,24 +124,23 @@ def test_an_unknown_part_is_named(check, capsys) -> None:
 
 
 def test_a_signal_ends_it_with_a_summary(tmp_path) -> None:
+    child = tmp_path / "child"
     code = (
         "import sys; sys.path.insert(0, 'tools'); import gpu_check as g\n"
         "from gpu_parts import Part, Step\n"
-        "command = [sys.executable, '-c', 'import time; time.sleep(100)']\n"
-        "g.PARTS['build'] = Part(lambda s, t: [Step(command)], 60, 0, 1, 'build.log')\n"
+        f"command = [sys.executable, '-S', '-c', {HANGING.format(file=str(child))!r}]\n"
+        "g.PARTS['build'] = Part(lambda s, t: [Step(command)], 3000, 0, 1, 'build.log')\n"
         "sys.exit(g.main(['--dry-run']))\n"
     )
     environment = {**os.environ, "OUT": str(tmp_path)}
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
-    for _ in range(300):
-        if (tmp_path / "build.log").exists():
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=40) == 1
+    with started([sys.executable, "-c", code], cwd=ROOT, env=environment) as process:
+        until(child.exists, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 1
     assert states(tmp_path) == {"build": "interrupted by SIGTERM"}
     text = (tmp_path / gpu_summary.SUMMARY_FILE).read_text()
     assert "build      NOT PASSED: interrupted by SIGTERM" in text
+    until(lambda: is_gone(int(child.read_text())))
 
 
 def test_the_limits_leave_time_for_every_part() -> None:
@@ -190,7 +199,7 @@ def test_a_quick_run_from_build_to_summary(tmp_path) -> None:
     shown = []
     for _ in range(2):
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
+            with_parent(command), cwd=ROOT, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr
         shown.append(done.stdout)

@@ -6,6 +6,7 @@ Usage: python killed_runs.py FOLDER KILLS SEED; prints one line of JSON.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from tests.helpers.processes import die_with_parent
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
 from training.data import build_dataset
@@ -26,6 +28,7 @@ from training.reproducibility import deterministic_algorithms
 from training.run_folder import RunFolder
 from training.train import run_training
 
+GOT_ON = 5  # kills, at least, before which a run has made steps
 TIMES = ("train_seconds", "images_per_second")
 
 
@@ -46,6 +49,7 @@ def fork_run(config: TrainConfig) -> int:
     child = os.fork()
     if child == 0:
         try:
+            die_with_parent()
             run_training(config, Console(file=io.StringIO()))
             os._exit(0)
         except BaseException:
@@ -64,10 +68,13 @@ def finish(config: TrainConfig) -> None:
         raise RuntimeError(f"a run that nobody killed ended with status {status}")
 
 
-def killed_after(config: TrainConfig, delay: float) -> bool:
-    """Run, and kill after a delay in seconds; return False if the run was done before."""
-    child = fork_run(config)
-    time.sleep(delay)
+def ended(child: int) -> bool:
+    """Whether a child has ended; it stays to be waited for."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def kill(child: int) -> bool:
+    """Kill a run; return False if it was done before."""
     os.kill(child, signal.SIGKILL)  # the child is not waited for yet, so its id is still its own
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):
@@ -75,6 +82,26 @@ def killed_after(config: TrainConfig, delay: float) -> bool:
     if status != 0:
         raise RuntimeError(f"a run ended with status {status} before it was killed")
     return False
+
+
+def killed_after(config: TrainConfig, delay: float, saves: int) -> bool:
+    """Run, and kill after the first so many saves and a delay in seconds; False if it was done."""
+    newest = RunFolder(Path(config.output.root) / config.output.name).checkpoint("last")
+    child = fork_run(config)
+    for _ in range(saves):
+        before = stamp(newest)
+        while stamp(newest) == before and not ended(child):
+            time.sleep(0.002)
+    time.sleep(delay)
+    return kill(child)
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What another save changes; None before the first."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def same(one: Any, other: Any) -> bool:
@@ -123,7 +150,7 @@ def uninterrupted(root: Path) -> tuple[dict[str, Any], float, float]:
         pass
     started = time.perf_counter()
     child = fork_run(config)
-    while not folder.checkpoint("last").exists() and os.waitpid(child, os.WNOHANG)[0] == 0:
+    while not folder.checkpoint("last").exists() and not ended(child):
         time.sleep(0.002)
     first = time.perf_counter() - started
     if os.waitpid(child, 0)[1] != 0:
@@ -134,20 +161,24 @@ def uninterrupted(root: Path) -> tuple[dict[str, Any], float, float]:
 def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
     """Compare runs that were killed with one that was not.
 
-    The delays lie around the time of the first save of an undisturbed run, so that runs are killed
-    while they start or resume as well as after some steps more.
+    Every other kill comes at a moment around the time of the first save of an undisturbed run, so
+    while a run starts or resumes, or some steps later, as fast as the machine is; the others wait
+    for some saves, so they get on on every machine.
     """
     torch.set_num_threads(1)
     expected, first, length = uninterrupted(root)
     generator = random.Random(seed)
     done, in_a_save, got_on, per_run, equal = 0, 0, 0, [0], []
-    before = 0
-    while done < kills or per_run[-1] > 0:
+    before, tries = 0, 0
+    while (left := done < kills or got_on < GOT_ON) or per_run[-1] > 0:
         config = small_config(root, f"killed-{len(per_run)}")
         folder = RunFolder(root / f"killed-{len(per_run)}")
-        if done == kills:
+        tries += 1
+        saves = generator.randint(1, 4) if tries % 2 == 0 else 0
+        delay = first * generator.uniform(0.3, 2.0) if saves == 0 else generator.uniform(0.0, 0.02)
+        if not left:
             finish(config)
-        elif killed_after(config, first * generator.uniform(0.3, 2.0)):
+        elif killed_after(config, delay, saves):
             done += 1
             per_run[-1] += 1
             saved = folder.path / "checkpoints"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from tests.helpers.processes import started, until
 from training.ablate import execute, run_ablate
 from training.ablate.plan import plan, resolve_axes
 from training.ablate.state import is_finished, locked, prepare
@@ -187,34 +188,36 @@ def test_parallel_equals_serial_and_both_print_the_table(ablation: AblateConfig)
     assert "2 of them finished before" in text
 
 
-def _kill_when(
-    monkeypatch: pytest.MonkeyPatch, name: str, condition: Callable[[Path], bool]
-) -> None:
-    """Kill -9 the run of that name as soon as its folder meets a condition."""
-    start = execute._start
+def _interpreter(folder: Path, *arguments: str | Path) -> Path:
+    """What runs like Python, but stops runs as `stopping_runs.py` does with these arguments."""
+    program = folder / "python"
+    command = [sys.executable, Path(__file__).with_name("stopping_runs.py"), *arguments]
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, command))} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def _kill(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path) -> None:
+    """Have the run of that name killed with -9 when its first epoch is saved."""
+    start, program = execute._start, _interpreter(folder, "kill")
 
     def started(grid: Any, run: Any, lock: int) -> Any:
-        process = start(grid, run, lock)
-        if run.name == name:
-            deadline = time.monotonic() + 60
-            while not condition(grid.run_root / name):
-                assert time.monotonic() < deadline
-                assert process.handle.poll() is None
-                time.sleep(0.005)
-            process.handle.kill()
-        return process
+        with pytest.MonkeyPatch.context() as patch:
+            if run.name == name:
+                patch.setattr(sys, "executable", str(program))
+            return start(grid, run, lock)
 
     monkeypatch.setattr(execute, "_start", started)
 
 
 @pytest.mark.full
 def test_a_killed_run_stops_no_other_and_continues(
-    ablation: AblateConfig, monkeypatch: pytest.MonkeyPatch
+    ablation: AblateConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    ablation.train.optim.epochs = 12  # long enough to be killed in the middle
+    ablation.train.optim.epochs = 3
     killed, other = "digits-lt-none-4", "digits-lt-batchnorm-4"
     with monkeypatch.context() as patch:
-        _kill_when(patch, killed, lambda folder: (folder / "checkpoints/last.pt").exists())
+        _kill(patch, killed, tmp_path)
         code, text = _ablate(ablation)
     assert code == 1
     assert _statuses(ablation) == {killed: "failed", other: "finished"}
@@ -230,7 +233,7 @@ def test_a_killed_run_stops_no_other_and_continues(
     assert "1 of them finished before" in text
     assert sorted(path.name for path in root.iterdir()) == sorted([killed, other])
     assert (root / other / "summary.json").stat().st_mtime_ns == kept
-    assert len((root / killed / "metrics.jsonl").read_text().splitlines()) == 12
+    assert len((root / killed / "metrics.jsonl").read_text().splitlines()) == 3
     log = (plan(ablation).folder / "logs" / f"{killed}.log").read_text()
     assert f"continuing {root / killed}" in log
     planned = next(run.config for run in plan(ablation).runs if run.name == killed)
@@ -262,44 +265,54 @@ def test_a_run_that_fails_is_reported_with_its_reason(ablation: AblateConfig):
     assert "/logs/digits-lt-lr=1e+20-4.log" in text
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_ablate_itself_is_killed(ablation: AblateConfig, number: signal.Signals):
-    ablation.train.optim.epochs = 60
-    arguments = ["--root", ablation.root, "--axes.whitening", "[none, batchnorm]"]
+def _ablate_in_a_process(config: AblateConfig, interpreter: str) -> list[str]:
+    """Return the command of the ablation in a process of its own."""
+    code = f"import sys; sys.executable = {interpreter!r}; from training.cli import run; "
+    arguments = ["ablate", "--root", config.root, "--axes.whitening", "[none, batchnorm]"]
     arguments += ["--seeds", "[4]", "--train.model.width", "1", "--train.output.plots", "false"]
-    arguments += ["--train.optim.epochs", "60", "--train.optim.warmup_epochs", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "training", "ablate", *arguments],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-    )
-    folder = plan(ablation).run_root / "digits-lt-none-4"
-    deadline = time.monotonic() + 60
-    while not (folder / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(number)
-    code = process.wait(30)
-    if number == signal.SIGKILL:
-        assert code == -signal.SIGKILL
+    arguments += ["--train.optim.epochs", str(config.train.optim.epochs)]
+    arguments += ["--train.optim.warmup_epochs", "0"]
+    return [sys.executable, "-c", code + "sys.exit(run(sys.argv[1:]))", *arguments]
+
+
+def _is_locked(config: AblateConfig) -> bool:
+    try:
+        with locked(plan(config)):
+            return False
+    except ConfigError:
+        return True
+
+
+@pytest.mark.slow
+def test_ablate_itself_is_killed(ablation: AblateConfig, tmp_path: Path):
+    ablation.train.optim.epochs = 2
+    go_on = tmp_path / "go on"
+    command = _ablate_in_a_process(ablation, str(_interpreter(tmp_path, go_on, str(os.getpid()))))
+    metrics = plan(ablation).run_root / "digits-lt-none-4/metrics.jsonl"
+    with started(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as process:
+        until(metrics.exists, process)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
         with pytest.raises(ConfigError, match="by runs that one has started"):
             _ablate(ablation)  # its run goes on, and holds the folder
-        while True:
-            try:
-                with locked(plan(ablation)):
-                    break
-            except ConfigError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        code, text = _ablate(ablation)
-        assert code == 0
-        assert "1 of them finished before" in text
-    else:
-        assert code == 128 + signal.SIGTERM
-        with locked(plan(ablation)):  # its run was ended with it
-            assert not (folder / "summary.json").exists()
+        go_on.touch()
+        until(lambda: not _is_locked(ablation))
+    code, text = _ablate(ablation)
+    assert code == 0
+    assert "1 of them finished before" in text
+
+
+@pytest.mark.slow
+def test_ablate_is_asked_to_end(ablation: AblateConfig):
+    ablation.train.optim.epochs = 100_000
+    folder = plan(ablation).run_root / "digits-lt-none-4"
+    command = _ablate_in_a_process(ablation, sys.executable)
+    with started(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as process:
+        until((folder / "metrics.jsonl").exists, process)
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+        assert not _is_locked(ablation)  # its run was ended with it
+        assert not (folder / "summary.json").exists()
 
 
 def test_the_command_returns_the_status(ablation: AblateConfig, capsys: pytest.CaptureFixture[str]):

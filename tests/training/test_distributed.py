@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -15,6 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.helpers.processes import started, until, with_parent
 from tests.training.two_processes import evaluate_split, small_config, train_steps
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
@@ -34,28 +36,39 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 pytestmark = pytest.mark.slow
 
 
-def _run_two(scene: str, folder: Path, timeout: float = 300) -> list[tuple[int, str]]:
-    """Run a scene on two processes; return exit status and standard error of each."""
+def _run_two(scene: str, folder: Path, both_end: bool = False) -> list[tuple[int | None, str]]:
+    """Run a scene on two processes; return exit status and standard error of each.
+
+    Once one has failed, the other is not waited for unless that is what is tested.
+    """
     script = Path(__file__).with_name("two_processes.py")
-    started = [
-        subprocess.Popen(
-            [sys.executable, script, scene, folder, str(rank)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
+    errors = [folder / f"{scene}-{rank}.err" for rank in range(2)]
+    with contextlib.ExitStack() as stack:
+        two = []
+        for rank in range(2):
+            command = [sys.executable, script, scene, folder, str(rank)]
+            file = stack.enter_context(errors[rank].open("w"))
+            two.append(stack.enter_context(started(command, stderr=file, env=ENVIRONMENT)))
+        until(
+            lambda: (
+                all(process.poll() is not None for process in two)
+                or (not both_end and any(process.poll() for process in two))
+            )
         )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=timeout)[1] for process in started]
-    return [(process.returncode, text) for process, text in zip(started, errors, strict=True)]
+        statuses = [process.poll() for process in two]  # None: still waits for the other
+    return [(status, path.read_text()) for status, path in zip(statuses, errors, strict=True)]
+
+
+def _run_two_well(scene: str, folder: Path) -> None:
+    results = _run_two(scene, folder)
+    assert [status for status, _ in results] == [0, 0], "\n".join(text for _, text in results)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all scenes that end well."""
     path = tmp_path_factory.mktemp("two")
-    for status, errors in _run_two("all_scenes", path):
-        assert status == 0, errors
+    _run_two_well("all_scenes", path)
     return path
 
 
@@ -90,8 +103,7 @@ def test_weights_are_those_of_one_process(folder: Path, tmp_path: Path, whitenin
 
 @pytest.mark.full
 def test_compiled_training_on_two_processes(tmp_path: Path):
-    for status, errors in _run_two("compiled_steps", tmp_path):
-        assert status == 0, errors
+    _run_two_well("compiled_steps", tmp_path)
     first, second = (torch.load(tmp_path / f"compiled-{rank}.pt") for rank in range(2))
     assert first["plain"]["graphs"] == 0 < first["compiled"]["graphs"]
     for found in (first, second):
@@ -160,7 +172,7 @@ def test_one_process_continues_a_run_of_two(folder: Path):
 
 
 def test_an_error_of_one_process_ends_both(tmp_path: Path):
-    (first, first_text), (second, second_text) = _run_two("fail_on_one", tmp_path)
+    (first, first_text), (second, second_text) = _run_two("fail_on_one", tmp_path, True)
     assert first != 0 and second != 0, (first_text, second_text)
     assert "expected a file, got none on this machine" in second_text
 
@@ -173,7 +185,7 @@ def test_torchrun(tmp_path: Path):
         *("--whitening=eager", "--output.name=run"),
     ]
     result = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        with_parent(command), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()

@@ -91,6 +91,7 @@ def test_an_overflow_of_fp16_skips_the_step_and_halves_the_scale(config: TrainCo
 
 
 def test_channels_last_is_the_same_up_to_rounding(config: TrainConfig):
+    config.model.width = 16  # see training/memory_format.py
     plain = _first_loss(config)
     config.channels_last = True
     trainer = _trainer(config)
@@ -108,6 +109,7 @@ def test_channels_last_is_the_same_up_to_rounding(config: TrainConfig):
 
 @pytest.mark.slow
 def test_compiled_training_is_the_same_up_to_rounding(config: TrainConfig):
+    config.model.width = 16  # see training/memory_format.py
     plain = _first_loss(config)
     config.compile = True
     trainer = _trainer(config)
@@ -124,6 +126,7 @@ def test_compiled_training_is_the_same_up_to_rounding(config: TrainConfig):
 
 def test_the_option_compile_compiles(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     compiled = []
+    config.model.width = 16
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
     trainer = _trainer(replace(config, compile=True))
     assert compiled == [trainer.model] and trainer.forward is trainer.model
