@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# What depends on the kernels alone and takes long: tools/kernel_checks.sh [--all]
+# What depends on the kernels alone and takes long: tools/kernel_checks.sh [--all] [NAME...]
 #
 #     triton-resources  every Triton kernel compiled for sm_80 and sm_90, against the table
 #     triton-versions   the oldest and the newest Triton
 #     cuda              a CUDA build of torch, the CUDA module with it, against csrc/cuda/resources.csv
 #     sanitizers        address and undefined behaviour, over the stages on the CPU
 #
-# A check runs if what it depends on has changed since it passed last (tools/stamps.json), with --all
-# always. What passes is stamped: commit tools/stamps.json with the change. Needs the environment
-# that `make test` makes, active or named by PYTHON; for "cuda" also an nvcc, and no GPU.
+# A check, of all or of those that are named, runs if what it depends on has changed since it passed
+# last (tools/stamps.json); with --all always. What passes is stamped: commit tools/stamps.json with the
+# change. Needs the environment that `make test` makes, active or named by PYTHON; for "cuda" also an
+# nvcc, and no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${PYTHON:-python}")
-all=${1:-}
+all=
+[ "${1:-}" != --all ] || { all=1; shift; }
+[ $# -gt 0 ] || set -- triton-resources triton-versions cuda sanitizers
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -77,9 +80,14 @@ sanitizers() {
   )
 }
 
-for name in triton-resources triton-versions cuda sanitizers; do
-  if "$python" tools/stamps.py stale "$name" || [ "$all" = --all ]; then
+for name; do
+  status=0
+  "$python" tools/stamps.py stale "$name" || status=$?
+  [ "$status" -le 1 ] || exit "$status"
+  if [ "$status" = 0 ] || [ -n "$all" ]; then
+    start=$SECONDS
     "${name//-/_}"
     "$python" tools/stamps.py write "$name"
+    echo "$name: passed in $((SECONDS - start)) s"
   fi
 done

@@ -65,7 +65,8 @@ def read() -> dict[str, str]:
 def main(command: str, name: str) -> int:
     """Carry out a command; return the exit status."""
     if name not in SOURCES or command not in ("stale", "write"):
-        sys.exit(f"expected stale or write, and one of {list(SOURCES)}; got {command} {name}")
+        print(f"expected stale or write, and one of {list(SOURCES)}; got {command} {name}")
+        return 2
     now, before = fingerprint(name), read()
     if command == "write":
         text = json.dumps({**before, name: now}, indent=1, sort_keys=True) + "\n"
