@@ -1,7 +1,7 @@
 #   make demo      install, train on long-tailed digits with fused whitening, say where the pictures lie
 #   make check     install, lint, the tests of the inner loop: three minutes on two slow cores
 #   make test      install, the tests: ten minutes there
-#   make test-all  install, every case of every test, and what depends on the kernels: an hour or two
+#   make test-all  install, every case of every test, and what depends on the kernels: before a release
 #
 # They work in the active virtual or conda environment, else in .venv, which they create. A torch
 # that is installed there is used as it is (2.10 or later).
