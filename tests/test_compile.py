@@ -1,6 +1,7 @@
 """torch.compile without graph breaks, and export of evaluation as plain matrix products."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,8 +89,12 @@ def test_dynamic_batch_sizes_share_one_graph(rows: tuple[int, ...], backend: str
     assert len([g for g in counter.graphs if len(g.graph.nodes)]) == 1
 
 
-def test_inductor(backend: str) -> None:
-    """Generated code around the stages, forward and backward, once."""
+def test_inductor(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated code around the stages, forward and backward, once.
+
+    In a cache of its own: code that another instruction set left there gives wrong gradients.
+    """
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = nn.Sequential(
         nn.Linear(5, 6), ChannelWhitening(6, affine=True, backend=backend), nn.Linear(6, 2)
     ).double()
