@@ -1,6 +1,7 @@
 """torch.compile without graph breaks, and export of evaluation as plain matrix products."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,8 +99,12 @@ def test_dynamic_batch_sizes_share_one_graph(rows: tuple[int, ...], backend: str
         pytest.param("triton", marks=[pytest.mark.full, pytest.mark.interpret]),
     ],
 )
-def test_inductor(backend: str) -> None:
-    """Generated code around the stages, forward and backward, once."""
+def test_inductor(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated code around the stages, forward and backward, once.
+
+    In a cache of its own: code that another instruction set left there gives wrong gradients.
+    """
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = nn.Sequential(
         nn.Linear(5, 6), ChannelWhitening(6, affine=True, backend=backend), nn.Linear(6, 2)
     ).double()
