@@ -42,8 +42,12 @@ def started(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
         try:
             yield process
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill_group(process)
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
@@ -54,6 +58,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen | None = None
     """
     while not condition():
         if process is not None and process.poll() is not None and not condition():
+            _kill_group(process)  # who still has its pipes
             written = [pipe.read() for pipe in (process.stdout, process.stderr) if pipe]
             raise AssertionError(f"it ended with status {process.returncode}: {written}")
         time.sleep(0.005)

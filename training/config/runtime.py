@@ -21,9 +21,10 @@ class RuntimeConfig:
     Attributes:
         precision: fp32, or automatic mixed precision in bf16 or fp16 (fp16 with a gradient scaler).
             The whitening layer, the loss and every evaluation compute in float32 all the same.
-        channels_last: Keep images and convolution weights in the channels-last memory format.
+        channels_last: Keep images and convolution weights in the channels-last memory format. On a
+            CPU, small-resnet needs a width of 16 then, since narrower networks corrupt memory.
         compile: Compile the training forward and backward with torch.compile. Evaluation is not
-            compiled.
+            compiled. Widths on a CPU: as with channels_last.
         sync_bn: Batch normalisation over the rows of all processes (torch.nn.SyncBatchNorm); CUDA
             only. Otherwise each process normalises by its own rows, and the running statistics are
             averaged over the processes at the end of each epoch.
