@@ -18,6 +18,7 @@ from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig
 from training.errors import ConfigError, TrainingDiverged, TrainingStopped
 from training.presets import expand_presets
 from training.presets.command import PresetsConfig, run_presets
+from training.signals import sigterm_as_exit
 
 
 class _Parser(ArgumentParser):
@@ -206,18 +207,22 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status: 0, 1 if training diverged or the command says so (a run of a grid failed),
-        2 for a wrong configuration, 143 or 130 if SIGTERM or SIGINT stopped training (128 + its
-        number), after everything was saved.
+        2 for a wrong configuration, 143 or 130 if SIGTERM or SIGINT stopped the command (128 + its
+        number): training saves everything first.
     """
     command, config = parse(arguments)
     try:
-        return _COMMANDS[command][1](config)
+        with sigterm_as_exit():
+            return _COMMANDS[command][1](config)
     except (ConfigError, TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _with_values(arguments: list[str]) -> list[str]:

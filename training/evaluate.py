@@ -6,7 +6,7 @@ Always in float32, whatever precision trains, so that figures do not depend on i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +54,9 @@ def evaluate(
         processes: That share the work; all of them call this, and all get the result.
     """
     tally = Tally(dataset.num_classes, split.labels.device)
-    with evaluating(model):
-        for images, labels in dataset.evaluation_batches(
-            split, BATCH_SIZE, processes.rank, processes.world_size
-        ):
+    pass_over = dataset.evaluation_batches(split, BATCH_SIZE, processes.rank, processes.world_size)
+    with evaluating(model), closing(pass_over) as batches:
+        for images, labels in batches:
             logits = model(images)  # [B, K]
             tally.add(logits, labels, evaluation_loss(logits, labels))
     return tally.sum_over(processes).evaluation(groups)
@@ -67,8 +66,7 @@ def collect_features(
     model: WhitenedClassifier, dataset: LongTailedDataset, split: Split | FileSplit
 ) -> tuple[Tensor, Tensor]:
     """Return the features before and after whitening, evaluation mode: [N, D] each, on the CPU."""
-    with evaluating(model):
-        batches = dataset.evaluation_batches(split, BATCH_SIZE)
+    with evaluating(model), closing(dataset.evaluation_batches(split, BATCH_SIZE)) as batches:
         pairs = [model.features(images) for images, _ in batches]
     before, after = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
     return before, after

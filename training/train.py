@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,11 +83,9 @@ def run_training(config: TrainConfig, console: Console | None = None) -> dict[st
         reporter = build_reporter(console, config.optim.epochs, len(run.trainer.sampler))
         if processes.first:
             reporter = with_scalars(reporter, config, run.folder, run.trainer)
-        try:
+        with closing(run.trainer.feed), closing(reporter):
             reporter.start(run.trainer.step)
             _train(run, reporter, signals)
-        finally:
-            reporter.close()
         return finish_run(config, run.trainer, run.history, run.folder, console, started)
 
 

@@ -73,6 +73,17 @@ def is_gone(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] == "Z"
 
 
+def members(session: int) -> list[int]:
+    """Return the processes of a session that have not ended: that of `started`, its children."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state, _, _, of = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(of) == session and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
 if __name__ == "__main__":
     die_with_parent()
     os.execvp(sys.argv[1], sys.argv[1:])

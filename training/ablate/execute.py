@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -42,7 +38,7 @@ def execute(
     """Run all runs that wait, at most ``jobs`` at a time, in their order.
 
     A run that fails does not stop the others. If this function is left by an exception, an
-    interrupt or SIGTERM, the processes are ended before.
+    interrupt or SIGTERM (`signals.sigterm_as_exit`), the processes are ended before.
 
     Args:
         plan: The grid.
@@ -53,22 +49,21 @@ def execute(
     """
     waiting = [run for run in plan.runs if states[run.name].status == "waiting"]
     processes: list[_Process] = []
-    with _sigterm_as_exit():
-        try:
-            while waiting or processes:
-                while waiting and len(processes) < jobs:
-                    run = waiting.pop(0)
-                    processes.append(_start(plan, run, lock))
-                    states[run.name].status = "running"
-                    on_change()
-                time.sleep(POLL_SECONDS)
-                ended = [p for p in processes if p.handle.poll() is not None]
-                processes = [p for p in processes if p not in ended]
-                for process in ended:
-                    states[process.run.name] = _outcome(plan, process)
-                    on_change()
-        finally:
-            _end(processes)
+    try:
+        while waiting or processes:
+            while waiting and len(processes) < jobs:
+                run = waiting.pop(0)
+                processes.append(_start(plan, run, lock))
+                states[run.name].status = "running"
+                on_change()
+            time.sleep(POLL_SECONDS)
+            ended = [p for p in processes if p.handle.poll() is not None]
+            processes = [p for p in processes if p not in ended]
+            for process in ended:
+                states[process.run.name] = _outcome(plan, process)
+                on_change()
+    finally:
+        _end(processes)
 
 
 def _start(plan: Plan, run: PlannedRun, lock: int) -> _Process:
@@ -115,23 +110,6 @@ def _end(processes: list[_Process]) -> None:
         except subprocess.TimeoutExpired:
             process.handle.kill()
             process.handle.wait()
-
-
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit inside, so that no process is left behind."""
-
-    def stop(number: int, frame: Any) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def config_path(plan: Plan, run: PlannedRun) -> Path:

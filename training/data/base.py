@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -159,8 +159,11 @@ class LongTailedDataset:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Generator[tuple[Tensor, Tensor]]:
         """Yield a split's images, normalised and not augmented, and labels, every image once.
+
+        To be closed (`contextlib.closing`) if it may be left before its end: that ends the
+        processes which decode files.
 
         Args:
             split: Name of a split, or a split of this data set.

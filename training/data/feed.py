@@ -67,6 +67,9 @@ class TrainFeed(ABC):
         number of the batch and the image's place in it alone.
         """
 
+    def close(self) -> None:  # noqa: B027, most feeds have nothing to end
+        """End what the feed has started; whoever builds a feed calls this on every way out."""
+
     def examples(self, plan: Iterable[Batch], epoch: int) -> Iterator[Examples]:
         """Yield the examples of each batch.
 

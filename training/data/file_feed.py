@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,43 +100,61 @@ def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
 
 
-class _Requests:
-    """The batch sampler of a loader that outlives an epoch: what it yields is set for each."""
+class _Workers:
+    """Processes that decode the images of a split, from the first request until `close`.
 
-    def __init__(self) -> None:
-        self.batches: Iterator[list[_Request]] = iter(())
+    They ignore SIGTERM, so Python's exit handler, which sends it and then waits, would wait for
+    ever: whoever makes this closes it on every way out. What was forgotten is closed at exit.
+    """
+
+    def __init__(self, files: _Files, count: int, device: torch.device) -> None:
+        """Prepare ``count`` processes; with 0 of them this one decodes."""
+        self._batches: Iterator[list[_Request]] = iter(())
+        self._device = device
+        self._loader: DataLoader[_Item] = DataLoader(
+            files,
+            batch_sampler=self,
+            num_workers=count,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_start_worker,
+            persistent_workers=count > 0,
+        )
+        _OPEN.add(self)
 
     def __iter__(self) -> Iterator[list[_Request]]:
-        return self.batches
+        """What the loader asks its batch sampler for: the batches of this pass."""
+        return self._batches
+
+    def decode(self, batches: Iterable[list[_Request]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images and labels of each batch, on the device.
+
+        Raises:
+            ConfigError: If an image could not be decoded.
+        """
+        self._batches = iter(batches)
+        for item in self._loader:
+            if isinstance(item, _Failure):
+                raise ConfigError(item.message)
+            images, labels = (tensor.to(self._device, non_blocking=True) for tensor in item)
+            yield images, labels
+
+    def close(self) -> None:
+        """End the processes, and wait for that."""
+        running: Any = self._loader._iterator
+        self._loader._iterator = None
+        if running is not None:
+            # Not left to its destructor: the traceback of an error may hold it until the exit.
+            running._shutdown_workers()
 
 
-def _loader(
-    files: _Files,
-    requests: Iterable[list[_Request]],
-    workers: int,
-    device: torch.device,
-    keep: bool,
-) -> DataLoader[_Item]:
-    return DataLoader(
-        files,
-        batch_sampler=requests,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_start_worker,
-        persistent_workers=keep and workers > 0,
-    )
+_OPEN: weakref.WeakSet[_Workers] = weakref.WeakSet()
 
 
-def _received(item: _Item, device: torch.device) -> list[Tensor]:
-    """Return the images and labels of a batch on a device.
-
-    Raises:
-        ConfigError: If an image could not be decoded.
-    """
-    if isinstance(item, _Failure):
-        raise ConfigError(item.message)
-    return [tensor.to(device, non_blocking=True) for tensor in item]
+@atexit.register
+def _close_all() -> None:
+    for workers in list(_OPEN):
+        workers.close()
 
 
 class FileFeed(TrainFeed):
@@ -156,20 +178,20 @@ class FileFeed(TrainFeed):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Make the loader; its workers start with the first epoch and stay."""
+        """Prepare the workers; they start with the first epoch and stay until `close`."""
         super().__init__(dataset, augmentation, seed, rank, world_size)
-        self._requests = _Requests()
         files = _Files(dataset, dataset.train, augmentation.data.augment != "none")
-        workers = files.loading.workers
-        self._loader = _loader(files, self._requests, workers, dataset.device, keep=True)
+        self._workers = _Workers(files, files.loading.workers, dataset.device)
 
     def load(self, plan: Iterable[Batch], epoch: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """Receive what the workers decoded; see `TrainFeed.load`."""
         waiting: deque[Batch] = deque()  # asked for, and not here yet: the loader keeps the order
-        self._requests.batches = self._ask(plan, epoch, waiting)
-        for item in self._loader:
-            images, labels = _received(item, self.dataset.device)
+        for images, labels in self._workers.decode(self._ask(plan, epoch, waiting)):
             yield waiting.popleft(), images, labels
+
+    def close(self) -> None:
+        """End the workers."""
+        self._workers.close()
 
     def _ask(
         self, plan: Iterable[Batch], epoch: int, waiting: deque[Batch]
@@ -185,7 +207,7 @@ class FileFeed(TrainFeed):
 
 def evaluation_files(
     dataset: LongTailedDataset, split: FileSplit, batch_size: int, rank: int, world_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor]]:
     """Yield a rank's images and labels; see `LongTailedDataset.evaluation_batches`."""
     share = range(rank, len(split), world_size)
     requests = [
@@ -193,7 +215,7 @@ def evaluation_files(
         for start in range(0, len(share), batch_size)
     ]
     files = _Files(dataset, split, augmented=False)
-    workers = min(files.loading.workers, len(requests))
-    for item in _loader(files, requests, workers, dataset.device, keep=False):
-        images, labels = _received(item, dataset.device)
-        yield dataset.normalise(images), labels
+    count = min(files.loading.workers, len(requests))
+    with closing(_Workers(files, count, dataset.device)) as workers:
+        for images, labels in workers.decode(requests):
+            yield dataset.normalise(images), labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def example_images(loaded: LoadedRun) -> Tensor:
     """Normalised test images, evenly spread over the split: float32 [B, C, H, W]."""
     dataset = loaded.dataset
     split = dataset.test.take(evenly_spread(len(dataset.test), _EXAMPLES))
-    return next(iter(dataset.evaluation_batches(split, _EXAMPLES)))[0]
+    with closing(dataset.evaluation_batches(split, _EXAMPLES)) as batches:
+        return next(batches)[0]
 
 
 def metadata(loaded: LoadedRun, size: Sequence[int], folded: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import cache
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from training.config import Stage2Config
 from training.data import LongTailedDataset
-from training.data.feed import build_feed
+from training.data.feed import TrainFeed, build_feed
 from training.evaluate import collect_features
 from training.models import WhitenedClassifier, build_model
 from training.reproducibility import derive_seed
@@ -25,6 +26,7 @@ from training.stage2.train_classifier import FeatureBatches
 SAMPLER, AUGMENTATION, INITIALISATION, HOLDOUT = 1001, 1002, 1003, 1004
 
 
+@contextmanager
 def build_material(
     config: Stage2Config,
     run: Run,
@@ -32,8 +34,8 @@ def build_material(
     data: ChoiceData,
     model: WhitenedClassifier,
     seed: int,
-) -> Material:
-    """Put together what a method works with.
+) -> Iterator[Material]:
+    """Put together what a method works with, for the time of a with statement.
 
     Args:
         config: With its batch size filled in.
@@ -58,18 +60,19 @@ def build_material(
         derive_seed(seed, INITIALISATION),
     ).classifier.to(device)
     batches = ClassBalancedBatches(labels.cpu(), config.batch_size or 0, derive_seed(seed, SAMPLER))
-    if config.cache_features:
-        pairs = _cached(batches, features, labels)
-    else:
-        pairs = _augmented(batches, run, dataset, data, model, derive_seed(seed, AUGMENTATION))
-    return Material(
-        model=model,
-        fresh=fresh,
-        features=features,
-        labels=labels,
-        batches=lambda epoch: FeatureBatches(len(batches), pairs(epoch)),
-        num_classes=dataset.num_classes,
-    )
+    with closing(build_feed(run.config, dataset, derive_seed(seed, AUGMENTATION))) as feed:
+        if config.cache_features:
+            pairs = _cached(batches, features, labels)
+        else:
+            pairs = _augmented(batches, feed, data, model)
+        yield Material(
+            model=model,
+            fresh=fresh,
+            features=features,
+            labels=labels,
+            batches=lambda epoch: FeatureBatches(len(batches), pairs(epoch)),
+            num_classes=dataset.num_classes,
+        )
 
 
 Pairs = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
@@ -87,15 +90,9 @@ def _cached(batches: ClassBalancedBatches, features: Callable[[], Tensor], label
 
 
 def _augmented(
-    batches: ClassBalancedBatches,
-    run: Run,
-    dataset: LongTailedDataset,
-    data: ChoiceData,
-    model: WhitenedClassifier,
-    seed: int,
+    batches: ClassBalancedBatches, feed: TrainFeed, data: ChoiceData, model: WhitenedClassifier
 ) -> Pairs:
     """Features of freshly augmented images, by the run's own feed."""
-    feed = build_feed(run.config, dataset, seed)
 
     def pairs(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         plan = (

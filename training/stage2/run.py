@@ -106,12 +106,12 @@ def choose(
     is also the last; the others come in the order of their training.
     """
     model.eval()
-    material = build_material(config, run, dataset, data, model, config.seed or 0)
     features = feature_split(model, dataset, data.choice)
     candidates, results = [], []
-    for candidate in METHODS[config.method](config, material):
-        candidates.append(candidate)
-        results.append(evaluate_features(candidate.classifier, dataset, features, groups))
+    with build_material(config, run, dataset, data, model, config.seed or 0) as material:
+        for candidate in METHODS[config.method](config, material):
+            candidates.append(candidate)
+            results.append(evaluate_features(candidate.classifier, dataset, features, groups))
     keys = [(result.balanced_accuracy, -result.loss) for result in results]
     return Choice(candidates, results, keys.index(max(keys)))
 

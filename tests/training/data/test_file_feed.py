@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -34,7 +36,9 @@ def files(image_root, data_config):
 
 def run(config, dataset, epoch=1, start=0, rank=0, world_size=1, feed=None):
     sampler = InstanceSampler(len(dataset.train), 7, seed=0, drop_last=False)
-    feed = feed or build_feed(config, dataset, 5, rank, world_size)
+    if feed is None:
+        with closing(build_feed(config, dataset, 5, rank, world_size)) as feed:
+            return run(config, dataset, epoch, start, feed=feed)
     return list(feed.examples(sampler.batches(epoch, start), epoch))
 
 
@@ -65,7 +69,12 @@ def test_ranks_together_have_what_one_process_has(files, augment):
 
 def test_starts_in_the_middle_and_later_epochs_with_the_same_workers(files):
     config, dataset = files(1)
-    feed = build_feed(config, dataset, 5)
+    with closing(build_feed(config, dataset, 5)) as feed:
+        check_starts(config, dataset, feed)
+    assert multiprocessing.active_children() == []
+
+
+def check_starts(config, dataset, feed):
     first = run(config, dataset, 1, feed=feed)
     second = run(config, dataset, 2, feed=feed)
     assert not torch.equal(first[0].images, second[0].images)
@@ -117,9 +126,17 @@ def test_a_file_that_breaks_later_is_named(files, workers):
         run(config, dataset)
     # The message itself, not a worker's traceback around it.
     assert str(error.value).startswith(path)
+    assert multiprocessing.active_children() == []  # though the traceback holds the loader
 
 
-@pytest.mark.slow
+def test_an_evaluation_that_is_left_ends_its_workers(files):
+    _, dataset = files(2)
+    with closing(dataset.evaluation_batches("test", 4)) as batches:
+        next(batches)
+        assert len(multiprocessing.active_children()) == 2
+    assert multiprocessing.active_children() == []
+
+
 def test_signals_to_the_process_group_do_not_stop_the_workers(files, tmp_path):
     """Ctrl-C and SIGTERM: the training process saves, its workers go on until it is done."""
     config, dataset = files(1)
@@ -127,17 +144,18 @@ def test_signals_to_the_process_group_do_not_stop_the_workers(files, tmp_path):
     marker = tmp_path / "marker"
     kinds = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(kind, lambda *_: marker.touch()) for kind in kinds]
+    feed = build_feed(config, dataset, 5)
     try:
-        feed = build_feed(config, dataset, 5)
         sampler = InstanceSampler(len(dataset.train), 7, seed=0, drop_last=False)
         got = []
         for examples in feed.examples(sampler.batches(1), 1):
             got.append(examples)
             if len(got) == 1:
-                (worker,) = feed._loader._iterator._workers
+                (worker,) = multiprocessing.active_children()
                 for kind in kinds:
                     os.kill(worker.pid, kind)
     finally:
+        feed.close()
         for kind, handler in zip(kinds, before, strict=True):
             signal.signal(kind, handler)
     assert not marker.exists()  # a handler of the training process is not the workers'
