@@ -116,7 +116,8 @@ class Processes:
                     self.workers[rank].join()
                     status = self.workers[rank].exitcode
                     raise AssertionError(f"rank {rank} ended with status {status}") from None
-                assert worked, f"rank {rank} raised:\n{results[rank]}"
+                ended = [r for r in range(self.size) if self.workers[r].exitcode is not None]
+                assert worked, f"rank {rank} raised, ended have {ended}:\n{results[rank]}"
         return [results[rank] for rank in range(self.size)]
 
     def close(self) -> None:
