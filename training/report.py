@@ -133,7 +133,7 @@ def _data_sentence(summary: Mapping[str, Any]) -> str:
         f"{len(counts)} classes, imbalance factor {summary['imbalance_factor']:g}: "
         f"{sizes['train']} training images ({max(counts)} of the most frequent class, "
         f"{min(counts)} of the rarest), {sizes['validation']} for validation, "
-        f"{sizes['test']} for testing (both balanced)."
+        f"{sizes['test']} for testing. {html.escape(summary.get('cut', ''))}"
     )
 
 
@@ -144,7 +144,7 @@ def _selection_sentence(summary: Mapping[str, Any]) -> str:
     metric = html.escape(selection["metric"].replace("_", " "))
     return (
         f'"Best" is the epoch with the highest {metric} on the {html.escape(selection["split"])} '
-        "split, a part of the training data that was held out before the long-tail cut. "
+        "split, which was not trained on. "
         "The test split chose nothing."
     )
 

@@ -149,6 +149,8 @@ def _open_run(
     """Load the data, build the trainer, make the run folder or continue what is in it."""
     found = processes.on_first(lambda: find_run(config))  # before the data is loaded
     dataset: LongTailedDataset = build_dataset(config, seeds.split)
+    if dataset.cut:
+        console.print(dataset.cut, highlight=False, soft_wrap=True)
     trainer = build_trainer(config, dataset, seeds, device, processes)
     if found is None:
         files = {"config.yaml": _as_yaml(config)}

@@ -15,7 +15,7 @@ def test_defaults_need_no_arguments():
     command, config = parse(["train"])
     assert command == "train"
     assert config.dataset == "digits-lt"
-    assert config.imbalance_factor == 50
+    assert config.imbalance_factor is None  # the data set decides
     assert config.data.batch_size == 128
 
 

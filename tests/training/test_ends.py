@@ -21,7 +21,7 @@ OPTIONS = (
     "--output.tensorboard false --data.workers 2 --data.image_size 8 --data.resize 8 "
     "--data.batch_size 4"
 ).split()
-FOLDER = "--data.imbalance_type natural --data.validation_per_class 1".split()
+FOLDER = ["--data.validation_per_class", "1"]
 MODULE = ("-m", "training")
 
 

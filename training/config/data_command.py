@@ -29,7 +29,7 @@ class DataCommandConfig:
 
     action: Literal["stats", "verify"] = field(metadata=POSITIONAL)
     dataset: DatasetName = "digits-lt"
-    imbalance_factor: float = 50.0
+    imbalance_factor: float | None = None
     seed: int = 0
     seeds: SeedConfig = field(default_factory=SeedConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from training.config import DataConfig, TrainConfig
-from training.config.data import AugmentName, ValidationSource
+from training.config.data import AugmentName, ImbalanceType, ValidationSource
 from training.errors import ConfigError
+
+DEFAULT_FACTOR = 50.0
 
 _COMMON = (
     "imbalance_type class_order_seed validation_per_class batch_size drop_last augment cutout "
@@ -58,6 +60,7 @@ _DATASETS: dict[str, _Defaults] = {
         # How many are held out depends on which folders there are: the loader decides.
         options=("root", "test_per_class", "validation_from", *_FILES),
         validation_per_class=None,
+        natural=True,
     ),
     "list-files": _Defaults(
         options=("root", "verify_md5", "list_train", "list_val", "list_test", *_FILES),
@@ -79,7 +82,7 @@ def resolve_options(config: TrainConfig) -> DataConfig:
             "data.validation_per_class: expected null or 0 beside data.list_val, which is the "
             f"validation split, got {data.validation_per_class}; leave one of them out."
         )
-    imbalance_type = data.imbalance_type or ("natural" if defaults.natural else "exp")
+    imbalance_type, _ = resolve_cut(config)
     cut = imbalance_type != "natural"
     validation_from: ValidationSource = "dropped" if cut and defaults.own_test else "held-out"
     resolved = replace(
@@ -99,6 +102,14 @@ def resolve_options(config: TrainConfig) -> DataConfig:
     if "root" in defaults.options:
         _check_root(config.dataset, resolved.root)
     return resolved
+
+
+def resolve_cut(config: TrainConfig) -> tuple[ImbalanceType, float | None]:
+    """Return how the training images are cut, and the factor; null where they are not."""
+    natural = _DATASETS[config.dataset].natural and config.imbalance_factor is None
+    kind = config.data.imbalance_type or ("natural" if natural else "exp")
+    factor = DEFAULT_FACTOR if config.imbalance_factor is None else config.imbalance_factor
+    return kind, None if kind == "natural" else factor
 
 
 def _check_unused(config: TrainConfig, resolved: DataConfig) -> None:
@@ -134,12 +145,10 @@ def _check_natural(config: TrainConfig, resolved: DataConfig) -> None:
             "data.class_order_seed: expected null with imbalance_type natural, where no class is "
             f"cut, got {resolved.class_order_seed}; leave it out, or cut with exp or step."
         )
-    default = TrainConfig.imbalance_factor
-    if config.imbalance_factor != default:
+    if config.imbalance_factor is not None:
         raise ConfigError(
-            f"imbalance_factor: expected its default {default} with data.imbalance_type natural, "
-            f"which cuts nothing, got {config.imbalance_factor}; leave it out, or use "
-            "--data.imbalance_type exp."
+            "imbalance_factor: expected null with data.imbalance_type natural, which cuts nothing, "
+            f"got {config.imbalance_factor}; leave one of them out."
         )
     if resolved.validation_from == "dropped":
         raise ConfigError(

@@ -43,6 +43,8 @@ def print_stats(console: Console, dataset: LongTailedDataset) -> None:
     shortage = _validation_shortage(dataset)
     if shortage:
         lines.append(shortage)
+    if dataset.cut:
+        lines.append(dataset.cut)
     lines.extend(f"note: {note}" for note in dataset.notes)
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
