@@ -13,6 +13,7 @@ from rich.console import Console
 
 from training.checkpoint import save_checkpoint, save_last
 from training.config import TrainConfig, to_dict, validate
+from training.config.optim import warmup_epochs
 from training.data import LongTailedDataset, build_dataset
 from training.distributed import (
     Processes,
@@ -66,6 +67,9 @@ def run_training(config: TrainConfig, console: Console | None = None) -> dict[st
     console = console or Console()
     validate(config)
     if config.dry_run:
+        dataset = build_dataset(config, resolve_seeds(config.seed, config.seeds).split, False)
+        for note in _notes(config, dataset):
+            console.print(f"# {note}", highlight=False, soft_wrap=True, markup=False)
         console.print(_as_yaml(config), end="", highlight=False, soft_wrap=True, markup=False)
         return to_dict(config)
     device = local_device(select_device(config.device))
@@ -149,8 +153,8 @@ def _open_run(
     """Load the data, build the trainer, make the run folder or continue what is in it."""
     found = processes.on_first(lambda: find_run(config))  # before the data is loaded
     dataset: LongTailedDataset = build_dataset(config, seeds.split)
-    if dataset.cut:
-        console.print(dataset.cut, highlight=False, soft_wrap=True)
+    for note in _notes(config, dataset):
+        console.print(note, highlight=False, soft_wrap=True)
     trainer = build_trainer(config, dataset, seeds, device, processes)
     if found is None:
         files = {"config.yaml": _as_yaml(config)}
@@ -172,6 +176,17 @@ def _open_run(
         truncate_metrics(folder, state and state["history"], run.history)
         write_json(folder.environment, describe_environment(device))
     return run
+
+
+def _notes(config: TrainConfig, dataset: LongTailedDataset) -> list[str]:
+    """What is not as the configuration alone would have it, a sentence each."""
+    notes = [dataset.cut] if dataset.cut else []
+    given, warmup = config.optim.warmup_epochs, warmup_epochs(config.optim)
+    if warmup != given:
+        notes.append(
+            f"a run of {config.optim.epochs} epochs has no warm-up of {given}: it takes {warmup}"
+        )
+    return notes
 
 
 def _as_yaml(config: TrainConfig) -> str:

@@ -77,7 +77,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_command_on_a_run_ends(command: str, trained: Path, tmp_path: Path):
     arguments = {
         "eval": ["eval", str(trained), "--verify"],
-        "stage2": ["stage2", "crt", "--from", str(trained), "--root", str(tmp_path)],
+        "stage2": ["stage2", "crt", str(trained), "--root", str(tmp_path)],
     }.get(command, [command, str(trained)])
     assert _ends(arguments)[0] == 0
 

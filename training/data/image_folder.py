@@ -61,7 +61,7 @@ def load_image_folder(
     validation = own_validation or source.take(torch.from_numpy(indices.validation))
     names = tuple(shown(name) for name in class_names)
     notes = tuple(
-        f"{folder}: no image of {len(missing)} class{'' if len(missing) == 1 else 'es'}, for instance {shown(missing[0])!r}"
+        f"{folder}: no image of {len(missing)} of the classes, for instance {shown(missing[0])!r}"
         for folder, split in zip(folders, others, strict=True)
         if (missing := _without_image(class_names, split))
     )

@@ -166,8 +166,8 @@ def test_a_class_without_an_image_to_validate_or_test_on(image_root, data_config
     with pytest.warns(UserWarning) as notes:
         data = build_dataset(data_config("image-folder", image_root), 0)
     said = [str(note.message) for note in notes]
-    assert any("/val: no image of 1 class, for instance 'bee'" in text for text in said)
-    assert any("/test: no image of 1 class, for instance 'cat'" in text for text in said)
+    assert any("/val: no image of 1 of the classes, for instance 'bee'" in text for text in said)
+    assert any("/test: no image of 1 of the classes, for instance 'cat'" in text for text in said)
     assert torch.bincount(data.validation.labels).tolist() == [3, 0, 3, 3]
     assert torch.bincount(data.test.labels).tolist() == [3, 3, 0, 3]
 
