@@ -7,8 +7,9 @@ from typing import Literal
 
 from training.config.arguments import POSITIONAL
 from training.config.data import DataConfig
+from training.config.datasets import DatasetName
 from training.config.seeds import SeedConfig
-from training.config.train import DatasetName, TrainConfig
+from training.config.train import TrainConfig
 
 
 @dataclass

@@ -88,6 +88,8 @@ def check_stage2(config: Stage2Config) -> None:
     Raises:
         ConfigError: Naming the option, the value that came and the values that are allowed.
     """
+    names = ", ".join(STAGE2_OPTIONS)
+    check("method", config.method, config.method in STAGE2_OPTIONS, f"out of {names}")
     check("seed", config.seed, config.seed is None or config.seed >= 0, ">= 0 or null")
     check("epochs", config.epochs, config.epochs >= 1, ">= 1")
     check("lr", config.lr, config.lr is None or config.lr > 0, "> 0 or null")

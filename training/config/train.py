@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from training.config.checks import check
 from training.config.data import DataConfig, check_data
+from training.config.datasets import DATASETS, DatasetName
 from training.config.loss import LossName, LossOptions, check_loss
 from training.config.model import ModelConfig, check_model
 from training.config.optim import OptimConfig, check_optim
@@ -28,10 +29,6 @@ from training.config.whitening import (
     check_whitening,
     check_whitening_weights,
 )
-
-DatasetName = Literal[
-    "digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt", "image-folder", "list-files"
-]
 
 
 @dataclass
@@ -112,6 +109,8 @@ def validate(config: TrainConfig) -> None:
     Raises:
         ConfigError: Naming the option, the value that came and the values that are allowed.
     """
+    known = ", ".join(DATASETS)
+    check("dataset", config.dataset, config.dataset in DATASETS, f"out of {known}")
     factor = config.imbalance_factor
     check("imbalance_factor", factor, factor is None or factor >= 1, ">= 1")
     check("seed", config.seed, config.seed >= 0, ">= 0")

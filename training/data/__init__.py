@@ -1,4 +1,7 @@
-"""Data sets. To add one: a module with a loader, and a line in ``_LOADERS`` and in `options`."""
+"""Data sets. To add one: a module with a loader, and a line in two tables.
+
+These are ``DATASETS`` of `training.config.datasets` and ``_LOADERS`` here.
+"""
 
 from __future__ import annotations
 

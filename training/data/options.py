@@ -1,15 +1,16 @@
 """Which data set has which option, and the defaults that depend on the data set.
 
-To add a data set: its line here, its loader in ``_LOADERS`` of ``training/data/__init__.py``.
+To add a data set: see `training.config.datasets`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from training.config import DataConfig, TrainConfig
 from training.config.data import AugmentName, ImbalanceType, ValidationSource
+from training.config.datasets import DATASETS
 from training.errors import ConfigError
 
 DEFAULT_FACTOR = 50.0
@@ -18,7 +19,6 @@ _COMMON = (
     "imbalance_type class_order_seed validation_per_class batch_size drop_last augment cutout "
     "crop_padding shift randaugment_ops randaugment_magnitude"
 ).split()
-_FILES = "resident image_size resize color_jitter workers".split()
 # Options of one augmentation only.
 _OF_AUGMENTATION: dict[str, tuple[AugmentName, ...]] = {
     "crop_padding": ("crop-flip", "autoaugment", "randaugment"),
@@ -30,53 +30,13 @@ _OF_WORKERS = ("image_size", "resize", "color_jitter", "workers")
 _OF_RESIDENT = ("crop_padding", "shift")
 
 
-@dataclass(frozen=True)
-class _Defaults:
-    """The options that a data set has besides the common ones, and its defaults."""
-
-    options: tuple[str, ...] = ()
-    validation_per_class: int | None = 10
-    test_per_class: int | None = None
-    augment: AugmentName = "crop-flip"
-    root: str | None = None
-    natural: bool = False
-    own_test: bool = True
-
-
-_DATASETS: dict[str, _Defaults] = {
-    "digits-lt": _Defaults(
-        options=("test_per_class",), test_per_class=40, augment="shift", own_test=False
-    ),
-    "fashion-mnist-lt": _Defaults(
-        options=("root", "verify_md5", "validation_from"),
-        validation_per_class=100,
-        root="/usr/share/datasets/fashion-mnist",
-    ),
-    "cifar10-lt": _Defaults(
-        options=("root", "verify_md5", "validation_from"), validation_per_class=100
-    ),
-    "cifar100-lt": _Defaults(options=("root", "verify_md5", "validation_from")),
-    "image-folder": _Defaults(
-        # How many are held out depends on which folders there are: the loader decides.
-        options=("root", "test_per_class", "validation_from", *_FILES),
-        validation_per_class=None,
-        natural=True,
-    ),
-    "list-files": _Defaults(
-        options=("root", "verify_md5", "list_train", "list_val", "list_test", *_FILES),
-        validation_per_class=0,
-        natural=True,
-    ),
-}
-
-
 def resolve_options(config: TrainConfig) -> DataConfig:
     """Fill the options that are null with the data set's defaults.
 
     Raises:
         ConfigError: If an option is set that the data set, or the augmentation, does not have.
     """
-    defaults, data = _DATASETS[config.dataset], config.data
+    defaults, data = DATASETS[config.dataset], config.data
     if data.validation_per_class and data.list_val:
         raise ConfigError(
             "data.validation_per_class: expected null or 0 beside data.list_val, which is the "
@@ -106,7 +66,7 @@ def resolve_options(config: TrainConfig) -> DataConfig:
 
 def resolve_cut(config: TrainConfig) -> tuple[ImbalanceType, float | None]:
     """Return how the training images are cut, and the factor; null where they are not."""
-    natural = _DATASETS[config.dataset].natural and config.imbalance_factor is None
+    natural = DATASETS[config.dataset].natural and config.imbalance_factor is None
     kind = config.data.imbalance_type or ("natural" if natural else "exp")
     factor = DEFAULT_FACTOR if config.imbalance_factor is None else config.imbalance_factor
     return kind, None if kind == "natural" else factor
@@ -114,14 +74,14 @@ def resolve_cut(config: TrainConfig) -> tuple[ImbalanceType, float | None]:
 
 def _check_unused(config: TrainConfig, resolved: DataConfig) -> None:
     """An option without effect is an error, not a silent no-op."""
-    has = (*_COMMON, *_DATASETS[config.dataset].options)
+    has = (*_COMMON, *DATASETS[config.dataset].options)
     workers = "resident" in has and not resolved.resident
     for item in fields(DataConfig):
         name, value = item.name, getattr(config.data, item.name)
         if value == item.default:
             continue
         if name not in has:
-            others = [d for d, o in _DATASETS.items() if name in o.options]
+            others = [d for d, o in DATASETS.items() if name in o.options]
             _unused(name, value, item.default, f"--dataset {config.dataset}", " or ".join(others))
         if name in _OF_AUGMENTATION and resolved.augment not in _OF_AUGMENTATION[name]:
             wanted = " or ".join(f"--data.augment {a}" for a in _OF_AUGMENTATION[name])
