@@ -200,6 +200,8 @@ def run(arguments: Sequence[str]) -> int:
         number): training saves everything first.
     """
     command, config = parse(arguments)
+    if sys.stderr.isatty():  # importing torch takes seconds
+        print(f"{command}: starting", file=sys.stderr, flush=True)
     try:
         with sigterm_as_exit():
             return _COMMANDS[command][1](config)

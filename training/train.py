@@ -14,6 +14,7 @@ from rich.console import Console
 from training.checkpoint import save_checkpoint, save_last
 from training.config import TrainConfig, to_dict, validate
 from training.config.optim import warmup_epochs
+from training.console import say
 from training.data import LongTailedDataset, build_dataset
 from training.distributed import (
     Processes,
@@ -69,8 +70,8 @@ def run_training(config: TrainConfig, console: Console | None = None) -> dict[st
     if config.dry_run:
         dataset = build_dataset(config, resolve_seeds(config.seed, config.seeds).split, False)
         for note in _notes(config, dataset):
-            console.print(f"# {note}", highlight=False, soft_wrap=True, markup=False)
-        console.print(_as_yaml(config), end="", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"# {note}")
+        say(console, _as_yaml(config), end="")
         return to_dict(config)
     device = local_device(select_device(config.device))
     check_device(config, device)
@@ -154,7 +155,7 @@ def _open_run(
     found = processes.on_first(lambda: find_run(config))  # before the data is loaded
     dataset: LongTailedDataset = build_dataset(config, seeds.split)
     for note in _notes(config, dataset):
-        console.print(note, highlight=False, soft_wrap=True)
+        say(console, note)
     trainer = build_trainer(config, dataset, seeds, device, processes)
     if found is None:
         files = {"config.yaml": _as_yaml(config)}
@@ -170,7 +171,7 @@ def _open_run(
         restore_training(trainer, state, console)
         run.history = processes.on_first(lambda: restore_history(state["history"], folder))
         where = f"{folder.path}, {state['epoch']} epochs and {trainer.cursor.index} batches done"
-        console.print(f"continuing {where}", highlight=False, soft_wrap=True)
+        say(console, f"continuing {where}")
     if processes.first:
         remove_leftovers(folder)
         truncate_metrics(folder, state and state["history"], run.history)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from training.cli import parse, run
+from training.console import say
 
 
 def test_defaults_need_no_arguments():
@@ -120,3 +124,24 @@ def test_help_of_the_module_runs():
     )
     assert result.returncode == 0
     assert "--whitening {none,batchnorm,eager,cholesky,iternorm,fused}" in result.stdout
+
+
+def test_a_terminal_shows_at_once_that_something_happens(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert run(["train", "--optim.lr=-1"]) == 2
+    assert capsys.readouterr().err.startswith("train: starting\n")
+
+
+def test_text_is_printed_as_it_is():
+    console = Console(file=io.StringIO(), width=20)
+    path = "/a folder/[bold]/" + "x" * 40
+    say(console, path)
+    assert console.file.getvalue() == f"{path}\n"
+
+
+def test_nothing_prints_text_in_another_way():
+    """A line that is broken, or brackets taken for markup, make a path useless."""
+    for file in Path(__file__).parents[2].glob("training/**/*.py"):
+        if file.name != "console.py":
+            printed = re.findall(r"console\.print\((.*)", file.read_text())
+            assert all(re.match(r"(_\w*)?(table|features|batches)", text) for text in printed), file

@@ -391,6 +391,6 @@ def test_the_bar_of_a_terminal_starts_where_the_run_is(config: TrainConfig):
     reporter.step(math.nan)  # a GPU is not waited for
     reporter.close()
     shown = console.file.getvalue()
-    assert "9/10" in shown
-    assert f"epoch {record['train']['loss']:.3f}  val" in shown
+    assert "epoch 2/2" in shown
+    assert f"epoch loss {record['train']['loss']:.3f}  val" in shown
     assert "nan" not in shown

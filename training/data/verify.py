@@ -8,6 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from training.config import DataConfig, TrainConfig
+from training.console import say
 from training.data import build_dataset
 from training.data.base import FileSplit, LongTailedDataset
 from training.errors import ConfigError
@@ -35,7 +36,7 @@ def verify(config: TrainConfig, split_seed: int, console: Console) -> None:
             lines.append(f"note: {len(plain)} images are of one colour, for instance {plain[0]}")
     lines.extend(f"note: {note}" for note in dataset.notes)
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def _uncut(config: TrainConfig) -> TrainConfig:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from training.config import to_dict
 from training.config.inspect import ExportConfig
+from training.console import say
 from training.diagnostics.run import evenly_spread
 from training.errors import ConfigError
 from training.evaluate import evaluating
@@ -62,12 +63,12 @@ def run_export(config: ExportConfig, console: Console | None = None) -> Path:
         os.replace(unverified, path)
     finally:
         unverified.unlink(missing_ok=True)
-    console.print(
+    say(
+        console,
         f"largest difference to the model's logits on {len(images)} test images: "
         f"{difference:.1e} (allowed: {tolerance:.1e})",
-        highlight=False,
     )
-    console.print(f"  {path}", highlight=False, soft_wrap=True)
+    say(console, f"  {path}")
     return path
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from training.checkpoint import save_checkpoint
 from training.config import OutputConfig, Stage2Config, to_dict
 from training.config.stage2 import STAGE2_OPTIONS, check_stage2
+from training.console import say
 from training.data import LongTailedDataset, Split
 from training.environment import describe_environment, versions
 from training.evaluate import collect_features, evaluate
@@ -79,7 +80,7 @@ def run_stage2(config: Stage2Config, console: Console | None = None) -> dict[str
     summary["wall_seconds"] = time.perf_counter() - started
     write_json(folder.summary, summary)
     print_results(console, summary, folder)
-    console.print(_describe(summary), highlight=False, soft_wrap=True)
+    say(console, _describe(summary))
     return summary
 
 
