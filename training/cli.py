@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Config, TrainConfig
 from training.config.data_command import DataCommandConfig
-from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig
+from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig, PredictConfig
 from training.errors import ConfigError, TrainingDiverged, TrainingStopped
 from training.presets import expand_presets
 from training.presets.command import PresetsConfig, run_presets
@@ -114,6 +114,13 @@ def _run_export(options: Any) -> int:
     return 0
 
 
+def _run_predict(options: Any) -> int:
+    from training.predict import run_predict
+
+    run_predict(options)
+    return 0
+
+
 def _run_presets(options: Any) -> int:
     run_presets(options)
     return 0
@@ -129,6 +136,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "diagnose": (DiagnoseConfig, _run_diagnose, "diagnostics of a checkpoint's features"),
     "plot": (PlotConfig, _run_plot, "draw the pictures of a run and write its report"),
     "export": (ExportConfig, _run_export, "write a run's model as safetensors, pt2 or ONNX"),
+    "predict": (PredictConfig, _run_predict, "classes of images, by a run or an exported model"),
     "presets": (PresetsConfig, _run_presets, "list the presets for --config"),
 }
 
