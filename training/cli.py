@@ -6,7 +6,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring  # comes with jsonargparse[signatures]
@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Config, TrainConfig
 from training.config.data_command import DataCommandConfig
-from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig
+from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig, PredictConfig
 from training.errors import ConfigError, TrainingDiverged, TrainingStopped
 from training.presets import expand_presets
 from training.presets.command import PresetsConfig, run_presets
@@ -22,20 +22,17 @@ from training.signals import sigterm_as_exit
 
 
 class _Parser(ArgumentParser):
-    """A parser whose complaint about an unknown option names the options that exist."""
+    """A parser that complains in a line, and names the option that is nearest to an unknown one."""
 
     command_parsers: dict[str, ArgumentParser]  # of the outermost parser alone
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: --([\w.]+)|accept option '([\w.]+)'", message)
-        options = _options(self)
-        if unknown and options:
-            name = unknown[1] or unknown[2]
-            close = difflib.get_close_matches(name, options, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            message = f"{message}.{hint}\nAllowed options: {', '.join(options)}"
-        super().error(message, ex)
-        raise AssertionError("ArgumentParser.error exits")
+        if unknown:
+            close = difflib.get_close_matches(unknown[1] or unknown[2], _options(self), n=1)
+            message += f". Did you mean '{close[0]}'?" if close else "."
+        self.exit(2, f"error: {message}\n{self.prog} --help lists what there is.\n")
+        raise AssertionError("exit returns never")
 
 
 def _options(parser: ArgumentParser) -> list[str]:
@@ -117,6 +114,13 @@ def _run_export(options: Any) -> int:
     return 0
 
 
+def _run_predict(options: Any) -> int:
+    from training.predict import run_predict
+
+    run_predict(options)
+    return 0
+
+
 def _run_presets(options: Any) -> int:
     run_presets(options)
     return 0
@@ -132,6 +136,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
     "diagnose": (DiagnoseConfig, _run_diagnose, "diagnostics of a checkpoint's features"),
     "plot": (PlotConfig, _run_plot, "draw the pictures of a run and write its report"),
     "export": (ExportConfig, _run_export, "write a run's model as safetensors, pt2 or ONNX"),
+    "predict": (PredictConfig, _run_predict, "classes of images, by a run or an exported model"),
     "presets": (PresetsConfig, _run_presets, "list the presets for --config"),
 }
 
@@ -158,7 +163,7 @@ def build_parser() -> ArgumentParser:
 
 
 def _add_special_arguments(parser: ArgumentParser, config: type) -> set[str]:
-    """Add the fields that are positional or have another name; return the fields' names."""
+    """Add the fields that are positional; return their names."""
     documented = {p.arg_name: p.description for p in parse_docstring(config.__doc__ or "").params}
     hints = get_type_hints(config)
     special = set()
@@ -169,11 +174,6 @@ def _add_special_arguments(parser: ArgumentParser, config: type) -> set[str]:
             parser.add_argument(item.name, type=get_args(kind)[0], nargs="*", help=text)
         elif "positional" in item.metadata:
             parser.add_argument(item.name, type=kind, help=text)
-        elif "option" in item.metadata:
-            required = item.default is MISSING
-            default: dict[str, Any] = {} if required else {"default": item.default}
-            name = f"--{item.metadata['option']}"
-            parser.add_argument(name, type=kind, help=text, required=required, **default)
         else:
             continue
         special.add(item.name)
@@ -196,9 +196,6 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     command = options.command
     values = vars(options[command])
     values.pop("config", None)
-    for item in fields(_COMMANDS[command][0]):
-        if "option" in item.metadata:
-            values[item.name] = values.pop(item.metadata["option"])
     return command, _COMMANDS[command][0](**values)
 
 
@@ -211,6 +208,8 @@ def run(arguments: Sequence[str]) -> int:
         number): training saves everything first.
     """
     command, config = parse(arguments)
+    if sys.stderr.isatty():  # importing torch takes seconds
+        print(f"{command}: starting", file=sys.stderr, flush=True)
     try:
         with sigterm_as_exit():
             return _COMMANDS[command][1](config)

@@ -10,6 +10,7 @@ from typing import Any
 
 from training.config import to_dict
 from training.config.load import flatten
+from training.data.options import resolve_cut
 from training.errors import ConfigError
 from training.runs import Run, read_run
 
@@ -49,6 +50,7 @@ def settings(run: Run) -> Settings:
     ``stage2`` is the method, null for a run of `train`.
     """
     found = flatten(to_dict(run.config))
+    found["imbalance_factor"] = resolve_cut(run.config)[1]
     stage2 = run.summary.get("stage2")
     found["stage2"] = stage2["method"] if stage2 else None
     if stage2:

@@ -17,6 +17,7 @@ from training.comparable import Group, find_runs, group_runs
 from training.compare_statistics import Spread, paired_differences, spread
 from training.config import CompareConfig
 from training.config.evaluation import check_compare
+from training.console import say
 from training.errors import ConfigError
 from training.files import write_text
 from training.runs import Run
@@ -80,10 +81,10 @@ def run_compare(config: CompareConfig, console: Console | None = None) -> Compar
     )
     comparison.notes.extend(f"left out, not finished: {path}" for path in unfinished)
     text = as_markdown(comparison, config.split, config.confidence)
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(console, text)
     if config.output is not None:
         for path in write_tables(comparison, Path(config.output), config.split, config.confidence):
-            console.print(f"  {path}", highlight=False, soft_wrap=True)
+            say(console, f"  {path}")
     return comparison
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from training.config import EvalConfig
+from training.console import say
 from training.data.base import SplitName
 from training.errors import ConfigError
 from training.evaluate import evaluate
@@ -49,7 +51,7 @@ def run_eval(config: EvalConfig, console: Console | None = None) -> int:
     _print(console, run, result)
     if config.output is not None:
         write_json(Path(config.output), result)
-        console.print(f"  {config.output}", highlight=False, soft_wrap=True)
+        say(console, f"  {config.output}")
     return 1 if config.verify and not result["equals_summary"] else 0
 
 
@@ -94,7 +96,7 @@ def with_confusion(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _print(console: Console, run: Run, result: dict[str, Any]) -> None:
-    title = (
+    title = escape(
         f"{run.folder.path.name}, {result['checkpoint']} (epoch {result['epoch']}): accuracy in %"
     )
     table = Table(title=title, box=SIMPLE_HEAD)
@@ -107,4 +109,4 @@ def _print(console: Console, run: Run, result: dict[str, Any]) -> None:
     console.print(table)
     if result["equals_summary"] is not None:
         verdict = "equal to" if result["equals_summary"] else "NOT equal to"
-        console.print(f"{verdict} the figures of {run.folder.summary}", highlight=False)
+        say(console, f"{verdict} the figures of {run.folder.summary}")

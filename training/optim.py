@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from training.config import OptimConfig
+from training.config.optim import warmup_epochs
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:
@@ -55,9 +56,10 @@ def schedule_factor(step: int, config: OptimConfig, steps_per_epoch: int) -> flo
         >>> [round(schedule_factor(step, config, 2), 3) for step in range(6)]
         [0.5, 0.5, 1.0, 1.0, 1.0, 0.5]
     """
-    warmup_steps = config.warmup_epochs * steps_per_epoch
+    warmup = warmup_epochs(config)
+    warmup_steps = warmup * steps_per_epoch
     if step < warmup_steps and config.warmup_unit == "epoch":
-        return (step // steps_per_epoch + 1) / config.warmup_epochs
+        return (step // steps_per_epoch + 1) / warmup
     if step < warmup_steps or config.schedule == "cosine":
         return learning_rate_factor(step, config.epochs * steps_per_epoch, warmup_steps)
     return multi_step_factor(step, steps_per_epoch, config.milestones, config.factors)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from training.config.inspect import PlotConfig
+from training.console import say
 from training.errors import ConfigError
 from training.inspection import view_model
 from training.report import draw_plots, write_report
@@ -36,7 +37,7 @@ def run_plot(config: PlotConfig, console: Console | None = None) -> None:
     draw_plots(folder, summary, read_records(folder), view)
     write_report(folder, summary)
     for path in (folder.report, folder.plot("curves").parent):
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+        say(console, f"  {path}")
 
 
 def read_records(folder: RunFolder) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from training.console import say
 from training.run_folder import RunFolder
 
 _COLUMNS = ("many", "medium", "few", "balanced_accuracy", "accuracy", "loss")
@@ -53,7 +54,7 @@ class PlainReporter:
     def epoch(self, record: dict[str, Any]) -> None:
         """Print the epoch's line."""
         text = f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  "
-        self._console.print(text + _describe(record), highlight=False, soft_wrap=True)
+        say(self._console, text + _describe(record))
 
     def close(self) -> None:
         """Do nothing: every line is complete."""
@@ -65,30 +66,38 @@ class BarReporter:
     def __init__(self, console: Console, epochs: int, steps_per_epoch: int) -> None:
         """Prepare the bar on a console."""
         self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=12),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
             console=console,
         )
-        self._task = self._progress.add_task("", total=epochs * steps_per_epoch)
+        self._epochs, self._steps_per_epoch, self._done = epochs, steps_per_epoch, 0
+        total = epochs * steps_per_epoch
+        self._task = self._progress.add_task("", total=total, epoch=self._epoch())
         self._last = ""
+
+    def _epoch(self) -> str:
+        """The epoch that the next step belongs to, of all epochs."""
+        return f"{min(self._done // self._steps_per_epoch + 1, self._epochs)}/{self._epochs}"
 
     def start(self, step: int) -> None:
         """Show the bar, as far as the run has come."""
-        self._progress.update(self._task, completed=step)
+        self._done = step
+        self._progress.update(self._task, completed=step, epoch=self._epoch())
         self._progress.start()
 
     def step(self, loss: float) -> None:
         """Advance the bar; show the step's loss, where it is known without waiting for a GPU."""
-        text = "" if math.isnan(loss) else f"step {loss:.3f}  "
-        self._progress.update(self._task, advance=1, description=text + self._last)
+        text = "" if math.isnan(loss) else f"step loss {loss:.3f}  "
+        epoch = self._epoch()  # of the step that is done
+        self._done += 1
+        self._progress.update(self._task, advance=1, description=text + self._last, epoch=epoch)
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Show the epoch's figures."""
         split = _shown_split(record)
-        self._last = f"epoch {record['train']['loss']:.3f}"  # all of it fits 80 columns
+        self._last = f"epoch loss {record['train']['loss']:.3f}"  # all of it fits 80 columns
         if split is not None:
             self._last += f"  {split[:3]} {percent(record[split]['accuracy'])} %"
         self._progress.update(self._task, description=self._last)
@@ -131,17 +140,17 @@ def print_results(console: Console, summary: dict[str, Any], folder: RunFolder) 
         f"{name}: {len(members)} classes, {sum(counts[k] for k in members)} training images"
         for name, members in groups.items()
     )
-    console.print(shots, highlight=False)
-    console.print(_selection_sentence(summary["selection"]), highlight=False)
-    console.print(
+    say(console, shots)
+    say(console, _selection_sentence(summary["selection"]))
+    say(
+        console,
         f"{summary['wall_seconds']:.1f} s, {summary['images_per_second']:.0f} images/s in training",
-        highlight=False,
     )
     paths = [folder.summary, folder.metrics, folder.checkpoint("last"), folder.checkpoint("best")]
     if folder.report.exists():
         paths = [folder.report, folder.path / "plots", *paths]
     for path in paths:
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+        say(console, f"  {path}")
 
 
 def _selection_sentence(selection: dict[str, Any]) -> str:

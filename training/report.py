@@ -39,12 +39,15 @@ _CAPTIONS = {
     "reliability": "Accuracy over confidence, and the number of images, in 15 bins of confidence.",
 }
 
+_OPEN_ROWS = 30
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: 0.25rem 0.8rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+.wide { overflow-x: auto; }
+@media (max-width: 40rem) { body { margin: 1rem auto; } th, td { padding: 0.2rem 0.4rem; } }
 figure { margin: 2rem 0; } img { max-width: 100%; } figcaption, .note { color: #555; }
 pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 0.85rem; }
 """
@@ -107,7 +110,9 @@ def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
     write_text(
         folder.report,
         f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{_STYLE}</style></head>
 <body><h1>{title}</h1>
 <p>{_data_sentence(summary)}</p>
 {_table(summary)}
@@ -115,6 +120,7 @@ def write_report(folder: RunFolder, summary: Mapping[str, Any]) -> None:
 fewer than 20 training images, a dash is a group without classes. {_selection_sentence(summary)}
 {summary["wall_seconds"]:.1f} seconds in all, {summary["images_per_second"]:.0f} images per
 second in training.</p>
+{_class_table(summary)}
 {figures}
 <p class="note">The recipe is a reimplementation from the abstracts and public reviews of
 arXiv 2112.05958 and arXiv 2408.17197; it does not claim to reproduce their numbers. One run on a
@@ -133,7 +139,7 @@ def _data_sentence(summary: Mapping[str, Any]) -> str:
         f"{len(counts)} classes, imbalance factor {summary['imbalance_factor']:g}: "
         f"{sizes['train']} training images ({max(counts)} of the most frequent class, "
         f"{min(counts)} of the rarest), {sizes['validation']} for validation, "
-        f"{sizes['test']} for testing (both balanced)."
+        f"{sizes['test']} for testing. {html.escape(summary.get('cut', ''))}"
     )
 
 
@@ -144,7 +150,7 @@ def _selection_sentence(summary: Mapping[str, Any]) -> str:
     metric = html.escape(selection["metric"].replace("_", " "))
     return (
         f'"Best" is the epoch with the highest {metric} on the {html.escape(selection["split"])} '
-        "split, a part of the training data that was held out before the long-tail cut. "
+        "split, which was not trained on. "
         "The test split chose nothing."
     )
 
@@ -164,9 +170,31 @@ def _table(summary: Mapping[str, Any]) -> str:
                 f"<td>{result['loss']:.3f}</td></tr>"
             )
     return (
-        f"<table><tr><th>checkpoint</th><th>split</th>{heads}<th>loss</th></tr>"
+        f'<div class="wide"><table><tr><th>checkpoint</th><th>split</th>{heads}<th>loss</th></tr>'
         + "".join(rows)
-        + "</table>"
+        + "</table></div>"
+    )
+
+
+def _class_table(summary: Mapping[str, Any]) -> str:
+    """One row per class, most frequent first: its images, its group, its test accuracies."""
+    groups = {k: name for name, members in summary["shot_groups"].items() for k in members}
+    counts = summary["class_counts"]
+    kinds = [kind for kind in ("last", "best") if summary[kind]["test"] is not None]
+    rows = []
+    for k in sorted(range(len(counts)), key=lambda k: (-counts[k], k)):
+        cells = [percent(summary[kind]["test"]["per_class"][k]) for kind in kinds]
+        name = html.escape(summary["class_names"][k])
+        rows.append(
+            f"<tr><td>{name}</td><td>{groups[k]}</td>"
+            + "".join(f"<td>{cell}</td>" for cell in (counts[k], *cells))
+            + "</tr>"
+        )
+    heads = "".join(f"<th>test, {kind} (%)</th>" for kind in kinds)
+    return (
+        f"<details{' open' if len(counts) <= _OPEN_ROWS else ''}><summary>Every class</summary>"
+        f'<div class="wide"><table><tr><th>class</th><th>group</th><th>training images</th>{heads}'
+        f"</tr>{''.join(rows)}</table></div></details>"
     )
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from training.checkpoint import CorruptCheckpoint, load_checkpoint
 from training.config import TrainConfig, to_dict
 from training.config.runtime import RESUMABLE
+from training.console import say
 from training.errors import ConfigError
 from training.history import History
 from training.loop import Trainer
@@ -124,14 +125,14 @@ def load_newest(folder: RunFolder, named: Path | None, console: Console) -> dict
         try:
             return load_checkpoint(path)
         except CorruptCheckpoint as error:
-            console.print(f"warning: {error}", highlight=False, soft_wrap=True)
+            say(console, f"warning: {error}")
             if path == found[-1]:
                 raise ConfigError(
                     f"{folder.path}: expected a whole checkpoint, got none; start again with "
                     "--resume none, or continue from another one with --resume PATH."
                 ) from error
             path.replace(folder.checkpoint("last-corrupt"))
-            console.print(f"continuing from {found[-1]}", highlight=False, soft_wrap=True)
+            say(console, f"continuing from {found[-1]}")
     return None
 
 
@@ -191,12 +192,12 @@ def restore_training(trainer: Trainer, state: dict[str, Any], console: Console) 
         trainer.meter = Meter.restore(own["meter"], trainer.device)
         set_random_states(own["random"], trainer.device)
         return
-    console.print(
-        f"note: {processes.world_size} processes continue a run of {len(ranks)}: the same batches, "
+    say(
+        console,
+        f"note: {processes.world_size} processes continue a run of {len(ranks)}: the same "
+        "batches, "
         "the same result up to rounding, other running statistics of layers that are not "
         "synchronised.",
-        highlight=False,
-        soft_wrap=True,
     )
     if processes.first:  # the sums of all processes together
         trainer.meter = Meter.restore(ranks[0]["meter"], trainer.device)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
+from training.data.options import resolve_cut
 from training.environment import versions
 from training.evaluate import evaluate
 from training.files import write_json
@@ -88,11 +89,7 @@ def _summarise(
     chosen = dataset.has_validation
     return {
         "dataset": config.dataset,
-        "imbalance_factor": (
-            dataset.imbalance_factor
-            if config.data.imbalance_type == "natural"
-            else config.imbalance_factor
-        ),
+        "imbalance_factor": resolve_cut(config)[1] or dataset.imbalance_factor,
         "whitening": config.whitening,
         "loss": config.loss,
         "seed": config.seed,
@@ -105,6 +102,7 @@ def _summarise(
         "best": _result(history, "best", history.best),
         "class_names": list(dataset.class_names),
         "class_counts": counts,
+        "cut": dataset.cut,
         "shot_groups": ShotGroups.from_counts(counts).as_dict(),
         "split_sizes": {
             "train": len(dataset.train),

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from training.checkpoint import save_checkpoint, save_last
 from training.config import TrainConfig, to_dict, validate
+from training.config.optim import warmup_epochs
+from training.console import say
 from training.data import LongTailedDataset, build_dataset
 from training.distributed import (
     Processes,
@@ -66,7 +68,10 @@ def run_training(config: TrainConfig, console: Console | None = None) -> dict[st
     console = console or Console()
     validate(config)
     if config.dry_run:
-        console.print(_as_yaml(config), end="", highlight=False, soft_wrap=True, markup=False)
+        dataset = build_dataset(config, resolve_seeds(config.seed, config.seeds).split, False)
+        for note in _notes(config, dataset):
+            say(console, f"# {note}")
+        say(console, _as_yaml(config), end="")
         return to_dict(config)
     device = local_device(select_device(config.device))
     check_device(config, device)
@@ -149,6 +154,8 @@ def _open_run(
     """Load the data, build the trainer, make the run folder or continue what is in it."""
     found = processes.on_first(lambda: find_run(config))  # before the data is loaded
     dataset: LongTailedDataset = build_dataset(config, seeds.split)
+    for note in _notes(config, dataset):
+        say(console, note)
     trainer = build_trainer(config, dataset, seeds, device, processes)
     if found is None:
         files = {"config.yaml": _as_yaml(config)}
@@ -164,12 +171,23 @@ def _open_run(
         restore_training(trainer, state, console)
         run.history = processes.on_first(lambda: restore_history(state["history"], folder))
         where = f"{folder.path}, {state['epoch']} epochs and {trainer.cursor.index} batches done"
-        console.print(f"continuing {where}", highlight=False, soft_wrap=True)
+        say(console, f"continuing {where}")
     if processes.first:
         remove_leftovers(folder)
         truncate_metrics(folder, state and state["history"], run.history)
         write_json(folder.environment, describe_environment(device))
     return run
+
+
+def _notes(config: TrainConfig, dataset: LongTailedDataset) -> list[str]:
+    """What is not as the configuration alone would have it, a sentence each."""
+    notes = [dataset.cut] if dataset.cut else []
+    given, warmup = config.optim.warmup_epochs, warmup_epochs(config.optim)
+    if warmup != given:
+        notes.append(
+            f"a run of {config.optim.epochs} epochs has no warm-up of {given}: it takes {warmup}"
+        )
+    return notes
 
 
 def _as_yaml(config: TrainConfig) -> str:

@@ -21,7 +21,7 @@ OPTIONS = (
     "--output.tensorboard false --data.workers 2 --data.image_size 8 --data.resize 8 "
     "--data.batch_size 4"
 ).split()
-FOLDER = "--data.imbalance_type natural --data.validation_per_class 1".split()
+FOLDER = ["--data.validation_per_class", "1"]
 MODULE = ("-m", "training")
 
 
@@ -77,7 +77,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_command_on_a_run_ends(command: str, trained: Path, tmp_path: Path):
     arguments = {
         "eval": ["eval", str(trained), "--verify"],
-        "stage2": ["stage2", "crt", "--from", str(trained), "--root", str(tmp_path)],
+        "stage2": ["stage2", "crt", str(trained), "--root", str(tmp_path)],
     }.get(command, [command, str(trained)])
     assert _ends(arguments)[0] == 0
 

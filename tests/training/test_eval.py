@@ -64,7 +64,7 @@ def test_the_training_split_cannot_be_verified(capsys: pytest.CaptureFixture[str
 
 def test_other_data_than_the_run_s_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]):
     path = folder / "config.yaml"
-    path.write_text(path.read_text().replace("imbalance_factor: 50.0", "imbalance_factor: 10.0"))
+    path.write_text(path.read_text().replace("imbalance_factor: null", "imbalance_factor: 10.0"))
     assert run_command(["eval", str(folder)]) == 2
     assert "expected the data the run was trained on" in capsys.readouterr().err
 

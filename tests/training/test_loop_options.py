@@ -313,7 +313,7 @@ def test_without_a_validation_split_best_is_last(
     assert summary["best"] == summary["last"] and summary["best"]["validation"] is None
     assert load_checkpoint(folder / "checkpoints/best.pt")["epoch"] == 2
     assert "best = last: the data set has no validation split" in text
-    assert "  test " in text.splitlines()[0]
+    assert "  test " in text.splitlines()[1]
 
 
 def test_sync_bn_needs_cuda(config: TrainConfig):
@@ -330,6 +330,23 @@ def test_dry_run_prints_the_configuration_and_does_nothing(
     assert printed["optim"]["lr"] == 0.3 and printed["dry_run"] is True
     assert not root.exists()
     assert run(["train", "--dry-run", "--optim.lr=-1"]) == 2
+
+
+def test_dry_run_looks_for_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for root in (tmp_path, tmp_path / "nowhere"):
+        arguments = ["train", "--dry-run", "--dataset=image-folder", f"--data.root={root}"]
+        assert run(arguments) == 2
+        assert str(root) in capsys.readouterr().err
+    assert run(["train", "--dry-run", "--dataset=cifar10-lt", f"--data.root={tmp_path}"]) == 2
+
+
+def test_a_run_shorter_than_its_warm_up_shortens_that_and_says_so(config: TrainConfig):
+    config.optim.epochs, config.optim.warmup_epochs = 2, 5
+    _, folder, text = _run(config)
+    assert "a run of 2 epochs has no warm-up of 5: it takes 1" in text
+    rates = [record["learning_rate"] for record in _records(folder)]
+    assert rates[0] == config.optim.lr
+    assert rates[1] < config.optim.lr / 2
 
 
 @pytest.mark.parametrize(
@@ -374,6 +391,6 @@ def test_the_bar_of_a_terminal_starts_where_the_run_is(config: TrainConfig):
     reporter.step(math.nan)  # a GPU is not waited for
     reporter.close()
     shown = console.file.getvalue()
-    assert "9/10" in shown
-    assert f"epoch {record['train']['loss']:.3f}  val" in shown
+    assert "epoch 2/2" in shown
+    assert f"epoch loss {record['train']['loss']:.3f}  val" in shown
     assert "nan" not in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 import re
@@ -58,10 +59,38 @@ def test_all_pictures_and_a_report_that_opens_offline(folder: Path):
         ElementTree.parse(folder / "plots" / f"{name}.svg")  # well-formed
     report = (folder / "report.html").read_text()
     assert "http" not in report and "src=" in report
+    assert "width=device-width" in report
+    assert report.count("<tr><td>") == 4 + 10  # last and best on two splits; the classes
+    assert "1,797 images found, kept 342 to train on" in report
     pictures = re.findall(r'src="data:image/png;base64,([^"]*)"', report)
     assert [base64.b64decode(p) for p in pictures] == [
         (folder / "plots" / f"{name}.png").read_bytes() for name in _CAPTIONS
     ]
+
+
+@pytest.mark.parametrize("largest", [3, 123, 54321])
+@pytest.mark.parametrize("size", [2, 10, 30])
+def test_counts_are_legible_and_no_legend_covers_them(size: int, largest: int, monkeypatch):
+    counts = [max(1, int(largest * 50 ** (-k / (size - 1)))) for k in range(size)]
+    groups = {"many": [k for k in range(size) if k % 2], "few": list(range(0, size, 2))}
+    result = {"epoch": 1, "test": {"per_class": [0.5] * size, "balanced_accuracy": 0.5}}
+    summary = {"dataset": "d", "imbalance_factor": 50.0, "whitening": "none", "loss": "ce"}
+    summary |= {"class_counts": counts, "class_names": [f"class {k}" for k in range(size)]}
+    summary |= {"shot_groups": groups, "last": result, "best": result}
+    drawn = []
+    monkeypatch.setattr("training.plots.accuracy.save_figure", lambda f, path: drawn.append(f))
+    plot_accuracy_over_frequency(Path("unused"), summary)
+    (figure,) = drawn
+    figure.canvas.draw()
+    for axis in figure.axes:
+        legend = axis.get_legend().get_window_extent()
+        assert legend.y0 >= axis.get_window_extent().y1 - 1
+        titles = [text.get_window_extent() for text in (axis.title,) if text.get_text()]
+        assert not any(legend.overlaps(title) for title in titles)
+    numbers = [text.get_window_extent() for text in figure.axes[1].texts]
+    assert len(numbers) == size
+    assert max(number.y1 for number in numbers) <= figure.axes[1].get_window_extent().y1
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(numbers))
 
 
 def test_a_picture_has_the_same_bytes_every_time(tmp_path: Path):

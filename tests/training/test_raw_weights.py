@@ -91,7 +91,7 @@ def test_export(folder: Path, checkpoint: str, raw: dict[str, torch.Tensor], tmp
 
 
 def test_stage2(folder: Path, checkpoint: str, raw: dict[str, torch.Tensor], tmp_path: Path):
-    arguments = ["--from", str(folder), "--root", str(tmp_path), "--checkpoint", checkpoint]
+    arguments = [str(folder), "--root", str(tmp_path), "--checkpoint", checkpoint]
     assert run(["stage2", "ncm", *arguments]) == 0
     (made,) = tmp_path.glob("*/checkpoints/last.pt")
     name = "backbone.stem.0.weight"

@@ -143,7 +143,8 @@ def test_summary_reports_last_and_best_and_what_chose_it(config: TrainConfig):
     environment = json.loads((folder / "env.json").read_text())
     assert environment["versions"]["torch"] == torch.__version__
     # Without a terminal: one plain line per epoch, then the table.
-    assert text.splitlines()[0].startswith("epoch 1/2  loss ")
+    assert text.startswith("1,797 images found, kept 342 to train on, ")
+    assert text.splitlines()[1].startswith("epoch 1/2  loss ")
     assert "\x1b" not in text
     assert "best (" in text
 

@@ -14,6 +14,7 @@ from training.compare import Comparison, as_markdown, compare, write_tables
 from training.config import AblateConfig, to_dict
 from training.config.ablate import check_ablate
 from training.config.load import flatten
+from training.console import say
 from training.runs import read_run
 
 SPLIT = "test"
@@ -56,7 +57,7 @@ class _Display:
                 line = f"{len(self._told)}/{len(self._plan.runs)}  {run.name}: {state.status}"
                 line += f" after {state.seconds:.1f} s" if state.seconds is not None else ""
                 if self._bar is None or state.status == "failed":
-                    self._console.print(line, highlight=False, soft_wrap=True)
+                    say(self._console, line)
         if self._bar is not None:
             running = [name for name, s in self._states.items() if s.status == "running"]
             description = ", ".join(running)
@@ -83,11 +84,7 @@ def run_ablate(config: AblateConfig, console: Console | None = None) -> int:
         states = {
             run.name: RunState("finished" if run.name in done else "waiting") for run in grid.runs
         }
-        console.print(
-            f"{len(grid.runs)} runs in {grid.folder}, {len(done)} of them finished before",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"{len(grid.runs)} runs in {grid.folder}, {len(done)} of them finished before")
         with _Display(console, grid, states) as display:
 
             def on_change() -> None:
@@ -99,12 +96,10 @@ def run_ablate(config: AblateConfig, console: Console | None = None) -> int:
         _print_tables(console, grid, states)
     failed = [run for run in grid.runs if states[run.name].status == "failed"]
     for run in failed:
-        console.print(
+        say(
+            console,
             f"failed: {run.name} (exit status {states[run.name].exit_status}): "
             f"{last_words(grid, run)}\n  {log_path(grid, run)}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
     return 1 if failed else 0
 
@@ -114,9 +109,9 @@ def _print_tables(console: Console, grid: Plan, states: dict[str, RunState]) -> 
     if comparison is None:
         return
     text = as_markdown(comparison, SPLIT, CONFIDENCE)
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(console, text)
     for path in write_tables(comparison, grid.folder, SPLIT, CONFIDENCE):
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+        say(console, f"  {path}")
 
 
 def compare_grid(grid: Plan, states: dict[str, RunState]) -> Comparison | None:

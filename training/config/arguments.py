@@ -6,9 +6,9 @@ Example:
     >>> from dataclasses import dataclass, field
     >>> @dataclass
     ... class PlotConfig:
-    ...     source: str = field(metadata=named("from"))
-    ...     runs: list[str] = field(default_factory=list, metadata=POSITIONAL)
-    >>> PlotConfig(source="a").runs
+    ...     run: str = field(metadata=POSITIONAL)
+    ...     others: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    >>> PlotConfig(run="a").others
     []
 """
 
@@ -17,8 +17,3 @@ from __future__ import annotations
 POSITIONAL = {"positional": "yes"}
 """Metadata of a field that the command line takes without a name: one value, or for a field of type
 list any number of them."""
-
-
-def named(option: str) -> dict[str, str]:
-    """Metadata of a field whose option, and key in YAML, has a name that Python reserves."""
-    return {"option": option}

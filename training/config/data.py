@@ -33,7 +33,8 @@ class DataConfig:
             cannot be it, and is used with a warning. (fashion-mnist-lt, cifar10-lt, cifar100-lt,
             list-files)
         imbalance_type: exp (exponential decay) or step (half of the classes full, half rare), as
-            Cao et al. cut them, or natural (no cut). null is exp, for list-files natural.
+            Cao et al. cut them, or natural (no cut). null is exp, but natural for image-folder and
+            list-files without an imbalance_factor.
         class_order_seed: Seed of a random order of the classes, most frequent first; null is the
             order of the labels. Not with natural.
         test_per_class: Images per class held out for the balanced test split; >= 1. null is 40 for

@@ -7,8 +7,9 @@ from typing import Literal
 
 from training.config.arguments import POSITIONAL
 from training.config.data import DataConfig
+from training.config.datasets import DatasetName
 from training.config.seeds import SeedConfig
-from training.config.train import DatasetName, TrainConfig
+from training.config.train import TrainConfig
 
 
 @dataclass
@@ -29,7 +30,7 @@ class DataCommandConfig:
 
     action: Literal["stats", "verify"] = field(metadata=POSITIONAL)
     dataset: DatasetName = "digits-lt"
-    imbalance_factor: float = 50.0
+    imbalance_factor: float | None = None
     seed: int = 0
     seeds: SeedConfig = field(default_factory=SeedConfig)
     data: DataConfig = field(default_factory=DataConfig)

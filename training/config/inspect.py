@@ -56,6 +56,31 @@ class PlotConfig:
 
 
 @dataclass
+class PredictConfig:
+    """The classes of images, by a run or an exported model, which brings their preparation along.
+
+    Attributes:
+        run: The run folder (its data set must be there too), or a file that `export` has written.
+        images: Image files, and folders whose images are taken, those of folders inside too.
+        checkpoint: Which checkpoint of a run.
+        top: How many classes to print of each image, the likeliest first; >= 1.
+        output: File for all probabilities as CSV, a line per image; null writes none.
+    """
+
+    run: str = field(metadata=POSITIONAL)
+    images: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    checkpoint: CheckpointName = "last"
+    top: int = 1
+    output: str | None = None
+
+
+def check_predict(config: PredictConfig) -> None:
+    """Check the ranges."""
+    check("top", config.top, config.top >= 1, ">= 1")
+    check("images", config.images, bool(config.images), "with at least one image file or folder")
+
+
+@dataclass
 class ExportConfig:
     """The model of a run's checkpoint, in evaluation mode, for use without this package.
 

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from training.config.checks import check
 from training.errors import ConfigError
 
-LossName = Literal["ce", "focal", "cb", "ldam", "ldam-drw", "balanced-softmax", "logit-adjusted"]
+# Every loss, and which options of LossOptions it takes notice of.
+LOSS_OPTIONS: dict[str, tuple[str, ...]] = {
+    "ce": (),
+    "focal": ("gamma",),
+    "cb": ("beta",),
+    "ldam": ("max_m", "s"),
+    "ldam-drw": ("max_m", "s", "beta", "drw_epoch"),
+    "balanced-softmax": ("prior",),
+    "logit-adjusted": ("tau", "prior"),
+}
+if TYPE_CHECKING:
+    LossName = str
+else:
+    LossName = Literal[tuple(LOSS_OPTIONS)]
 
 
 @dataclass
@@ -39,24 +52,13 @@ class LossOptions:
     drw_epoch: int | None = None
 
 
-# Which options of LossOptions a loss takes notice of.
-LOSS_OPTIONS: dict[str, tuple[str, ...]] = {
-    "ce": (),
-    "focal": ("gamma",),
-    "cb": ("beta",),
-    "ldam": ("max_m", "s"),
-    "ldam-drw": ("max_m", "s", "beta", "drw_epoch"),
-    "balanced-softmax": ("prior",),
-    "logit-adjusted": ("tau", "prior"),
-}
-
-
 def check_loss(loss: str, options: LossOptions, epochs: int) -> None:
     """Check the ranges, and that no option is set which the loss does not have.
 
     Raises:
         ConfigError: Naming the option, the value that came and what is allowed.
     """
+    check("loss", loss, loss in LOSS_OPTIONS, f"out of {', '.join(LOSS_OPTIONS)}")
     check("loss_options.tau", options.tau, options.tau >= 0, ">= 0")
     check("loss_options.gamma", options.gamma, options.gamma >= 0, ">= 0")
     check("loss_options.beta", options.beta, 0 <= options.beta < 1, "in [0, 1)")

@@ -38,7 +38,8 @@ class RuntimeConfig:
         resume: auto continues the run folder of this name if it was made with the same
             configuration, and starts a new run if there is none; none always starts a new run; or
             the path of a run folder or of a checkpoint in it.
-        dry_run: Check and print the configuration, and do nothing.
+        dry_run: Check the configuration and whether the data can be found and split as it says,
+            print it, and do nothing.
     """
 
     precision: PrecisionName = "fp32"

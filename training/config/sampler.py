@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from training.config.checks import check
 from training.errors import ConfigError
 
-SamplerName = Literal["instance", "class-balanced", "sqrt", "progressive", "b3rs"]
+SAMPLERS = ("instance", "class-balanced", "sqrt", "progressive", "b3rs")
+if TYPE_CHECKING:
+    SamplerName = str
+else:
+    SamplerName = Literal[SAMPLERS]
 StatisticsBatches = Literal["all", "ordinary", "balanced"]
 
 
@@ -61,6 +65,7 @@ def check_sampler(
     Raises:
         ConfigError: Naming the option, the value that came and what is allowed.
     """
+    check("sampler", sampler, sampler in SAMPLERS, f"out of {', '.join(SAMPLERS)}")
     _check_blocks(options)
     check("sampler_options.q", options.q, 0 <= options.q <= 1, "in [0, 1]")
     check("sampler_options.r", options.r, 0 <= options.r <= 1, "in [0, 1]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from training.config.arguments import POSITIONAL, named
+from training.config.arguments import POSITIONAL
 from training.config.checks import check
 from training.errors import ConfigError
 
@@ -26,7 +26,7 @@ class Stage2Config:
         method: crt retrains the classifier from new weights with class-balanced batches; lws learns
             one scale per class that way; tau-norm divides each class's weights by their norm to the
             power tau; ncm takes the mean feature of each class as its weights.
-        source: Folder of the finished run.
+        run: The run folder.
         checkpoint: Which of its checkpoints; its raw weights, never their
             average (optim.ema_decay), as for the figures of "last" and "best".
         seed: Seed of the new weights, the batches and the augmentation; >= 0, null is the run's.
@@ -52,7 +52,7 @@ class Stage2Config:
     """
 
     method: Stage2Method = field(metadata=POSITIONAL)
-    source: str = field(metadata=named("from"))
+    run: str = field(metadata=POSITIONAL)
     checkpoint: Literal["last", "best"] = "last"
     seed: int | None = None
     epochs: int = 10
@@ -88,6 +88,8 @@ def check_stage2(config: Stage2Config) -> None:
     Raises:
         ConfigError: Naming the option, the value that came and the values that are allowed.
     """
+    names = ", ".join(STAGE2_OPTIONS)
+    check("method", config.method, config.method in STAGE2_OPTIONS, f"out of {names}")
     check("seed", config.seed, config.seed is None or config.seed >= 0, ">= 0 or null")
     check("epochs", config.epochs, config.epochs >= 1, ">= 1")
     check("lr", config.lr, config.lr is None or config.lr > 0, "> 0 or null")
@@ -104,7 +106,7 @@ def check_stage2(config: Stage2Config) -> None:
 
 def _check_unused_options(config: Stage2Config) -> None:
     used = STAGE2_OPTIONS[config.method]
-    default = Stage2Config(method=config.method, source=config.source)
+    default = Stage2Config(method=config.method, run=config.run)
     for name in {name for names in STAGE2_OPTIONS.values() for name in names} - set(used):
         value = getattr(config, name)
         if value != getattr(default, name):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from training.config.checks import check
 from training.config.data import DataConfig, check_data
+from training.config.datasets import DATASETS, DatasetName
 from training.config.loss import LossName, LossOptions, check_loss
 from training.config.model import ModelConfig, check_model
 from training.config.optim import OptimConfig, check_optim
@@ -29,10 +30,6 @@ from training.config.whitening import (
     check_whitening_weights,
 )
 
-DatasetName = Literal[
-    "digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt", "image-folder", "list-files"
-]
-
 
 @dataclass
 class TrainConfig(RuntimeConfig):
@@ -41,7 +38,8 @@ class TrainConfig(RuntimeConfig):
     Attributes:
         dataset: Which data. digits-lt needs no files; the others have theirs in ``data.root``.
         imbalance_factor: Training images of the most frequent class over those of the rarest; >= 1.
-            Without effect, and to be left out, where ``data.imbalance_type`` is natural.
+            null is 50, but image-folder and list-files are taken as they are. To be left out where
+            ``data.imbalance_type`` is natural.
         whitening: The layer between the pooled features and the classifier.
         loss: The training loss.
         sampler: Which images make up a batch. b3rs is the Block-based Relatively Balanced Batch
@@ -72,7 +70,7 @@ class TrainConfig(RuntimeConfig):
     """
 
     dataset: DatasetName = "digits-lt"
-    imbalance_factor: float = 50.0
+    imbalance_factor: float | None = None
     whitening: WhiteningName = "fused"
     loss: LossName = "logit-adjusted"
     sampler: SamplerName = "instance"
@@ -111,7 +109,10 @@ def validate(config: TrainConfig) -> None:
     Raises:
         ConfigError: Naming the option, the value that came and the values that are allowed.
     """
-    check("imbalance_factor", config.imbalance_factor, config.imbalance_factor >= 1, ">= 1")
+    known = ", ".join(DATASETS)
+    check("dataset", config.dataset, config.dataset in DATASETS, f"out of {known}")
+    factor = config.imbalance_factor
+    check("imbalance_factor", factor, factor is None or factor >= 1, ">= 1")
     check("seed", config.seed, config.seed >= 0, ">= 0")
     check("threads", config.threads, config.threads is None or config.threads >= 1, ">= 1 or null")
     check_seeds(config.seeds)

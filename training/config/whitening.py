@@ -61,6 +61,8 @@ WHITENING_OPTIONS: dict[str, tuple[str, ...]] = {
 
 def check_whitening(whitening: str, options: WhiteningOptions, feature_dim: int) -> None:
     """Check the ranges, and that no option is set which the layer does not have."""
+    names = ", ".join(WHITENING_OPTIONS)
+    check("whitening", whitening, whitening in WHITENING_OPTIONS, f"out of {names}")
     check("whitening_options.eps", options.eps, options.eps > 0, "> 0")
     check("whitening_options.momentum", options.momentum, 0 < options.momentum <= 1, "in (0, 1]")
     check(

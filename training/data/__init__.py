@@ -1,4 +1,7 @@
-"""Data sets. To add one: a module with a loader, and a line in ``_LOADERS`` and in `options`."""
+"""Data sets. To add one: a module with a loader, and a line in two tables.
+
+These are ``DATASETS`` of `training.config.datasets` and ``_LOADERS`` here.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from training.data.base import FileSplit, LongTailedDataset, Split
 from training.data.cifar import load_cifar10_lt, load_cifar100_lt
 from training.data.digits import load_digits_lt
 from training.data.fashion_mnist import load_fashion_mnist_lt
-from training.data.options import resolve_options
+from training.data.options import resolve_cut, resolve_options
 from training.errors import ConfigError
 
 __all__ = ["FileSplit", "LongTailedDataset", "Split", "build_dataset"]
@@ -39,12 +42,13 @@ def build_dataset(
             do not fit the data.
     """
     data = resolve_options(config)
+    factor = resolve_cut(config)[1] or 1.0
     if config.dataset == "digits-lt":
-        return _digits(data, config.imbalance_factor, split_seed)
+        return _digits(data, factor, split_seed)
     seed = _PUBLISHED_SEED if config.seeds.split is None else split_seed
     if seed >= 2**32:
         raise ConfigError(f"seeds.split: expected a value below 2^32, got {seed}.")
-    dataset = _LOADERS[config.dataset](data, config.imbalance_factor, seed, check_files)
+    dataset = _LOADERS[config.dataset](data, factor, seed, check_files)
     for note in dataset.notes:
         warnings.warn(note, stacklevel=2)
     return dataset

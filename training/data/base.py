@@ -95,6 +95,7 @@ class LongTailedDataset:
         std: What it divides by, float32 [C], same units.
         split_seed: Seed that the splits were drawn with.
         loading: How files are decoded; null for resident images.
+        cut: What a long-tail cut has dropped, a sentence; empty if all images are used.
         notes: What a person should know about the files, a sentence each.
     """
 
@@ -108,6 +109,7 @@ class LongTailedDataset:
     split_seed: int = 0
     loading: FileLoading | None = None
     notes: tuple[str, ...] = ()
+    cut: str = ""
 
     @property
     def num_classes(self) -> int:

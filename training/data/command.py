@@ -8,6 +8,7 @@ from rich.console import Console
 
 from training.config import validate
 from training.config.data_command import DataCommandConfig
+from training.console import say
 from training.data import build_dataset
 from training.data.stats import plot_class_counts, print_stats
 from training.data.verify import verify
@@ -37,4 +38,4 @@ def run_data(config: DataCommandConfig, console: Console | None = None) -> None:
     print_stats(console, dataset)
     path = Path(config.picture or f"runs/class-counts-{config.dataset}.png")
     plot_class_counts(path, dataset)
-    console.print(f"picture: {path}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"picture: {path}")

@@ -29,14 +29,20 @@ _ATTEMPTS = 10
 
 
 def open_image(path: str) -> Image.Image:
-    """Decode a file to RGB.
+    """Decode a file to RGB; of 16 bits a value, the upper 8 are taken.
 
     Raises:
-        ConfigError: If the file is missing, truncated or no image, with its name.
+        ConfigError: If the file is missing, truncated or no image, or its values have no known
+            range, with its name.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            if image.mode.startswith("I;16"):  # as pillow reads 16-bit colours; convert would clip
+                values = np.asarray(image) >> 8  # [H, W]
+                return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+            if image.mode not in ("I", "F"):
+                return image.convert("RGB")
+            kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: expected an image file, found none; check --data.root and the list."
@@ -48,6 +54,10 @@ def open_image(path: str) -> Image.Image:
             f"{size} bytes ({error}); fetch it again or remove it, then check the others with: "
             "python -m training data verify"
         ) from error
+    raise ConfigError(
+        f"{path}: expected 8 or 16 bits a value, got {kind}, whose black and white nobody knows; "
+        "scale them to 0 .. 255 and save the image with 8 bits."
+    )
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -62,4 +62,5 @@ def load_digits_lt(
         mean=mean,
         std=std,
         split_seed=seed,
+        cut=indices.cut,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import weakref
 from collections import deque
@@ -57,7 +58,7 @@ class _Files(Dataset[_Item]):
         assert isinstance(split, FileSplit) and dataset.loading is not None
         # A numpy array of fixed-width bytes: forked workers share its pages, where a tuple of str
         # would be copied bit by bit as reference counts are touched.
-        self.paths = np.array([path.encode() for path in split.paths])
+        self.paths = np.array([os.fsencode(path) for path in split.paths])
         self.labels = split.labels.cpu()
         self.loading = dataset.loading
         self.augmented = augmented
@@ -67,7 +68,7 @@ class _Files(Dataset[_Item]):
 
     def __getitem__(self, request: _Request) -> _Item:
         try:
-            image = open_image(self.paths[request.position].decode())
+            image = open_image(os.fsdecode(self.paths[request.position]))
         except ConfigError as error:
             # Raised in a worker, it would arrive wrapped in that worker's traceback.
             return _Failure(str(error))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,24 +84,29 @@ def check_files(paths: Sequence[str]) -> None:
     """
     for path in paths:
         _check_size(path)
-    broken = broken_files(paths[:: max(1, len(paths) // _SAMPLE)])
+    broken, _ = look_at_files(paths[:: max(1, len(paths) // _SAMPLE)])
     if broken:
         raise ConfigError(broken[0])
 
 
-def broken_files(paths: Sequence[str]) -> list[str]:
-    """Decode all files; return a message about each that fails."""
+def look_at_files(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Decode all files.
 
-    def problem(path: str) -> str | None:
+    Returns:
+        A message about each that fails, and the paths of those that are of one colour.
+    """
+
+    def look(path: str) -> str | bool:
         try:
             _check_size(path)
-            open_image(path)
+            return bool(np.ptp(np.asarray(open_image(path)), axis=(0, 1)).max() == 0)
         except ConfigError as error:
             return str(error)
-        return None
 
     with ThreadPoolExecutor() as pool:  # pillow decodes without the interpreter's lock
-        return [message for message in pool.map(problem, paths) if message is not None]
+        found = list(pool.map(look, paths))
+    plain = [path for path, result in zip(paths, found, strict=True) if result is True]
+    return [result for result in found if isinstance(result, str)], plain
 
 
 def _check_size(path: str) -> None:
@@ -135,6 +141,11 @@ def _decode_split(split: FileSplit, size: tuple[int, int]) -> Split:
         for position, image in enumerate(pool.map(decode, split.paths)):
             images[position] = image
     return Split(images, split.labels, split.indices)
+
+
+def shown(name: str) -> str:
+    """A file's name for a person: what is no text in it is replaced, and can be printed."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def absolute(root: Path, name: str) -> str:

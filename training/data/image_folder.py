@@ -2,12 +2,14 @@
 
 ``root/train/<class>/*`` with ``root/test/<class>/*`` or ``root/val/<class>/*`` to test on; with
 both, val is the validation split. Without a train folder the classes lie in root itself, and
-without a test and a val folder a balanced test split is held out.
+without a test and a val folder a balanced test split is held out. What is hidden (.name) is left
+out, and of train, test and val the capitals do not matter.
 """
 
 from __future__ import annotations
 
 import os
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import torch
 from training.config import DataConfig
 from training.data.base import FileSplit, LongTailedDataset
 from training.data.decode import EXTENSIONS
-from training.data.files import file_dataset
+from training.data.files import file_dataset, shown
 from training.data.longtail import Cut, SplitIndices, long_tailed_split, published_split
 from training.errors import ConfigError
 
@@ -39,11 +41,13 @@ def load_image_folder(
         ConfigError: If classes or images are missing, or a file is no image.
     """
     root = Path(data.root)
-    train_root = root / "train" if (root / "train").is_dir() else root
+    parts = {name.lower(): root / name for name in _folders(root)}
+    train_root = parts.get("train", root)
     class_names = _class_folders(train_root)
     source = scan(train_root, class_names)
-    folders = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    others = [scan(folder, class_names) for folder in folders if train_root != root]
+    _check_all_classes(train_root, class_names, source)
+    folders = [parts[name] for name in ("test", "val") if name in parts and "train" in parts]
+    others = [scan(folder, class_names) for folder in folders]
     own_validation = others[1] if len(others) == 2 else None
     data = _validation_options(data, own_validation is not None)
     if others:
@@ -55,50 +59,91 @@ def load_image_folder(
         test = source.take(torch.from_numpy(indices.test))
     train = source.take(torch.from_numpy(indices.train))
     validation = own_validation or source.take(torch.from_numpy(indices.validation))
-    return file_dataset(
-        "image-folder", class_names, train, validation, test, data, seed, check=check
+    names = tuple(shown(name) for name in class_names)
+    notes = tuple(
+        f"{folder}: no image of {len(missing)} of the classes, for instance {shown(missing[0])!r}"
+        for folder, split in zip(folders, others, strict=True)
+        if (missing := _without_image(class_names, split))
     )
+    dataset = file_dataset("image-folder", names, train, validation, test, data, seed, notes, check)
+    return replace(dataset, cut=indices.cut)
 
 
 def scan(folder: Path, class_names: tuple[str, ...]) -> FileSplit:
     """List the images of a folder per class, sorted by class and file name.
 
     Args:
-        folder: Holds a folder per class.
+        folder: Holds a folder for each of some of the classes.
         class_names: The classes, in the order of their labels.
 
     Raises:
-        ConfigError: If there are other class folders, or a class without an image.
+        ConfigError: If there are other class folders, or there is no image.
     """
-    found = _class_folders(folder)
-    if found != class_names:
-        missing = sorted(set(class_names) - set(found)) or sorted(set(found) - set(class_names))
-        raise ConfigError(
-            f"{folder}: expected the same class folders as for training, but {missing[0]!r} is in "
-            f"one of them only ({len(found)} folders here, {len(class_names)} there)."
-        )
+    here = _folders(folder)
+    for name in here:
+        if name not in class_names:
+            raise ConfigError(
+                f"{folder}: expected the same class folders as for training, but {shown(name)!r} "
+                f"is none of those{_hint(name, class_names)}; rename or remove it."
+            )
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
-        files = sorted(
-            entry.path
-            for entry in os.scandir(folder / name)
-            if entry.is_file() and entry.name.lower().endswith(EXTENSIONS)
-        )
-        if not files:
-            raise ConfigError(
-                f"{folder / name}: expected images ({', '.join(EXTENSIONS)}), found none; add some "
-                "or remove the folder."
-            )
+        files = sorted(_images(folder / name)) if name in here else []
         paths.extend(files)
         labels.extend([label] * len(files))
+    if not paths:
+        raise ConfigError(
+            f"{folder}: expected images ({', '.join(EXTENSIONS)}) in a folder per class, found "
+            "none; add some or remove the folder."
+        )
     return FileSplit(tuple(paths), torch.tensor(labels), torch.arange(len(paths)))
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
+def _images(folder: Path) -> list[str]:
+    return [
+        entry.path
+        for entry in os.scandir(folder)
+        if entry.is_file()
+        and entry.name.lower().endswith(EXTENSIONS)
+        and not entry.name.startswith(".")
+    ]
+
+
+def _hint(name: str, class_names: tuple[str, ...]) -> str:
+    """Name the class whose letters are the same, if there is one."""
+    for other in class_names:
+        if _letters(other) == _letters(name):
+            return f" ({shown(other)!r} has other capitals, or its accents in another Unicode form)"
+    return ""
+
+
+def _letters(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _without_image(class_names: tuple[str, ...], split: FileSplit) -> list[str]:
+    present = set(split.labels.tolist())
+    return [name for label, name in enumerate(class_names) if label not in present]
+
+
+def _check_all_classes(folder: Path, class_names: tuple[str, ...], split: FileSplit) -> None:
+    missing = _without_image(class_names, split)
+    if missing:
+        raise ConfigError(
+            f"{folder / missing[0]}: expected images ({', '.join(EXTENSIONS)}), found none; add "
+            "some or remove the folder."
+        )
+
+
+def _folders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted; hidden ones are left out."""
     entries = (entry for entry in os.scandir(folder) if entry.is_dir())
-    names = tuple(sorted(entry.name for entry in entries if not entry.name.startswith(".")))
+    return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    names = tuple(_folders(folder))
     if len(names) < 2:
         raise ConfigError(
             f"{folder}: expected a folder of images for each of two or more classes, got "

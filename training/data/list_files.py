@@ -8,7 +8,7 @@ ImageNet on disk: each is found from either.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from training.config import DataConfig
 from training.data.base import FileSplit, LongTailedDataset
 from training.data.checksums import Verifier, git_blob_id
-from training.data.files import absolute, file_dataset
+from training.data.files import absolute, file_dataset, shown
 from training.data.longtail import Cut, published_split
 from training.errors import ConfigError
 
@@ -99,9 +99,9 @@ def load_list_files(
         splits["list_train"].take(torch.from_numpy(part))
         for part in (indices.train, indices.validation)
     )
-    return file_dataset(
+    dataset = file_dataset(
         "list-files",
-        tuple(folders.get(k, str(k)) for k in range(num_classes)),
+        tuple(shown(folders.get(k, str(k))) for k in range(num_classes)),
         train,
         splits.get("list_val", held_out),
         splits["list_test"],
@@ -110,6 +110,7 @@ def load_list_files(
         tuple(verifier.notes),
         check,
     )
+    return replace(dataset, cut=indices.cut)
 
 
 def read_list(path: Path, verifier: Verifier) -> Listing:
@@ -120,25 +121,23 @@ def read_list(path: Path, verifier: Verifier) -> Listing:
     """
     try:
         content = path.read_bytes()
-        lines = content.decode().splitlines()
     except OSError as error:
         raise ConfigError(
             f"{path}: expected a readable list, got: {error.strerror}; check the --data.list_ "
             "options."
         ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: expected a text file in UTF-8, got {error}.") from error
     paths, labels = [], []
-    for number, line in enumerate(lines, start=1):
+    # Nothing but the end of a line ends a line: a file name may hold any other character and byte.
+    for number, line in enumerate(os.fsdecode(content).split("\n"), start=1):
         if not line.strip():
             continue
-        name, _, label = line.strip().rpartition(" ")
+        name, _, label = line.rstrip().rpartition(" ")
         if not name or not label.isdecimal():
             raise ConfigError(
                 f"{path}, line {number}: expected 'path label' with a label >= 0, "
                 f"got {line!r:.100}."
             )
-        paths.append(name.strip())
+        paths.append(name)
         labels.append(int(label))
     if not paths:
         raise ConfigError(f"{path}: expected 'path label' lines, got an empty file.")

@@ -57,8 +57,9 @@ def step_counts(n_max: int, num_classes: int, imbalance_factor: float) -> list[i
 def _nonempty(counts: list[int], n_max: int, imbalance_factor: float) -> list[int]:
     if counts[-1] < 1:
         raise ConfigError(
-            f"imbalance_factor: expected at most {n_max} (the images of the largest class), so "
-            f"that every class keeps one image, got {imbalance_factor}."
+            f"imbalance_factor: expected at most {n_max} (the training images of the smallest "
+            "class, which is what the most frequent one keeps), so that every class keeps one "
+            f"image, got {imbalance_factor}."
         )
     return counts
 
@@ -101,14 +102,41 @@ class Cut:
             counts[k] = ranked[rank]
         return counts
 
+    def sentence(self, found: int, train: int, validation: int, test: int = 0) -> str:
+        """Say what became of the images found; nothing if all of them are used.
+
+        Example:
+            >>> Cut(50).sentence(3660, 107, 0)
+            '3,660 images found, kept 107 to train on; 3,553 are not used: imbalance_type exp, \
+imbalance_factor 50, from the size of the smallest class'
+        """
+        unused = found - train - validation - test
+        if unused == 0:
+            return ""
+        parts = {"train": train, "choose": validation, "test": test}
+        uses = ", ".join(f"{count:,} to {verb} on" for verb, count in parts.items() if count)
+        return (
+            f"{found:,} images found, kept {uses}; {unused:,} are not used: imbalance_type "
+            f"{self.imbalance_type}, imbalance_factor {self.imbalance_factor:g}, from the size of "
+            "the smallest class"
+        )
+
 
 @dataclass(frozen=True)
 class SplitIndices:
-    """Disjoint positions in the source, int64 each; test is empty where the data brings its own."""
+    """Disjoint positions in the source, int64 each; test is empty where the data brings its own.
+
+    Attributes:
+        train: To train on.
+        validation: To choose on.
+        test: To test on.
+        cut: What the cut has done, for a person; empty if it drops nothing.
+    """
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
+    cut: str = ""
 
 
 def long_tailed_split(
@@ -147,9 +175,12 @@ def long_tailed_split(
     if sizes.min() <= held_out:
         raise ConfigError(
             f"data: expected test_per_class + validation_per_class below {sizes.min()} (the images "
-            f"of the smallest class), got {test_per_class} + {validation_per_class}."
+            f"of the smallest class, label {sizes.argmin()}), got {test_per_class} + "
+            f"{validation_per_class}; lower --data.test_per_class and --data.validation_per_class, "
+            "or remove the class."
         )
-    counts = Cut(imbalance_factor, imbalance_type, class_order_seed).counts(sizes - held_out)
+    cut = Cut(imbalance_factor, imbalance_type, class_order_seed)
+    counts = cut.counts(sizes - held_out)
     rng = np.random.default_rng(seed)
     train, validation, test = [], [], []
     for k, count in enumerate(counts):
@@ -157,7 +188,9 @@ def long_tailed_split(
         test.append(shuffled[:test_per_class])
         validation.append(shuffled[test_per_class:held_out])
         train.append(shuffled[held_out : held_out + count])
-    return SplitIndices(*(np.sort(np.concatenate(part)) for part in (train, validation, test)))
+    kept, chosen, tested = (np.sort(np.concatenate(part)) for part in (train, validation, test))
+    text = cut.sentence(len(labels), len(kept), len(chosen), len(tested))
+    return SplitIndices(kept, chosen, tested, text)
 
 
 def published_split(
@@ -193,7 +226,8 @@ def published_split(
     if sizes.min() <= held_out:
         raise ConfigError(
             f"data.validation_per_class: expected a value below {sizes.min()} (the images of the "
-            f"smallest class), got {validation_per_class}."
+            f"smallest class, label {sizes.argmin()}), got {validation_per_class}; pass a smaller "
+            "one, or 0 for no validation split."
         )
     counts = cut.counts(sizes - held_out)
     if validation_from == "dropped" and validation_per_class and counts == sizes.tolist():
@@ -210,9 +244,9 @@ def published_split(
         train.append(shuffled[held_out : held_out + count])
         first = 0 if validation_from == "held-out" else count
         validation.append(shuffled[first : first + validation_per_class])
-    return SplitIndices(
-        np.concatenate(train), np.sort(np.concatenate(validation)), np.empty(0, np.int64)
-    )
+    kept, chosen = np.concatenate(train), np.sort(np.concatenate(validation))
+    text = cut.sentence(len(labels), len(kept), len(chosen))
+    return SplitIndices(kept, chosen, np.empty(0, np.int64), text)
 
 
 def _class_sizes(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,22 +1,24 @@
 """Which data set has which option, and the defaults that depend on the data set.
 
-To add a data set: its line here, its loader in ``_LOADERS`` of ``training/data/__init__.py``.
+To add a data set: see `training.config.datasets`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from training.config import DataConfig, TrainConfig
-from training.config.data import AugmentName, ValidationSource
+from training.config.data import AugmentName, ImbalanceType, ValidationSource
+from training.config.datasets import DATASETS
 from training.errors import ConfigError
+
+DEFAULT_FACTOR = 50.0
 
 _COMMON = (
     "imbalance_type class_order_seed validation_per_class batch_size drop_last augment cutout "
     "crop_padding shift randaugment_ops randaugment_magnitude"
 ).split()
-_FILES = "resident image_size resize color_jitter workers".split()
 # Options of one augmentation only.
 _OF_AUGMENTATION: dict[str, tuple[AugmentName, ...]] = {
     "crop_padding": ("crop-flip", "autoaugment", "randaugment"),
@@ -28,58 +30,19 @@ _OF_WORKERS = ("image_size", "resize", "color_jitter", "workers")
 _OF_RESIDENT = ("crop_padding", "shift")
 
 
-@dataclass(frozen=True)
-class _Defaults:
-    """The options that a data set has besides the common ones, and its defaults."""
-
-    options: tuple[str, ...] = ()
-    validation_per_class: int | None = 10
-    test_per_class: int | None = None
-    augment: AugmentName = "crop-flip"
-    root: str | None = None
-    natural: bool = False
-    own_test: bool = True
-
-
-_DATASETS: dict[str, _Defaults] = {
-    "digits-lt": _Defaults(
-        options=("test_per_class",), test_per_class=40, augment="shift", own_test=False
-    ),
-    "fashion-mnist-lt": _Defaults(
-        options=("root", "verify_md5", "validation_from"),
-        validation_per_class=100,
-        root="/usr/share/datasets/fashion-mnist",
-    ),
-    "cifar10-lt": _Defaults(
-        options=("root", "verify_md5", "validation_from"), validation_per_class=100
-    ),
-    "cifar100-lt": _Defaults(options=("root", "verify_md5", "validation_from")),
-    "image-folder": _Defaults(
-        # How many are held out depends on which folders there are: the loader decides.
-        options=("root", "test_per_class", "validation_from", *_FILES),
-        validation_per_class=None,
-    ),
-    "list-files": _Defaults(
-        options=("root", "verify_md5", "list_train", "list_val", "list_test", *_FILES),
-        validation_per_class=0,
-        natural=True,
-    ),
-}
-
-
 def resolve_options(config: TrainConfig) -> DataConfig:
     """Fill the options that are null with the data set's defaults.
 
     Raises:
         ConfigError: If an option is set that the data set, or the augmentation, does not have.
     """
-    defaults, data = _DATASETS[config.dataset], config.data
+    defaults, data = DATASETS[config.dataset], config.data
     if data.validation_per_class and data.list_val:
         raise ConfigError(
             "data.validation_per_class: expected null or 0 beside data.list_val, which is the "
             f"validation split, got {data.validation_per_class}; leave one of them out."
         )
-    imbalance_type = data.imbalance_type or ("natural" if defaults.natural else "exp")
+    imbalance_type, _ = resolve_cut(config)
     cut = imbalance_type != "natural"
     validation_from: ValidationSource = "dropped" if cut and defaults.own_test else "held-out"
     resolved = replace(
@@ -101,16 +64,24 @@ def resolve_options(config: TrainConfig) -> DataConfig:
     return resolved
 
 
+def resolve_cut(config: TrainConfig) -> tuple[ImbalanceType, float | None]:
+    """Return how the training images are cut, and the factor; null where they are not."""
+    natural = DATASETS[config.dataset].natural and config.imbalance_factor is None
+    kind = config.data.imbalance_type or ("natural" if natural else "exp")
+    factor = DEFAULT_FACTOR if config.imbalance_factor is None else config.imbalance_factor
+    return kind, None if kind == "natural" else factor
+
+
 def _check_unused(config: TrainConfig, resolved: DataConfig) -> None:
     """An option without effect is an error, not a silent no-op."""
-    has = (*_COMMON, *_DATASETS[config.dataset].options)
+    has = (*_COMMON, *DATASETS[config.dataset].options)
     workers = "resident" in has and not resolved.resident
     for item in fields(DataConfig):
         name, value = item.name, getattr(config.data, item.name)
         if value == item.default:
             continue
         if name not in has:
-            others = [d for d, o in _DATASETS.items() if name in o.options]
+            others = [d for d, o in DATASETS.items() if name in o.options]
             _unused(name, value, item.default, f"--dataset {config.dataset}", " or ".join(others))
         if name in _OF_AUGMENTATION and resolved.augment not in _OF_AUGMENTATION[name]:
             wanted = " or ".join(f"--data.augment {a}" for a in _OF_AUGMENTATION[name])
@@ -134,12 +105,10 @@ def _check_natural(config: TrainConfig, resolved: DataConfig) -> None:
             "data.class_order_seed: expected null with imbalance_type natural, where no class is "
             f"cut, got {resolved.class_order_seed}; leave it out, or cut with exp or step."
         )
-    default = TrainConfig.imbalance_factor
-    if config.imbalance_factor != default:
+    if config.imbalance_factor is not None:
         raise ConfigError(
-            f"imbalance_factor: expected its default {default} with data.imbalance_type natural, "
-            f"which cuts nothing, got {config.imbalance_factor}; leave it out, or use "
-            "--data.imbalance_type exp."
+            "imbalance_factor: expected null with data.imbalance_type natural, which cuts nothing, "
+            f"got {config.imbalance_factor}; leave one of them out."
         )
     if resolved.validation_from == "dropped":
         raise ConfigError(

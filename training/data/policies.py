@@ -130,8 +130,8 @@ def _invert(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _solarize(images: Tensor, strength: Tensor) -> Tensor:
-    """Invert the values from a threshold on, 256 for strength 0 and 0 for 1."""
-    threshold = 255 * (1 - strength.abs())[:, None, None, None]
+    """Invert the values from a threshold on, 256 (none of them) for strength 0 and 0 for 1."""
+    threshold = 256 * (1 - strength.abs())[:, None, None, None]
     return torch.where(images >= threshold, 255 - images, images)
 
 

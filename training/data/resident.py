@@ -75,6 +75,7 @@ def resident_dataset(
         std=std,
         split_seed=seed,
         notes=notes,
+        cut=indices.cut,
     )
 
 

@@ -5,26 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from training.console import say
 from training.data.base import LongTailedDataset, SplitName
 from training.errors import ConfigError
 from training.metrics import FEW_BELOW, MANY_ABOVE, ShotGroups
+from training.plots.style import class_order, new_figure
 
-# Okabe and Ito's palette, as in the pictures of a run.
-_COLOURS = {"many": "#0072B2", "medium": "#E69F00", "few": "#D55E00"}
 _GROUPS = {
     "many": f"many (> {MANY_ABOVE})",
     "medium": f"medium ({FEW_BELOW} to {MANY_ABOVE})",
     "few": f"few (< {FEW_BELOW})",
 }
 _MAX_ROWS = 40
-_MAX_NAMES = 30
 _BAR = 12
 
 
@@ -43,9 +40,11 @@ def print_stats(console: Console, dataset: LongTailedDataset) -> None:
     shortage = _validation_shortage(dataset)
     if shortage:
         lines.append(shortage)
+    if dataset.cut:
+        lines.append(dataset.cut)
     lines.extend(f"note: {note}" for note in dataset.notes)
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def _per_class(dataset: LongTailedDataset, split: SplitName) -> list[int]:
@@ -70,7 +69,7 @@ def _class_table(dataset: LongTailedDataset, counts: list[int], groups: ShotGrou
             table.add_row("", f"({hidden} more)")
         bar = "█" * max(1, round(_BAR * counts[k] / max(counts)))
         numbers = (str(counts[k]), str(validation[k]), str(test[k]))
-        table.add_row(str(k), dataset.class_names[k], groups.of(k), *numbers, bar)
+        table.add_row(str(k), escape(dataset.class_names[k]), groups.of(k), *numbers, bar)
     return table
 
 
@@ -106,29 +105,20 @@ def plot_class_counts(path: Path, dataset: LongTailedDataset) -> None:
         ConfigError: If the file's ending is no picture's, or it cannot be written.
     """
     counts = dataset.class_counts.tolist()
-    groups = ShotGroups.from_counts(counts)
-    order = sorted(range(len(counts)), key=lambda k: (-counts[k], k))
-    figure = Figure(figsize=(7.0, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    groups = ShotGroups.from_counts(counts).as_dict()
+    names = dataset.class_names
+    classes = class_order({"class_counts": counts, "shot_groups": groups, "class_names": names})
+    figure = new_figure(7.0, 3.8)
     axis = figure.subplots()
-    many = len(order) > _MAX_NAMES
-    heights = [counts[k] for k in order]
-    colours = [_COLOURS[groups.of(k)] for k in order]
-    bars = axis.bar(range(len(order)), heights, color=colours, width=1.0 if many else 0.8)
-    axis.set_yscale("log")
-    axis.set_ylim(0.8, 3 * max(counts))
+    bars = axis.bar(classes.places, classes.counts, color=classes.colours)
+    classes.label_counts(axis, bars)
     axis.set_ylabel("training images (log)")
-    axis.set_xlabel("class, most frequent first")
-    if not many:
-        axis.bar_label(bars, padding=2, fontsize=8)
-        names = [dataset.class_names[k] for k in order]
-        axis.set_xticks(range(len(order)), names, rotation=45, ha="right", fontsize=8)
+    classes.label_axis(axis)
     axis.set_title(
         f"{dataset.name}: {len(dataset.train)} training images, "
         f"imbalance factor {dataset.imbalance_factor:g}"
     )
-    handles = [Patch(color=_COLOURS[name], label=text) for name, text in _GROUPS.items()]
-    axis.legend(handles=handles, loc="upper right", frameon=False)
+    classes.legend(axis)
     axis.spines[["top", "right"]].set_visible(False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from training.config import DataConfig, TrainConfig
+from training.console import say
 from training.data import build_dataset
 from training.data.base import FileSplit, LongTailedDataset
 from training.errors import ConfigError
@@ -29,23 +30,25 @@ def verify(config: TrainConfig, split_seed: int, console: Console) -> None:
         dataset = build_dataset(_uncut(config), split_seed, check_files=False)
     lines = [f"{dataset.name}: {_describe(dataset)}"]
     if not dataset.resident:
-        lines.append(f"decoded {_decode_all(dataset)} image files, none is broken")
+        count, plain = _decode_all(dataset)
+        lines.append(f"decoded {count} image files, none is broken")
+        if plain:
+            lines.append(f"note: {len(plain)} images are of one colour, for instance {plain[0]}")
     lines.extend(f"note: {note}" for note in dataset.notes)
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def _uncut(config: TrainConfig) -> TrainConfig:
     """Return the configuration in which every image is in a split."""
     if config.dataset == "digits-lt":
         return config
-    default = TrainConfig.imbalance_factor
     data: DataConfig = replace(
         config.data, imbalance_type="natural", class_order_seed=None, validation_from=None
     )
     if config.dataset != "image-folder":
         data = replace(data, validation_per_class=0)
-    return replace(config, data=data, imbalance_factor=default)
+    return replace(config, data=data, imbalance_factor=None)
 
 
 def _describe(dataset: LongTailedDataset) -> str:
@@ -60,14 +63,14 @@ def _describe(dataset: LongTailedDataset) -> str:
     )
 
 
-def _decode_all(dataset: LongTailedDataset) -> int:
-    """Decode every file once; return their number."""
-    from training.data.files import broken_files
+def _decode_all(dataset: LongTailedDataset) -> tuple[int, list[str]]:
+    """Decode every file once; return their number, and those of one colour."""
+    from training.data.files import look_at_files
 
     splits = (dataset.train, dataset.validation, dataset.test)
     paths = [path for split in splits if isinstance(split, FileSplit) for path in split.paths]
     paths = list(dict.fromkeys(paths))  # validation and test may be one list
-    broken = broken_files(paths)
+    broken, plain = look_at_files(paths)
     if broken:
         more = f"\n... and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
         raise ConfigError(
@@ -75,4 +78,4 @@ def _decode_all(dataset: LongTailedDataset) -> int:
             + "\n".join(broken[:_SHOWN])
             + more
         )
-    return len(paths)
+    return len(paths), plain

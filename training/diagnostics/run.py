@@ -14,6 +14,7 @@ from torch import Tensor
 
 from training.config import TrainConfig
 from training.config.inspect import DiagnoseConfig, check_diagnose
+from training.console import say
 from training.data.base import LongTailedDataset
 from training.diagnostics.batches import (
     batch_covariances,
@@ -204,7 +205,7 @@ def run_diagnose(config: DiagnoseConfig, console: Console | None = None) -> dict
     path.parent.mkdir(exist_ok=True)
     write_json(path, result)
     print_diagnostics(console, result)
-    console.print(f"  {path}", highlight=False, soft_wrap=True)
+    say(console, f"  {path}")
     return result
 
 

@@ -103,16 +103,55 @@ def write_onnx(path: Path, model: nn.Module, metadata: Mapping[str, Any], exampl
         program.save(str(path))
 
 
-def run_file(path: Path, form: str) -> Callable[[Tensor], Tensor]:
-    """Return what a file computes: images [B, C, H, W] -> logits [B, K]."""
+def open_file(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+    """Return what a file of any format computes, see `run_file`, and its metadata.
+
+    Raises:
+        ConfigError: If the file was not written by ``python -m training export``.
+    """
+    form = next((form for form, ending in ENDINGS.items() if path.suffix == ending), None)
+    if form is None or not path.is_file():
+        raise ConfigError(
+            f"{path}: expected a run folder, or a file that `python -m training export` wrote "
+            f"({', '.join(ENDINGS.values())}), found none."
+        )
+    if form == "safetensors":
+        return load_safetensors(path)
+    texts: dict[str, Any] = {METADATA_KEY: ""}
+    try:
+        run = run_file(path, form, texts)
+        metadata: dict[str, Any] = json.loads(texts[METADATA_KEY])
+    except ConfigError:
+        raise
+    except Exception as error:  # of the packages that read it, of any kind
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{path}: expected a file that `python -m training export` wrote, got: {reason}"
+        ) from error
+    return run, metadata
+
+
+def run_file(
+    path: Path, form: str, texts: dict[str, Any] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Return what a file computes: images [B, C, H, W] -> logits [B, K].
+
+    Args:
+        path: The file.
+        form: Its format.
+        texts: Is filled with what the file has under its keys; not of safetensors.
+    """
     if form == "safetensors":
         return load_safetensors(path)[0]
     if form == "torch-export":
-        module = torch.export.load(path).module()
+        module = torch.export.load(path, extra_files=texts).module()
         return lambda images: module(images)
+    require(["onnxruntime"], "running an ONNX model")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    if texts is not None:
+        texts.update(session.get_modelmeta().custom_metadata_map)
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 

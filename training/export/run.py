@@ -14,6 +14,7 @@ from torch import Tensor
 
 from training.config import to_dict
 from training.config.inspect import ExportConfig
+from training.console import say
 from training.diagnostics.run import evenly_spread
 from training.errors import ConfigError
 from training.evaluate import evaluating
@@ -62,12 +63,12 @@ def run_export(config: ExportConfig, console: Console | None = None) -> Path:
         os.replace(unverified, path)
     finally:
         unverified.unlink(missing_ok=True)
-    console.print(
+    say(
+        console,
         f"largest difference to the model's logits on {len(images)} test images: "
         f"{difference:.1e} (allowed: {tolerance:.1e})",
-        highlight=False,
     )
-    console.print(f"  {path}", highlight=False, soft_wrap=True)
+    say(console, f"  {path}")
     return path
 
 
@@ -115,11 +116,14 @@ def metadata(loaded: LoadedRun, size: Sequence[int], folded: bool) -> dict[str, 
         "class_names": list(dataset.class_names),
         "channels": dataset.channels,
         "size": list(size),
+        "resize": None if dataset.loading is None else dataset.loading.resize,
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
         "preprocessing": (
             "input float32 [batch, channels, height, width]: (pixels - mean) / std per channel, "
-            "pixels in the units of the uint8 values"
+            "pixels in the units of the uint8 values. Files are decoded to RGB (one channel: "
+            "grey); their shorter side becomes `resize` pixels, then the centre of `size` is cut out, or "
+            "where `resize` is null, the image becomes `size`; bilinear, as pillow does it"
         ),
         "output": "logits [batch, classes], unadjusted; the prediction is the largest",
         "checkpoint": loaded.checkpoint,

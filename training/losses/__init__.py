@@ -1,4 +1,7 @@
-"""Training losses. To add one: a subclass of `ClassificationLoss`, and a line in `build_loss`."""
+"""Training losses. To add one: a subclass of `ClassificationLoss`, and a line in two tables.
+
+These are ``LOSS_OPTIONS`` of `training.config.loss` and ``LOSSES`` of `training.losses.build`.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from training.config import TrainConfig
@@ -25,24 +27,45 @@ def build_loss(
     Raises:
         ConfigError: If a class without images, or one that is never drawn, makes a prior 0.
     """
+    return LOSSES[config.loss](config, class_counts, sampler)
+
+
+def _class_balanced(
+    config: TrainConfig, counts: Tensor, sampler: BatchSampler | None
+) -> ClassificationLoss:
+    _check_positive(counts, config.loss)
+    return ClassBalanced(counts, config.loss_options.beta)
+
+
+def _ldam(config: TrainConfig, counts: Tensor, sampler: BatchSampler | None) -> ClassificationLoss:
+    _check_positive(counts, config.loss)
     options = config.loss_options
-    if config.loss == "ce":
-        return CrossEntropy()
-    if config.loss == "focal":
-        return Focal(options.gamma)
-    _check_positive(class_counts, config.loss)
-    if config.loss == "cb":
-        return ClassBalanced(class_counts, options.beta)
     if config.loss == "ldam":
-        return LDAM(class_counts, options.max_m, options.s)
-    if config.loss == "ldam-drw":
-        start = options.drw_epoch or drw_epoch(config.optim.epochs)
-        return LDAM(class_counts, options.max_m, options.s, options.beta, start)
-    tau = options.tau if config.loss == "logit-adjusted" else 1.0
-    prior, balanced_prior = _priors(options.prior, class_counts, sampler)
+        return LDAM(counts, options.max_m, options.s)
+    start = options.drw_epoch or drw_epoch(config.optim.epochs)
+    return LDAM(counts, options.max_m, options.s, options.beta, start)
+
+
+def _logit_adjusted(
+    config: TrainConfig, counts: Tensor, sampler: BatchSampler | None
+) -> ClassificationLoss:
+    _check_positive(counts, config.loss)
+    options = config.loss_options  # tau is 1, its default, where the loss has no such option
+    prior, balanced_prior = _priors(options.prior, counts, sampler)
     for frequencies in (prior, balanced_prior):
         _check_positive(frequencies, f"{config.loss} with loss_options.prior {options.prior}")
-    return LogitAdjusted(prior, tau, balanced_prior)
+    return LogitAdjusted(prior, options.tau, balanced_prior)
+
+
+LOSSES: dict[str, Callable[[TrainConfig, Tensor, BatchSampler | None], ClassificationLoss]] = {
+    "ce": lambda config, counts, sampler: CrossEntropy(),
+    "focal": lambda config, counts, sampler: Focal(config.loss_options.gamma),
+    "cb": _class_balanced,
+    "ldam": _ldam,
+    "ldam-drw": _ldam,
+    "balanced-softmax": _logit_adjusted,
+    "logit-adjusted": _logit_adjusted,
+}
 
 
 def drw_epoch(epochs: int) -> int:

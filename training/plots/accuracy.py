@@ -15,6 +15,7 @@ from training.plots.style import (
     GREY,
     ORANGE,
     class_order,
+    legend_above,
     new_figure,
     plain,
     save_figure,
@@ -44,18 +45,15 @@ def plot_accuracy_over_frequency(path: Path, summary: Mapping[str, Any]) -> None
     top.set_ylabel("test accuracy (%)")
     top.set_ylim(-3, 103)
     top.grid(axis="y", alpha=0.3)
-    top.legend(loc="lower left", frameon=False)
     top.set_title(
         plain(
             f"{summary['dataset']}, imbalance factor {summary['imbalance_factor']:g}: "
             f"whitening {summary['whitening']}, loss {summary['loss']}"
         )
     )
+    legend_above(top, ncols=2)
     bars = bottom.bar(classes.places, classes.counts, color=classes.colours)
-    if few_classes:
-        bottom.bar_label(bars, padding=2, fontsize=8)
-    bottom.set_yscale("log")
-    bottom.set_ylim(0.8, classes.counts.max() * 3)
+    classes.label_counts(bottom, bars)
     bottom.set_ylabel("training images (log)")
     classes.label_axis(bottom)
     classes.legend(bottom)
@@ -71,14 +69,14 @@ def plot_curves(path: Path, records: Sequence[Mapping[str, Any]], best_epoch: in
         best_epoch: The chosen one.
     """
     epochs = [record["epoch"] for record in records]
-    figure = new_figure(12.0, 3.8)
-    left, middle, right = figure.subplots(1, 3)
+    figure = new_figure(7.0, 10.0)  # one above the other: side by side a page makes them small
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
     losses = {
         "training (its own loss)": (_series(records, "train", "loss"), GREY),
         "validation (cross-entropy)": (_series(records, "validation", "loss"), BLUE),
         "test (cross-entropy)": (_series(records, "test", "loss"), ORANGE),
     }
-    left.set_ylabel("loss (nats)")
+    top.set_ylabel("loss (nats)")
     accuracies = {
         "training batches (over images)": (100 * _series(records, "train", "accuracy"), GREY),
         "validation": (100 * _series(records, "validation", "balanced_accuracy"), BLUE),
@@ -87,19 +85,19 @@ def plot_curves(path: Path, records: Sequence[Mapping[str, Any]], best_epoch: in
     }
     middle.set_ylabel("accuracy, mean over classes (%)")
     rates = {"learning rate": (np.asarray([r["learning_rate"] for r in records]), GREY)}
-    right.set_ylabel("learning rate of the epoch's last step")
-    for axis, lines in ((left, losses), (middle, accuracies), (right, rates)):
+    bottom.set_ylabel("learning rate of the epoch's last step")
+    for axis, lines in ((top, losses), (middle, accuracies), (bottom, rates)):
         for label, (values, colour) in lines.items():
             shown = ~np.isnan(values)  # an epoch without evaluation does not break the line
             if shown.any():
                 axis.plot(np.asarray(epochs)[shown], values[shown], color=colour, label=label)
         axis.axvline(best_epoch, color="black", linestyle=":", linewidth=1)
-        axis.set_xlabel("epoch (dotted: chosen as best)")
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=8)
-    left.set_ylim(bottom=0)
+        legend_above(axis, ncols=2)
+    bottom.set_xlabel("epoch (dotted: chosen as best)")
+    top.set_ylim(bottom=0)
     middle.set_ylim(0, 102)
-    right.set_ylim(bottom=0)
+    bottom.set_ylim(bottom=0)
     save_figure(figure, path)
 
 

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.plots.style import BLUE, ORANGE, class_order, new_figure, plain, save_figure
+from training.plots.style import (
+    BLUE,
+    ORANGE,
+    class_order,
+    legend_above,
+    new_figure,
+    plain,
+    save_figure,
+)
 
 
 def plot_feature_correlation(
@@ -72,7 +80,7 @@ def plot_singular_values(
     axis.set_ylabel("singular value of the centred features / sqrt(N) (log)")
     axis.set_title(f"spectrum of the features, {split} split")
     axis.grid(alpha=0.3, which="both", axis="y")
-    axis.legend(frameon=False)
+    legend_above(axis, ncols=2)
     save_figure(figure, path)
 
 

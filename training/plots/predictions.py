@@ -16,6 +16,7 @@ from training.plots.style import (
     ORANGE,
     SHOT_COLOURS,
     class_order,
+    legend_above,
     new_figure,
     save_figure,
 )
@@ -80,7 +81,7 @@ def plot_reliability(path: Path, reliability: Reliability, checkpoint: str, spli
         f"{checkpoint} checkpoint, {split} split\n"
         f"expected calibration error {100 * reliability.error:.1f} %"
     )
-    top.legend(frameon=False, loc="upper left")
+    legend_above(top, ncols=3)
     bottom.bar(centres, images, width, color=GREY)
     bottom.set_yscale("symlog", linthresh=1)
     bottom.set_ylabel("images (log)")

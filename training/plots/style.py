@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ _SHOT_LABELS = {"many": "many (> 100)", "medium": "medium (20 to 100)", "few": "
 _DPI = 150
 _MOST_NAMES = 30
 """More class names than these do not fit below an axis."""
+_MOST_DIGITS = 60
+"""More digits than these do not fit side by side in a picture of seven inches."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,34 @@ class ClassOrder:
             for name, text in _SHOT_LABELS.items()
             if SHOT_COLOURS[name] in self.colours
         ]
-        axis.legend(handles=handles, loc="upper right", frameon=False)
+        legend_above(axis, handles=handles, ncols=3)
+
+    def label_counts(self, axis: Axes, bars: BarContainer) -> None:
+        """Scale the axis of the counts by logarithms; write each above its bar if there is room.
+
+        Where they would touch side by side they stand upright.
+        """
+        axis.set_yscale("log")
+        upright = len(str(self.counts.max())) * len(self.counts) > _MOST_DIGITS
+        share = 0.6 if upright else 0.85  # of the axis for the highest bar, the rest for its number
+        axis.set_ylim(0.8, 0.8 * max(2.0, self.counts.max() / 0.8) ** (1 / share))
+        if len(self.counts) <= _MOST_NAMES:
+            axis.bar_label(bars, padding=2, fontsize=8, rotation=90 if upright else 0)
+
+
+def legend_above(axis: Axes, ncols: int, **options: Any) -> None:
+    """Put a legend between an axis and its title, where it covers nothing."""
+    options = {
+        "bbox_to_anchor": (0, 1),
+        "borderaxespad": 0.2,
+        "fontsize": 8,
+        "ncols": ncols,
+        **options,
+    }
+    legend = axis.legend(loc="lower left", frameon=False, **options)
+    rows = -(-len(legend.get_texts()) // ncols)
+    if axis.get_title():
+        axis.set_title(axis.get_title(), pad=8 + 12 * rows)
 
 
 def class_order(summary: Mapping[str, Any]) -> ClassOrder:

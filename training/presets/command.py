@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from training.console import say
 from training.presets import FOLDER, first_comment, methods, protocols
 
 
@@ -23,4 +24,4 @@ def run_presets(config: PresetsConfig, console: Console | None = None) -> None:
     lines += ["", "methods"]
     for name in methods():
         lines.append(f"  {name:<18}{first_comment(FOLDER / 'methods' / f'{name}.yaml')}")
-    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    say(console, "\n".join(lines))

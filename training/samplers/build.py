@@ -21,6 +21,12 @@ from training.samplers.schedule import Schedule
 from training.samplers.scheduled import ScheduledSampler
 from training.samplers.streams import BatchCount, DeckStream, ImageStream, Stream
 
+BuildStream = Callable[[TrainConfig, list[Ints], BatchCount, int], tuple[Stream, Floats]]
+"""Configuration, the images of each class, batches of an epoch, seed -> the stream of a sampler and
+its long-run class frequencies [K]."""
+ClassProbabilities = Callable[[Floats, int, int], Floats]
+"""Images of each class [K], the epoch from 1, the run's epochs -> probability of each class [K]."""
+
 # The position is part of the seed: append, never reorder.
 _STREAMS = ("ordinary", "balanced", "schedule")
 
@@ -53,7 +59,7 @@ def build_sampler(
     schedule = _schedule(config, batches, derive_seed(seed, _STREAMS.index("schedule")))
     everything = np.arange(len(labels))
     ordinary_seed = derive_seed(seed, _STREAMS.index("ordinary"))
-    balanced, frequencies = _balanced_stream(
+    balanced, frequencies = STREAMS[config.sampler](
         config,
         np.split(np.argsort(labels.numpy(), kind="stable"), counts.cumsum(0)[:-1].numpy()),
         schedule.balanced_count,
@@ -88,45 +94,68 @@ def _schedule(config: TrainConfig, batches: int, seed: int) -> Schedule:
     return schedule
 
 
-def _balanced_stream(
+def _b3rs(
     config: TrainConfig, members: list[Ints], batches: BatchCount, seed: int
 ) -> tuple[Stream, Floats]:
-    """Return the stream of ``config.sampler`` and its long-run class frequencies [K]."""
-    batch_size = config.data.batch_size
-    if config.sampler == "b3rs":
-        stream = B3RSStream(members, config.sampler_options, batch_size, batches, seed)
-        return stream, stream.frequencies
-    present = [k for k, images in enumerate(members) if len(images)]
-    images = [members[k] for k in present]
-    counts = np.array([len(m) for m in images], dtype=np.float64)
-    epochs = config.optim.epochs
-    probabilities = _probabilities(config.sampler, counts, epochs)
-    frequencies = np.zeros(len(members))
-    # The probabilities are linear in the epoch, so the mean of first and last is that of the run.
-    frequencies[present] = (probabilities(1) + probabilities(epochs)) / 2
-    return DeckStream(images, probabilities, batch_size, batches, seed), frequencies
+    options, batch_size = config.sampler_options, config.data.batch_size
+    stream = B3RSStream(members, options, batch_size, batches, seed)
+    return stream, stream.frequencies
 
 
-def _probabilities(sampler: str, counts: Floats, epochs: int) -> Callable[[int], Floats]:
-    """Return epoch -> probability of each class (Kang et al., ICLR 2020, section 4.1).
+def by_class(rule: ClassProbabilities) -> BuildStream:
+    """Return the builder of a sampler that draws a class, then an image of it, by a rule.
 
-    p_k is proportional to n_k^r with r = 0 (class-balanced) or 1/2 (sqrt). Progressive moves
-    linearly from instance-balanced in the first epoch to class-balanced in the last one; a run of
-    one epoch stays instance-balanced.
+    The probabilities of the rule have to be linear in the epoch.
     """
-    instance = counts / counts.sum()
-    balanced = np.full(len(counts), 1 / len(counts))
-    if sampler == "class-balanced":
-        return lambda epoch: balanced
-    if sampler == "sqrt":
-        root = np.sqrt(counts) / np.sqrt(counts).sum()
-        return lambda epoch: root
 
-    def progressive(epoch: int) -> Floats:
-        t = min((epoch - 1) / max(epochs - 1, 1), 1.0)
-        return (1 - t) * instance + t * balanced
+    def build(
+        config: TrainConfig, members: list[Ints], batches: BatchCount, seed: int
+    ) -> tuple[Stream, Floats]:
+        present = [k for k, images in enumerate(members) if len(images)]
+        images = [members[k] for k in present]
+        counts = np.array([len(m) for m in images], dtype=np.float64)
+        epochs = config.optim.epochs
 
-    return progressive
+        def probabilities(epoch: int) -> Floats:
+            return rule(counts, epoch, epochs)
+
+        frequencies = np.zeros(len(members))
+        # The mean of first and last epoch is that of the run.
+        frequencies[present] = (probabilities(1) + probabilities(epochs)) / 2
+        stream = DeckStream(images, probabilities, config.data.batch_size, batches, seed)
+        return stream, frequencies
+
+    return build
+
+
+# Kang et al., ICLR 2020, section 4.1: p_k is proportional to n_k^r with r = 0 (class-balanced) or
+# 1/2 (sqrt).
+
+
+def _class_balanced(counts: Floats, epoch: int, epochs: int) -> Floats:
+    return np.full(len(counts), 1 / len(counts))
+
+
+def _sqrt(counts: Floats, epoch: int, epochs: int) -> Floats:
+    return np.sqrt(counts) / np.sqrt(counts).sum()
+
+
+def _progressive(counts: Floats, epoch: int, epochs: int) -> Floats:
+    """From instance-balanced in the first epoch to class-balanced in the last one, linearly.
+
+    A run of one epoch stays instance-balanced.
+    """
+    t = min((epoch - 1) / max(epochs - 1, 1), 1.0)
+    return (1 - t) * (counts / counts.sum()) + t * _class_balanced(counts, epoch, epochs)
+
+
+STREAMS: dict[str, BuildStream] = {
+    "class-balanced": by_class(_class_balanced),
+    "sqrt": by_class(_sqrt),
+    "progressive": by_class(_progressive),
+    "b3rs": _b3rs,
+}
+"""Every sampler but "instance"."""
 
 
 def _parameters(config: TrainConfig, images: int, seed: int, batches: int) -> dict[str, Any]:

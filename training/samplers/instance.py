@@ -96,7 +96,7 @@ def checked_bounds(num_samples: int, batch_size: int, drop_last: bool) -> list[t
     """
     if num_samples < MIN_ROWS or (drop_last and num_samples < batch_size):
         raise ConfigError(
-            f"data.batch_size: expected at most the {num_samples} training images with "
+            f"data.batch_size: expected at most the {num_samples} images left to train on with "
             f"drop_last, and at least {MIN_ROWS} training images, got {batch_size}; choose a "
             "smaller batch, or --data.drop_last false."
         )

@@ -14,6 +14,7 @@ from torch import nn
 from training.checkpoint import save_checkpoint
 from training.config import OutputConfig, Stage2Config, to_dict
 from training.config.stage2 import STAGE2_OPTIONS, check_stage2
+from training.console import say
 from training.data import LongTailedDataset, Split
 from training.environment import describe_environment, versions
 from training.evaluate import collect_features, evaluate
@@ -61,7 +62,7 @@ def run_stage2(config: Stage2Config, console: Console | None = None) -> dict[str
     started = time.perf_counter()
     console = console or Console()
     check_stage2(config)
-    run = read_run(config.source)
+    run = read_run(config.run)
     config = _resolve(config, run)
     device = select_device(config.device or run.config.device)
     with cpu_threads(run.config.threads), deterministic_algorithms(run.config.deterministic):
@@ -79,7 +80,7 @@ def run_stage2(config: Stage2Config, console: Console | None = None) -> dict[str
     summary["wall_seconds"] = time.perf_counter() - started
     write_json(folder.summary, summary)
     print_results(console, summary, folder)
-    console.print(_describe(summary), highlight=False, soft_wrap=True)
+    say(console, _describe(summary))
     return summary
 
 
@@ -198,10 +199,9 @@ def _write_folder(config: Stage2Config, run: Run, device: torch.device) -> RunFo
     folder = create_run_folder(str(output.name), output)
     first = {**to_dict(run.config), "output": asdict(output)}
     write_text(folder.config, yaml.safe_dump(first, sort_keys=False))
-    second = {("from" if key == "source" else key): v for key, v in asdict(config).items()}
     unused = {n for names in STAGE2_OPTIONS.values() for n in names}
     unused -= set(STAGE2_OPTIONS[config.method])
-    second = {key: value for key, value in second.items() if key not in unused}
+    second = {key: value for key, value in asdict(config).items() if key not in unused}
     write_text(folder.path / "stage2.yaml", yaml.safe_dump(second, sort_keys=False))
     write_json(folder.environment, describe_environment(device))
     return folder

@@ -107,7 +107,9 @@ def image_root(tmp_path: Path, write_images: Callable[..., list[str]]) -> Path:
 def data_config() -> Callable[..., TrainConfig]:
     """Return a configuration of a data set: ``data_config("cifar10-lt", root, cutout=4)``."""
 
-    def build(dataset: str, root: Path, imbalance_factor: float = 4, **data: Any) -> TrainConfig:
+    def build(
+        dataset: str, root: Path, imbalance_factor: float | None = 4, **data: Any
+    ) -> TrainConfig:
         return TrainConfig(
             dataset=dataset,
             imbalance_factor=imbalance_factor,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from PIL import Image
 
 from training.cli import run
+from training.data import build_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +85,70 @@ def test_training_from_an_image_folder(capsys, image_root, tmp_path, resident):
     summary = json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())
     assert summary["class_counts"] == [12, 9, 7, 6]
     assert len(summary["last"]["test"]["per_class"]) == 4
+
+
+ODD = [
+    b"with space.png",
+    b" first.png",
+    b"two\nlines.png",
+    b"\xe9.png",
+    "\u2028\xe9\x85.png".encode(),
+]
+
+
+@pytest.fixture
+def odd_root(tmp_path):
+    """Three classes with names that a person would not choose, each with five such files."""
+    root = tmp_path / "odd images"
+    for part in ("train", "test"):
+        for name in (b"B [b]", b"\xc3\xa9t\xc3\xa9", b"\xff"):
+            folder = os.path.join(os.fsencode(root), part.encode(), name)
+            os.makedirs(folder)
+            for number, file in enumerate(ODD):
+                image = Image.new("RGB", (8, 8), (number, 0, 0))
+                image.putpixel((0, 0), (255, 255, 255))
+                with open(os.path.join(folder, file), "wb") as target:
+                    image.save(target, "png")
+    return root
+
+
+def test_what_verify_passes_is_trained_on(capsys, odd_root):
+    where = ["--dataset", "image-folder", "--data.root", str(odd_root)]
+    where += ["--data.validation-per-class", "1"]
+    assert run(["data", "verify", *where]) == 0
+    assert "decoded 30 image files, none is broken" in capsys.readouterr().out
+    assert run(["data", "stats", *where]) == 0
+    small = ["--data.image-size", "8", "--data.resize", "8", "--data.workers", "1"]
+    small += ["--data.batch-size", "4", "--optim.epochs", "1", "--optim.warmup-epochs", "0"]
+    assert run(["train", *where, *small, "--model.width", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "images found" not in out  # nothing was cut
+
+
+def test_lists_hold_any_name(odd_root, data_config):
+    names = [name for name in ODD if b"\n" not in name]
+    for part in ("train", "test"):
+        lines = [
+            os.path.join(part.encode(), folder, name) + b" %d" % label
+            for label, folder in enumerate((b"B [b]", b"\xff"))
+            for name in names
+        ]
+        (odd_root / f"{part}.txt").write_bytes(b"\r\n".join(lines))
+    lists = {f"list_{part}": str(odd_root / f"{part}.txt") for part in ("train", "test")}
+    data = build_dataset(data_config("list-files", odd_root, None, workers=0, **lists), 0)
+    assert sum(len(images) for images, _ in data.evaluation_batches("train", 3)) == 8
+
+
+def test_verify_looks_at_values(capsys, image_root):
+    path = image_root / "train" / "ant" / "0000.jpg"
+    Image.new("RGB", (20, 16), (7, 7, 7)).save(path)
+    where = ["--dataset", "image-folder", "--data.root", str(image_root)]
+    assert run(["data", "verify", *where]) == 0
+    assert f"note: 1 images are of one colour, for instance {path}" in capsys.readouterr().out
+
+
+def test_every_cut_is_told(capsys):
+    assert run(["data", "stats"]) == 0
+    assert "1,797 images found, kept 342 to train on, 100 to choose on, 400 to test on; 955" in (
+        capsys.readouterr().out
+    )

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from training.data import FileSplit, Split, build_dataset
+from training.data.base import FileLoading
+from training.data.decode import evaluation_image, open_image, training_image
 from training.errors import ConfigError
 
 
@@ -65,7 +67,7 @@ def test_natural_imbalance(image_root, data_config):
     for number in range(9):
         (image_root / "train" / "dog" / f"{number:04}.jpg").unlink()
     config = data_config(
-        "image-folder", image_root, 50.0, imbalance_type="natural", validation_per_class=1
+        "image-folder", image_root, None, imbalance_type="natural", validation_per_class=1
     )
     data = build_dataset(config, 0)
     assert data.class_counts.tolist() == [11, 11, 11, 2]
@@ -131,10 +133,77 @@ def test_a_broken_file_is_named_before_the_first_step(
 def test_folders_that_make_no_sense(image_root, data_config):
     config = data_config("image-folder", image_root)
     (image_root / "test" / "dog").rename(image_root / "test" / "dogs")
-    with pytest.raises(ConfigError, match="same class folders as for training, but 'dog'"):
+    with pytest.raises(ConfigError, match="same class folders as for training, but 'dogs'"):
+        build_dataset(config, 0)
+    (image_root / "test" / "dogs").rename(image_root / "test" / "Dog")
+    with pytest.raises(ConfigError, match=r"but 'Dog' .*\('dog' has other capitals"):
         build_dataset(config, 0)
     (image_root / "train" / "eel").mkdir()
     with pytest.raises(ConfigError, match=r"eel: expected images \(.bmp"):
         build_dataset(config, 0)
     with pytest.raises(ConfigError, match=r"two or more classes, got 0 folder"):
         build_dataset(data_config("image-folder", image_root / "train" / "ant"), 0)
+
+
+def test_a_folder_is_taken_as_it_is(image_root, data_config):
+    config = data_config("image-folder", image_root, None, validation_per_class=0)
+    data = build_dataset(config, 0)
+    assert data.class_counts.tolist() == [12] * 4
+    assert data.cut == ""
+    cut = build_dataset(data_config("image-folder", image_root, 4, validation_per_class=0), 0)
+    assert cut.cut.startswith("48 images found, kept 26 to train on; 22 are not used: ")
+    with pytest.raises(
+        ConfigError, match=r"at most 12 \(the training images of the smallest class"
+    ):
+        build_dataset(data_config("image-folder", image_root, 13, validation_per_class=0), 0)
+
+
+def test_a_class_without_an_image_to_validate_or_test_on(image_root, data_config):
+    shutil.copytree(image_root / "test", image_root / "val")
+    shutil.rmtree(image_root / "val" / "bee")
+    for path in (image_root / "test" / "cat").iterdir():
+        path.unlink()
+    with pytest.warns(UserWarning) as notes:
+        data = build_dataset(data_config("image-folder", image_root), 0)
+    said = [str(note.message) for note in notes]
+    assert any("/val: no image of 1 of the classes, for instance 'bee'" in text for text in said)
+    assert any("/test: no image of 1 of the classes, for instance 'cat'" in text for text in said)
+    assert torch.bincount(data.validation.labels).tolist() == [3, 0, 3, 3]
+    assert torch.bincount(data.test.labels).tolist() == [3, 3, 0, 3]
+
+
+def test_capitals_of_the_parts_and_hidden_files_do_not_matter(image_root, data_config):
+    (image_root / "train").rename(image_root / "Train")
+    (image_root / "test").rename(image_root / "TEST")
+    (image_root / "Train" / "ant" / "._0000.jpg").write_bytes(b"AppleDouble")
+    data = build_dataset(data_config("image-folder", image_root, validation_per_class=1), 0)
+    assert data.class_names == ("ant", "bee", "cat", "dog")
+    assert all("/TEST/" in path for path in data.test.paths)
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    wide = np.array([[0, 255, 256, 0x7F80], [0x8000, 0xFF00, 0xFFFE, 0xFFFF]], np.uint16)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(wide).save(tmp_path / name)
+        found = np.asarray(open_image(str(tmp_path / name)))
+        assert np.array_equal(found, np.repeat((wide >> 8)[:, :, None], 3, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_values_without_a_known_range_are_refused(image_root, data_config, dtype):
+    path = image_root / "train" / "ant" / "0000.tif"
+    Image.fromarray(np.full((16, 20), 70000, dtype)).save(path)
+    with pytest.raises(ConfigError, match="expected 8 or 16 bits a value, got") as error:
+        build_dataset(data_config("image-folder", image_root), 0)
+    assert str(error.value).startswith(str(path))
+
+
+def test_an_image_of_one_pixel(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(path)
+    loading = FileLoading(image_size=8, resize=9, color_jitter=0.0, workers=0)
+    image = open_image(str(path))
+    expected = torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
+    assert torch.equal(evaluation_image(image, loading), expected)
+    drawn = training_image(image, loading, np.random.default_rng(0), True)
+    assert torch.equal(drawn, expected)

@@ -39,7 +39,7 @@ def configure(data_config, imagenet, val=True, **data):
     paths = {f"list_{part}": str(lists / f"ImageNet_LT_{part}.txt") for part in ("train", "test")}
     if val:
         paths["list_val"] = str(lists / "ImageNet_LT_val.txt")
-    return data_config("list-files", root, 50.0, **{**paths, **data})
+    return data_config("list-files", root, None, **{**paths, **data})
 
 
 def load(config):
@@ -89,7 +89,7 @@ def test_inaturalist_paths_and_one_list_for_validation_and_test(
         ]
         (tmp_path / f"{part}.txt").write_text("\n".join(lines))
     lists = {name: str(tmp_path / "val.txt") for name in ("list_val", "list_test")}
-    config = data_config("list-files", root, 50.0, list_train=str(tmp_path / "train.txt"), **lists)
+    config = data_config("list-files", root, None, list_train=str(tmp_path / "train.txt"), **lists)
     data = build_dataset(config, 0)
     assert data.class_names == ("720", "721")
     assert data.validation.paths == data.test.paths

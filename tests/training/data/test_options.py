@@ -11,7 +11,7 @@ from training.data.options import resolve_options
 from training.errors import ConfigError
 
 
-def resolve(dataset: str, imbalance_factor: float = 50.0, **data) -> DataConfig:
+def resolve(dataset: str, imbalance_factor: float | None = None, **data) -> DataConfig:
     config = TrainConfig(
         dataset=dataset, imbalance_factor=imbalance_factor, data=DataConfig(**data)
     )
@@ -54,8 +54,16 @@ def test_an_option_without_effect_is_an_error(tmp_path, dataset, data, message):
 
 
 def test_a_factor_without_a_cut_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"imbalance_factor: expected its default 50.0"):
-        resolve("list-files", 10.0, root=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"imbalance_factor: expected null with .*got 10.0"):
+        resolve("list-files", 10.0, root=str(tmp_path), imbalance_type="natural")
+
+
+@pytest.mark.parametrize("dataset", ["image-folder", "list-files"])
+def test_files_of_ones_own_are_cut_only_where_that_is_asked_for(tmp_path, dataset):
+    root = str(tmp_path)
+    assert resolve(dataset, root=root).imbalance_type == "natural"
+    assert resolve(dataset, 10.0, root=root).imbalance_type == "exp"
+    assert resolve(dataset, root=root, imbalance_type="step").imbalance_type == "step"
 
 
 @pytest.mark.parametrize("dataset", ["cifar10-lt", "cifar100-lt", "image-folder", "list-files"])

@@ -39,7 +39,7 @@ def affine(*coefficients):
 # Which pillow call is meant by a strength s; how far a value may be off (roundings of pillow's).
 _POINTWISE = {
     "invert": (lambda s: ImageOps.invert, 0),
-    "solarize": (lambda s: lambda im: ImageOps.solarize(im, 255 * (1 - s)), 0),
+    "solarize": (lambda s: lambda im: ImageOps.solarize(im, 256 * (1 - s)), 0),
     "posterize": (lambda s: lambda im: ImageOps.posterize(im, 8 - round(4 * s)), 0),
     "auto_contrast": (lambda s: ImageOps.autocontrast, 1),
     "brightness": (lambda s: lambda im: ImageEnhance.Brightness(im).enhance(1 + 0.9 * s), 1),
@@ -108,6 +108,13 @@ def test_operations_are_done_in_order(images):
     ]
     assert torch.equal(results[0], ours(ours(images, "invert", 0.6), "solarize", 0.6))
     assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"invert", "auto_contrast", "equalize"}))
+def test_no_strength_changes_nothing(images, name):
+    images = images.clone()
+    images[0, :, 0, 0], images[0, :, 0, 1] = 255, 0
+    assert torch.equal(ours(images, name, 0.0), images)
 
 
 def test_grey_images(images):

@@ -201,7 +201,7 @@ def test_a_rank_with_too_few_rows_is_an_error():
 
 
 def test_batches_larger_than_the_data():
-    with pytest.raises(ConfigError, match="at most the 124 training images"):
+    with pytest.raises(ConfigError, match="at most the 124 images left to train on"):
         sampler_of(LABELS, "b3rs", batch_size=125, blocks=3)
     sampler = sampler_of(LABELS, "b3rs", batch_size=125, blocks=3, drop_last=False)
     assert [len(b.positions) for b in sampler.batches(1)] == [125]

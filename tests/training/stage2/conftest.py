@@ -38,7 +38,7 @@ def stage2(run: Run, tmp_path: Path) -> Callable[..., Run]:
 
     def make(method: str, **options: object) -> Run:
         given = {"root": str(tmp_path), "name": method, "overwrite": True, **options}
-        config = Stage2Config(method=method, source=str(run.folder.path), **given)
+        config = Stage2Config(method=method, run=str(run.folder.path), **given)
         run_stage2(config, Console(file=io.StringIO()))
         return read_run(Path(str(given["root"])) / str(given["name"]))
 

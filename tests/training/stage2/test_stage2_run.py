@@ -54,7 +54,7 @@ def test_nothing_is_chosen_on_the_test_split(run: Run, method: str, validation: 
         empty = replace(empty, images=empty.images[:0], labels=empty.labels[:0])
         dataset = replace(dataset, validation=empty)
     epochs = {"epochs": 2} if method in ("crt", "lws") else {}
-    config = _resolve(Stage2Config(method=method, source="", **epochs), run)
+    config = _resolve(Stage2Config(method=method, run="", **epochs), run)
     model = restore_model(run, dataset, "last", torch.device("cpu"))
     groups = ShotGroups.from_counts(dataset.class_counts.tolist())
     data = choice_data(dataset, 0.25, seed=0)
@@ -139,14 +139,14 @@ def test_same_seed_same_bits(stage2: Stage2, cache: bool):
 
 
 def test_the_command_line_and_the_stored_options(run: Run, tmp_path: Path):
-    arguments = ["stage2", "tau-norm", "--from", str(run.folder.path), "--taus", "[0.5, 1.0]"]
+    arguments = ["stage2", "tau-norm", str(run.folder.path), "--taus", "[0.5, 1.0]"]
     assert run_command([*arguments, "--root", str(tmp_path), "--name", "x"]) == 0
     made = read_run(tmp_path / "x")
     assert made.summary["stage2"]["source"] == str(run.folder.path)
     assert made.summary["stage2"]["options"]["taus"] == [0.5, 1.0]
     stored = made.folder.path / "stage2.yaml"
-    config = parse(["stage2", "tau-norm", "--config", str(stored)])[1]
-    assert (config.source, config.taus, config.seed) == (str(run.folder.path), [0.5, 1.0], 3)
+    config = parse(["stage2", "tau-norm", str(run.folder.path), "--config", str(stored)])[1]
+    assert (config.run, config.taus, config.seed) == (str(run.folder.path), [0.5, 1.0], 3)
 
 
 def _expect(capsys: pytest.CaptureFixture[str], arguments: list[str], text: str) -> None:
@@ -155,14 +155,14 @@ def _expect(capsys: pytest.CaptureFixture[str], arguments: list[str], text: str)
 
 
 def test_wrong_use_is_explained(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    _expect(capsys, ["stage2", "crt", "--from", str(tmp_path)], "expected a run folder")
+    _expect(capsys, ["stage2", "crt", str(tmp_path)], "expected a run folder")
     broken = tmp_path / "broken"
     shutil.copytree(run.folder.path, broken)
     path = broken / "checkpoints" / "last.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    _expect(capsys, ["stage2", "ncm", "--from", str(broken)], f"{path}: no readable checkpoint")
+    _expect(capsys, ["stage2", "ncm", str(broken)], f"{path}: no readable checkpoint")
     (broken / "summary.json").unlink()
-    _expect(capsys, ["stage2", "ncm", "--from", str(broken)], "expected a finished run")
+    _expect(capsys, ["stage2", "ncm", str(broken)], "expected a finished run")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken"]  # nothing half-made
 
 
@@ -184,4 +184,4 @@ def test_wrong_use_is_explained(run: Run, tmp_path: Path, capsys: pytest.Capture
 )
 def test_options_are_checked(method: str, option: str, value: object, text: str):
     with pytest.raises(ConfigError, match=text):
-        check_stage2(Stage2Config(method=method, source="x", **{option: value}))
+        check_stage2(Stage2Config(method=method, run="x", **{option: value}))

@@ -1,0 +1,96 @@
+"""The command predict: what evaluation makes of the same images, by a run and its exports."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from training.cli import run
+from training.config.inspect import PredictConfig
+from training.evaluate import evaluating
+from training.predict import run_predict
+from training.runs import load_run, read_run
+
+OPTIONS = (
+    "--model.width 4 --optim.epochs 1 --output.plots false --output.tensorboard false "
+    "--data.batch_size 4 --data.validation_per_class 1 --output.name run"
+).split()
+FILES = "--data.workers 0 --data.image_size 8 --data.resize 10".split()
+
+
+@pytest.fixture(scope="module", params=["files", "resident"])
+def trained(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run on files of 12 x 9 pixels, and its images."""
+    root = tmp_path_factory.mktemp("predict")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("test", 3)):
+        for name in ("[b]ird", "cat"):
+            folder = root / "images" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                image = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
+                image.save(folder / f"{number}.png")
+    where = ["--data.root", str(root / "images"), "--output.root", str(root)]
+    how = FILES if request.param == "files" else ["--data.resident", "true"]
+    assert run(["train", "--dataset", "image-folder", *where, *OPTIONS, *how]) == 0
+    return root / "run", root / "images" / "test"
+
+
+def _expected(folder: Path) -> torch.Tensor:
+    loaded = load_run(read_run(folder), "last", torch.device("cpu"))
+    with evaluating(loaded.model):
+        batches = list(loaded.dataset.evaluation_batches("test", 100))
+        return torch.cat([loaded.model(images) for images, _ in batches]).softmax(1)
+
+
+@pytest.mark.parametrize("form", [None, "safetensors", "torch-export", "onnx"])
+def test_the_probabilities_are_those_of_the_evaluation(form, trained, tmp_path: Path):
+    folder, images = trained
+    model = folder
+    if form is not None:
+        ending = {"safetensors": "safetensors", "torch-export": "pt2", "onnx": "onnx"}[form]
+        if form == "onnx":
+            pytest.importorskip("onnxscript")
+            pytest.importorskip("onnxruntime")
+        model = tmp_path / f"model.{ending}"
+        assert run(["export", str(folder), "--format", form, "--output", str(model)]) == 0
+    console = Console(file=io.StringIO(), width=40)
+    output = tmp_path / "all.csv"
+    found = run_predict(PredictConfig(str(model), [str(images)], output=str(output)), console)
+    expected = _expected(folder)
+    assert torch.allclose(found, expected, atol=1e-5)
+    names = ["[b]ird", "cat"]
+    lines = console.file.getvalue().splitlines()[:-1]
+    for line, row in zip(lines, expected, strict=True):
+        assert f": {names[int(row.argmax())]} {100 * row.max():.1f} %" in line
+    rows = list(csv.reader(output.open()))
+    assert rows[0] == ["image", *names]
+    assert [row[0] for row in rows[1:]] == sorted(str(p) for p in images.rglob("*.png"))
+
+
+def test_what_is_no_model_or_no_image_is_named(trained, tmp_path: Path, capsys):
+    folder, images = trained
+    (tmp_path / "a.onnx").write_text("no model")
+    for arguments, text in (
+        ([str(folder)], "images: expected a value with at least one image"),
+        ([str(folder), str(tmp_path)], "expected a folder with images"),
+        ([str(folder), str(tmp_path / "none.png")], "none.png: expected an image file, found none"),
+        ([str(tmp_path / "none"), str(images)], "expected a run folder, or a file that"),
+        ([str(tmp_path / "a.onnx"), str(images)], "a.onnx: expected a file that"),
+    ):
+        assert run(["predict", *arguments]) == 2
+        assert text in capsys.readouterr().err
+
+
+def test_the_values_of_digits_are_no_images(trained: tuple, tmp_path: Path, capsys):
+    small = ["--data.batch_size", "64", "--output.root", str(tmp_path), "--output.name", "run"]
+    assert run(["train", *OPTIONS[:8], *small]) == 0
+    assert run(["predict", str(tmp_path / "run"), str(trained[1])]) == 2
+    assert "digits-lt, whose values go from 0 to 16" in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""The command ``predict``: the classes of images, by a run or an exported model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from training.config.inspect import PredictConfig, check_predict
+from training.console import say
+from training.data.base import FileLoading
+from training.data.decode import EXTENSIONS, evaluation_image, open_image, to_tensor
+from training.data.files import shown
+from training.errors import ConfigError
+from training.export.formats import open_file
+from training.export.run import example_images, metadata
+from training.files import write_text
+from training.runs import load_run, read_run
+
+_BATCH_SIZE = 64
+
+
+def run_predict(config: PredictConfig, console: Console | None = None) -> Tensor:
+    """Print the likeliest classes of each image, and write all probabilities if asked to.
+
+    Returns:
+        Probabilities, float32 [N, K], in the order of the images.
+
+    Raises:
+        ConfigError: If there is no such run, file or image, or an image cannot be decoded.
+    """
+    console = console or Console()
+    check_predict(config)
+    paths = find_images(config.images)
+    run, facts = _model(config)
+    rows = []
+    for start in range(0, len(paths), _BATCH_SIZE):
+        batch = [prepare(open_image(path), facts) for path in paths[start : start + _BATCH_SIZE]]
+        rows.append(run(torch.stack(batch)).float().softmax(1))
+    result = torch.cat(rows)  # [N, K]
+    names = facts["class_names"]
+    best = result.topk(min(config.top, len(names)))
+    for path, values, classes in zip(
+        paths, best.values.tolist(), best.indices.tolist(), strict=True
+    ):
+        texts = [f"{names[k]} {100 * p:.1f} %" for k, p in zip(classes, values, strict=True)]
+        say(console, f"{shown(path)}: {', '.join(texts)}")
+    if config.output is not None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", *names])
+        writer.writerows(
+            [shown(path), *row] for path, row in zip(paths, result.tolist(), strict=True)
+        )
+        write_text(Path(config.output), text.getvalue())
+        say(console, f"  {config.output}")
+    return result
+
+
+def find_images(given: list[str]) -> list[str]:
+    """Return the files that are given, and the images of the folders, sorted; hidden ones not.
+
+    Raises:
+        ConfigError: If a folder has no image.
+    """
+    found: list[str] = []
+    for name in given:
+        if not os.path.isdir(name):
+            found.append(name)  # what is wrong with it is said when it is opened
+            continue
+        inside = [
+            os.path.join(folder, file)
+            for folder, _, files in os.walk(name)
+            for file in files
+            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+        ]
+        if not inside:
+            raise ConfigError(
+                f"{name}: expected a folder with images ({', '.join(EXTENSIONS)}), found none."
+            )
+        found.extend(sorted(inside))
+    return found
+
+
+def _model(config: PredictConfig) -> tuple[Callable[[Tensor], Tensor], Mapping[str, Any]]:
+    """Return images [B, C, H, W] -> logits [B, K], and what `export` says of the model."""
+    path = Path(config.run)
+    if path.is_dir():
+        loaded = load_run(read_run(path), config.checkpoint, torch.device("cpu"))
+        facts = metadata(loaded, example_images(loaded).shape[2:], folded=False)
+        run: Callable[[Tensor], Tensor] = loaded.model.eval()
+    else:
+        run, facts = open_file(path)
+    if facts["config"]["dataset"] == "digits-lt":
+        raise ConfigError(
+            f"{path}: expected a model of images as files have them, got one of digits-lt, whose "
+            "values go from 0 to 16; give it tensors yourself, as its metadata say."
+        )
+
+    def without_gradient(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return run(images)
+
+    return without_gradient, facts
+
+
+def prepare(image: Image.Image, facts: Mapping[str, Any]) -> Tensor:
+    """RGB image -> what the model takes, float32 [C, H, W], as its evaluation had it."""
+    height, width = facts["size"]
+    if facts["resize"] is not None:
+        pixels = evaluation_image(image, FileLoading(height, facts["resize"], 0.0, 0))
+    else:
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = to_tensor(image)
+        if facts["channels"] == 1:
+            pixels = to_tensor(image.convert("L").convert("RGB"))[:1]
+    mean, std = (torch.tensor(facts[name])[:, None, None] for name in ("mean", "std"))
+    return (pixels.float() - mean) / std
