@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import backends, distributed, validation, warm_start
-from .backends import reference
+from . import distributed, evaluation, recomputation, validation, warm_start
 from .functional import batch_whiten, make_options
-from .precision import full_float32, no_autocast
 from .sides import Whitened
 from .sync_module import SyncModule
 
@@ -23,9 +22,10 @@ class ChannelWhitening(SyncModule):
 
     In training, as :func:`fastwhiten.whiten`: the batch is centred and decorrelated exactly, and
     gradients flow through mean, covariance and eigensystem. The running statistics follow with
-    ``momentum``. In evaluation the layer is an affine map whose matrix is computed once from the
-    running statistics and cached until they change; it traces as plain matrix products for
-    ``torch.export``.
+    ``momentum``. In evaluation the layer is an affine map, whose matrix is that of the running
+    statistics as they are now, whatever has changed them. It is computed again when their values
+    differ from those of the last call (comparing them waits for a GPU), and is a constant between
+    plain matrix products for ``torch.export``. A CUDA graph keeps the matrix it was captured with.
 
     Args:
         num_features: C.
@@ -93,8 +93,8 @@ class ChannelWhitening(SyncModule):
     running_cov: Tensor | None
     running_matrix: Tensor | None
     num_batches_tracked: Tensor | None
-    eval_matrix: Tensor | None
     last_basis: Tensor | None
+    not_copied = ("_seen", "_first_passes", "_fit_is_known")
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class ChannelWhitening(SyncModule):
         self._make_buffers(factory)
         self.reset_parameters()
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            _refresh_after_load
+            _after_load
         )
 
     def _make_buffers(self, factory: dict[str, Any]) -> None:
@@ -171,13 +171,15 @@ class ChannelWhitening(SyncModule):
         self.register_buffer(used, square)
         count = torch.tensor(0, dtype=torch.long, device=factory["device"])
         self.register_buffer("num_batches_tracked", count if self.track_running_stats else None)
-        double = self._options.double_precision
-        basis = warm_start.first_basis(square, self.batch_weight, self.kind, double)
+        basis = warm_start.first_basis(square, self.batch_weight, self.kind)
         self.register_buffer("last_basis", basis, persistent=False)
-        # Derived, so no state; a buffer so that it moves and traces with the module.
-        self.register_buffer("eval_matrix", None, persistent=False)
         self.register_buffer(unused, None)
-        self._eval_source: tuple[Any, ...] | None = None
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._look()
+        self._first_passes = recomputation.FirstPasses()
+        self._fit_is_known = False
 
     def reset_running_stats(self) -> None:
         """Set the running mean and the count to 0, the running covariance or matrix to identity."""
@@ -193,9 +195,8 @@ class ChannelWhitening(SyncModule):
 
     def _forget_basis(self) -> None:
         """Let the next eigensolve begin from nothing."""
-        double, basis = self._options.double_precision, self.last_basis
-        if basis is not None and self.running_cov is not None:
-            self.last_basis = warm_start.forget(basis, self.running_cov, double)
+        if self.last_basis is not None and self.running_cov is not None:
+            self.last_basis = warm_start.forget(self.last_basis, self.running_cov)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ChannelWhitening:
         """Convert parameters and buffers; a basis that was rounded is orthogonal no longer."""
@@ -203,6 +204,7 @@ class ChannelWhitening(SyncModule):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.last_basis is not None and self.last_basis.dtype != before:
             self._forget_basis()
+        self._look()
         return self
 
     def reset_parameters(self) -> None:
@@ -247,13 +249,16 @@ class ChannelWhitening(SyncModule):
         if not use_batch:
             return self._evaluate(x)
         tracking = self.training and self.track_running_stats
+        if tracking and not torch.compiler.is_compiling():
+            tracking = not recomputation.inside_backward()
+            self._leave_inference_mode()
         result = batch_whiten(
             x,
             self._options,
             sample_weight,
             self.weight,
             self.bias,
-            self._blended_in(),
+            self._blended_in(x),
             need=self.running if tracking else None,
             start=self.last_basis,
             process_group=process_group,
@@ -262,14 +267,39 @@ class ChannelWhitening(SyncModule):
             self._update(result)
         return result.y
 
-    def _blended_in(self) -> Tensor | None:
+    def _blended_in(self, x: Tensor) -> Tensor | None:
         """Return the running covariance that training blends in, None for none.
 
         A copy: the graph keeps it, and the buffer is updated in place before the backward.
         """
         if self.batch_weight == 1.0 or self.running_cov is None:
             return None
-        return self.running_cov.detach().clone()
+        if torch.compiler.is_compiling():
+            return self.running_cov.detach().clone()
+        return self._first_passes.blended_in(x, self.running_cov)
+
+    def _leave_inference_mode(self) -> None:
+        """Replace buffers made in inference mode: outside of it they cannot be updated."""
+        if not torch.is_inference_mode_enabled():
+            for name, buffer in self._buffers.items():
+                if buffer is not None and buffer.is_inference():
+                    self._buffers[name] = buffer.clone()
+
+    def _warn_if_never_fitted(self) -> None:
+        """Warn once where evaluation is the identity: nothing was trained or loaded."""
+        count, mean = self.num_batches_tracked, self.running_mean
+        if self._fit_is_known or count is None or mean is None or not evaluation.can_read(count):
+            return
+        self._fit_is_known = True  # the only look: it waits for the device
+        if evaluation.is_initial(count, mean, self._running_square()):
+            warnings.warn(
+                "ChannelWhitening: evaluation before any training step: the running statistics "
+                "are those that every layer begins with, and the layer only divides by "
+                "sqrt(1 + eps). Train it, load a state_dict, or call "
+                "fastwhiten.update_statistics(model, loader)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     @torch.no_grad()
     def _update(self, result: Whitened) -> None:
@@ -292,77 +322,46 @@ class ChannelWhitening(SyncModule):
         if self.last_basis is not None and result.basis is not None:
             warm_start.remember(self.last_basis, result.basis)
 
-    def train(self, mode: bool = True) -> ChannelWhitening:
-        """Switch mode; entering evaluation computes the cached whitening matrix.
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a new running covariance is the one to export."""
+        super().__setattr__(name, value)
+        if name == "running_cov":
+            self._look()
 
-        Training drops it: DistributedDataParallel broadcasts buffers, and a process that has
-        evaluated must not have one more than the others.
-        """
-        super().train(mode)
-        if mode:
-            self.eval_matrix = None
+    def _look(self) -> None:
+        """Remember the layer's own buffer: ``torch.export`` puts a fake tensor in its place."""
+        self._seen = () if self.running_cov is None else (self.running_cov,)
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        """Apply the affine map of the running statistics."""
+        if torch.compiler.is_exporting() and self.running == "covariance":
+            matrix = self._exported_matrix()
         else:
-            self.refresh_eval_matrix()
-        return self
-
-    def refresh_eval_matrix(self) -> None:
-        """Recompute the cached evaluation matrix now, from the running statistics as they are."""
-        if not self.track_running_stats or self._running_square().is_meta:
-            return
-        with torch.no_grad(), full_float32(self._running_square()):
-            self.eval_matrix = self._population_matrix()
-        self._eval_source = self._state_key()
-
-    def _state_key(self) -> tuple[Any, ...]:
-        """Return what changes when the running statistics do: the buffer's identity and version."""
-        square = self._running_square()
-        return (id(square), square._version, square.device, square.dtype, self.eps)
+            if not torch.compiler.is_compiling():
+                self._look()
+                self._warn_if_never_fitted()
+            matrix = self._population_matrix()
+        assert self.running_mean is not None
+        return evaluation.apply(x, self.running_mean, matrix, self.weight, self.bias)
 
     def _population_matrix(self) -> Tensor:
         """Return the whitening matrix of the running statistics, ``[G, D, D]``."""
         square = self._running_square()
         if self.running == "matrix":
-            return square.clone()
-        dtype = reference.accumulation_dtype(square.dtype, self._options.double_precision)
-        rho = None
-        if isinstance(self._options.shrink, float):
-            rho = torch.full(
-                (self.groups,), self._options.shrink, dtype=dtype, device=square.device
-            )
-        stages = backends.get(backends.choose(self.backend, square.device))
-        matrix: Tensor = stages.factor(
-            square.to(dtype), None, rho, 1.0, self.eps, self._options.kind
-        )[2]
-        return matrix
+            # A copy: the graph keeps it, and the buffer may be updated before the backward.
+            return square.detach().clone()
+        return evaluation.population_matrix(square, *self._matrix_options())
 
-    def _evaluate(self, x: Tensor) -> Tensor:
-        """Apply the affine map of the running statistics, in plain differentiable operations.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _exported_matrix(self) -> Tensor:
+        square = self._running_square()
+        return evaluation.exported_matrix(square, self._seen, *self._matrix_options())
 
-        Its product has the precision that the user has set for products, TF32 too.
-        """
-        compiling = torch.compiler.is_compiling()
-        if self.eval_matrix is None or (not compiling and self._eval_source != self._state_key()):
-            self.refresh_eval_matrix()
-        matrix, mean = self.eval_matrix, self.running_mean
-        assert matrix is not None and mean is not None
-        dtype = torch.promote_types(matrix.dtype, reference.accumulation_dtype(x.dtype))
-        size = self.num_features // self.groups
-        with no_autocast(x):
-            if x.dim() == 2:
-                centered = x.to(dtype) - mean.to(dtype)  # [N, C]
-                if self.groups == 1:
-                    y = centered @ matrix[0].to(dtype)
-                else:
-                    grouped = centered.reshape(-1, self.groups, 1, size)
-                    y = (grouped @ matrix.to(dtype)).reshape(x.shape)
-            else:
-                columns = x.reshape(x.shape[0], self.groups, size, -1).to(dtype)  # [N, G, D, L]
-                y = matrix.mT.to(dtype) @ (columns - mean.to(dtype).reshape(self.groups, size, 1))
-                y = y.reshape(x.shape)
-            if self.weight is not None and self.bias is not None:
-                shape = [1, -1] + [1] * (x.dim() - 2)
-                y = y * self.weight.to(dtype).reshape(shape) + self.bias.to(dtype).reshape(shape)
-            return y.to(x.dtype)
+    def _matrix_options(self) -> tuple[int, float, float | None, bool, str]:
+        """Return kind, eps, fixed shrinkage intensity, float64 or not, backend."""
+        options = self._options
+        shrink = options.shrink if isinstance(options.shrink, float) else None
+        return options.kind, self.eps, shrink, options.double_precision, self.backend
 
     def extra_repr(self) -> str:
         """Return the options, those that differ from the defaults after the common ones."""
@@ -385,9 +384,7 @@ class ChannelWhitening(SyncModule):
         return text
 
 
-def _refresh_after_load(module: nn.Module, incompatible_keys: Any) -> None:
-    """Recompute, or forget, what load_state_dict has made out of date."""
+def _after_load(module: nn.Module, incompatible_keys: Any) -> None:
+    """Forget what load_state_dict has made out of date."""
     if isinstance(module, ChannelWhitening):
         module._forget_basis()
-        if not module.training:
-            module.refresh_eval_matrix()

@@ -164,7 +164,8 @@ def _sample(batch: Batch, options: Options) -> Whitened:
     view, p = batch.view, batch.row_weight
     if view.dim() == 3:
         # No more rows than channels: the one layout change is smaller than the matrix saved.
-        view = view.transpose(1, 2).reshape(-1, view.shape[1])
+        # Contiguous: a view of one sample would stay one.
+        view = view.transpose(1, 2).reshape(-1, view.shape[1]).contiguous()
     if p is not None:
         p = torch.maximum(p, WEIGHT_FLOOR * p.max())
         p = p / p.sum()
