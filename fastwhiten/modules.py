@@ -79,6 +79,13 @@ class ChannelWhitening(SyncModule):
         were, without an exception or a synchronisation, so that ``torch.amp.GradScaler`` can skip
         the step.
 
+    Note:
+        A forward inside a backward pass is a repetition of an earlier one (activation
+        checkpointing, ``torch.utils.checkpoint``): it blends in what the first pass has blended in,
+        so gradients are those without checkpointing, and leaves the running statistics alone, which
+        ``nn.BatchNorm`` moves twice. Up to 32 first passes may wait for their repetition. Not so
+        for a compiled layer inside of a checkpoint that is not compiled.
+
     Example:
         >>> import torch, fastwhiten
         >>> model = torch.nn.Sequential(

@@ -3,7 +3,10 @@
 ``nn.BatchNorm`` moves its running statistics in both passes; its output does not depend on them. A
 layer that blends the running covariance into the batch's has to blend in, the second time, what it
 blended in the first time. Here that is kept, for passes that may be repeated: those without a graph
-(``use_reentrant=True``) and those whose saved tensors somebody packs (``use_reentrant=False``).
+(``use_reentrant=True``) and those whose saved tensors somebody packs (``use_reentrant=False``). The
+statistics move in the first pass only. Compiled code is not watched: there PyTorch repeats a graph
+with the values that it began with, but a compiled layer inside of a checkpoint that is not compiled
+blends with what it finds.
 
 The second pass knows its first one by the input: both have the same. The nearest is chosen on the
 device, so nothing is read back to the host.
@@ -50,7 +53,6 @@ class FirstPasses:
         self._kept: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MOST)
         self._repeated = 0
 
-    @torch.no_grad()
     def blended_in(self, x: Tensor, running: Tensor) -> Tensor:
         """Return a copy of ``running`` ``[G, D, D]``, in a repetition of what it was before.
 
@@ -73,6 +75,7 @@ class FirstPasses:
         self._kept.clear()
         self._repeated = 0
 
+    @torch.no_grad()
     def _recall(self, x: Tensor) -> Tensor:
         """Choose the nearest; of equals one that was repeated least often, then the last."""
         self._repeated += 1
