@@ -83,8 +83,9 @@ class ChannelWhitening(SyncModule):
         A forward inside a backward pass is a repetition of an earlier one (activation
         checkpointing, ``torch.utils.checkpoint``): it blends in what the first pass has blended in,
         so gradients are those without checkpointing, and leaves the running statistics alone, which
-        ``nn.BatchNorm`` moves twice. Up to 32 first passes may wait for their repetition. Not so
-        for a compiled layer inside of a checkpoint that is not compiled.
+        ``nn.BatchNorm`` moves twice. Up to 32 first passes may wait for their repetition. With
+        ``batch_weight`` below 1 the layer refuses a checkpoint that is compiled; do not compile it
+        inside of one that is not.
 
     Example:
         >>> import torch, fastwhiten
@@ -282,7 +283,8 @@ class ChannelWhitening(SyncModule):
         if self.batch_weight == 1.0 or self.running_cov is None:
             return None
         if torch.compiler.is_compiling():
-            return self.running_cov.detach().clone()
+            copied: Tensor = torch.ops.fastwhiten_layer.blended_in(self.running_cov.detach())
+            return copied
         return self._first_passes.blended_in(x, self.running_cov)
 
     def _leave_inference_mode(self) -> None:

@@ -4,9 +4,10 @@
 layer that blends the running covariance into the batch's has to blend in, the second time, what it
 blended in the first time. Here that is kept, for passes that may be repeated: those without a graph
 (``use_reentrant=True``) and those whose saved tensors somebody packs (``use_reentrant=False``). The
-statistics move in the first pass only. Compiled code is not watched: there PyTorch repeats a graph
-with the values that it began with, but a compiled layer inside of a checkpoint that is not compiled
-blends with what it finds.
+statistics move in the first pass only.
+
+Compiled code cannot know its first pass: a checkpoint that is compiled is refused
+(:func:`compiled_blended_in`), and a compiled layer inside of one that is not goes unnoticed.
 
 The second pass knows its first one by the input: both have the same. The nearest is chosen on the
 device, so nothing is read back to the host.
@@ -15,8 +16,10 @@ device, so nothing is read back to the host.
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import torch
+import torch.fx.traceback
 from torch import Tensor
 
 from .backends.grouping import accumulation_dtype
@@ -28,6 +31,34 @@ MOST = 32
 def inside_backward() -> bool:
     """Return whether a backward pass is running here, so that a forward is a repetition."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+@torch.library.custom_op("fastwhiten_layer::blended_in", mutates_args=())
+def compiled_blended_in(running: Tensor) -> Tensor:
+    """Return a copy of the running covariance, in a graph that ``torch.compile`` makes.
+
+    Raises:
+        RuntimeError: the graph is in a checkpoint. It would be repeated with the covariance that
+            its first pass has moved, for the graph updates its buffers in place.
+    """
+    return running.clone()
+
+
+@compiled_blended_in.register_fake
+def _(running: Tensor) -> Tensor:
+    if torch.fx.traceback.current_meta.get("recompute") is not None:
+        raise RuntimeError(
+            "ChannelWhitening: expected no compiled activation checkpoint around a layer with "
+            "batch_weight below 1: its repetition would blend with statistics that the first pass "
+            "has moved, and gradients would be wrong; leave the layer out of the checkpoint, or "
+            "the checkpoint out of torch.compile"
+        )
+    return torch.empty_like(running)
+
+
+@compiled_blended_in.register_vmap
+def _(info: Any, in_dims: tuple[int], running: Tensor) -> tuple[Tensor, int]:
+    return compiled_blended_in(running), in_dims[0]
 
 
 def _may_be_repeated(x: Tensor) -> bool:

@@ -128,6 +128,28 @@ def test_nothing_is_kept_without_checkpointing() -> None:
     assert not copy.deepcopy(layer)._first_passes._kept
 
 
+@pytest.mark.slow
+def test_a_compiled_checkpoint_is_right_or_refused() -> None:
+    x = spectra.random(20, C)
+
+    def loss(t: Tensor, layer: nn.Module, run: Callable[..., Tensor]) -> Tensor:
+        return run(layer, t.tanh()).pow(3).sum()
+
+    layer = ChannelWhitening(C, batch_weight=0.3, dtype=torch.float64)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match="no compiled activation checkpoint"):
+        compiled(x.clone().requires_grad_(), layer, checkpointed(False))
+    torch._dynamo.reset()
+    pairs = [(layer, plain), (ChannelWhitening(C, dtype=torch.float64), checkpointed(False))]
+    for used, run in pairs:
+        expected = copy.deepcopy(used)
+        ours, truth = x.clone().requires_grad_(), x.clone().requires_grad_()
+        compiled(ours, used, run).backward()
+        loss(truth, expected, plain).backward()
+        torch.testing.assert_close(ours.grad, truth.grad, rtol=0, atol=1e-11)
+        assert used.num_batches_tracked == 1
+
+
 def test_batch_norm_moves_twice() -> None:
     """What the documentation says of nn.BatchNorm."""
     layer = nn.BatchNorm1d(C, dtype=torch.float64)
