@@ -14,7 +14,7 @@ from . import backends, distributed, sides, synchronized, validation
 from .backends import reference
 from .function_base import run
 from .layout import as_rows_or_planes, row_weights
-from .matrix_functions import SymmetricEigh, inverse_factor
+from .matrix_functions import SymmetricEigh, batched, inverse_factor
 from .precision import own_precision
 from .sides import Batch, Options, Whitened
 from .statistics import Statistics
@@ -290,8 +290,10 @@ def symmetric_eigh_sweeps(
         -1
     """
     start = validation.check_start("symmetric_eigh_sweeps", start, a)
-    flat = [None if t is None else t.reshape(-1, *a.shape[-2:]) for t in (a.detach(), start)]
-    sweeps: Tensor = backends.get(backends.choose(backend, a.device)).eigh_sweeps(*flat)
+    stages = backends.get(backends.choose(backend, a.device))
+    sweeps: Tensor = stages.eigh_sweeps(
+        batched(a.detach()), None if start is None else batched(start)
+    )
     return sweeps.reshape(a.shape[:-2])
 
 

@@ -41,7 +41,7 @@ def compiled_blended_in(running: Tensor) -> Tensor:
         RuntimeError: the graph is in a checkpoint. It would be repeated with the covariance that
             its first pass has moved, for the graph updates its buffers in place.
     """
-    return running.clone()
+    return running.clone(memory_format=torch.contiguous_format)
 
 
 @compiled_blended_in.register_fake
@@ -53,7 +53,7 @@ def _(running: Tensor) -> Tensor:
             "has moved, and gradients would be wrong; leave the layer out of the checkpoint, or "
             "the checkpoint out of torch.compile"
         )
-    return torch.empty_like(running)
+    return torch.empty_like(running, memory_format=torch.contiguous_format)
 
 
 @compiled_blended_in.register_vmap
@@ -93,7 +93,7 @@ class FirstPasses:
         """
         if inside_backward() and self._kept:
             return self._recall(x)
-        running = running.detach().clone()
+        running = running.detach().clone(memory_format=torch.contiguous_format)
         if _may_be_repeated(x):
             if self._repeated >= len(self._kept):  # all have been repeated, or there is none
                 self.forget()

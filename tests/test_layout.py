@@ -209,3 +209,44 @@ def test_evaluation_of_nothing(shape: tuple[int, ...], options: dict, backend: s
     assert x.grad.shape == shape
     for memory_format in (torch.channels_last,) if len(shape) == 4 else ():
         assert layer(x.detach().contiguous(memory_format=memory_format)).shape == shape
+
+
+MATRICES = {
+    "transposed": lambda s: s.mT,
+    "groups swapped": lambda s: s.transpose(0, 1),
+    "one of a batch": lambda s: s[:, :1],
+    "one of a batch, transposed": lambda s: s[:1, :1].mT,
+    "flipped": lambda s: s.flip(0),
+    "expanded": lambda s: s[:1, :1].expand(2, 3, 6, 6),
+    "every second": lambda s: s[..., ::2, ::2],
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_matrices_of_every_layout(name: str, backend: str) -> None:
+    rows = torch.randn(2, 3, 6, 20, dtype=torch.float64)
+    a = MATRICES[name](rows @ rows.mT)
+    results = []
+    for t in (a, a.contiguous()):
+        eigenvalues, vectors = fastwhiten.symmetric_eigh(t, start=t, backend=backend)
+        white = fastwhiten.whitening_matrix(t, backend=backend)
+        sweeps = fastwhiten.symmetric_eigh_sweeps(t, start=t, backend=backend)
+        results.append((eigenvalues, vectors, white, sweeps))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("options", [{"batch_weight": 0.5}, {"batch_weight": 0.5, "kind": "pca"}])
+def test_parameters_and_buffers_of_every_layout(options: dict, backend: str) -> None:
+    """Assigned by load_state_dict: parts of stacked states, say."""
+    first = ChannelWhitening(4, affine=True, dtype=torch.float64, backend=backend, **options)
+    first(spectra.random(20, 4))
+    stacked = {k: torch.stack([t, t], -1) for k, t in first.state_dict().items()}
+    second = ChannelWhitening(4, affine=True, dtype=torch.float64, backend=backend, **options)
+    second.load_state_dict({k: t[..., 0] for k, t in stacked.items()}, assign=True)
+    second.last_basis = torch.stack([second.last_basis] * 2, -1)[..., 1]
+    assert not second.running_cov.is_contiguous()
+    x = spectra.random(20, 4, 1)
+    for _ in range(2):
+        torch.testing.assert_close(second(x), first(x))
+    torch.testing.assert_close(second.eval()(x), first.eval()(x))
