@@ -18,6 +18,7 @@ from .matrix_functions import SymmetricEigh, batched, inverse_factor
 from .precision import own_precision
 from .sides import Batch, Options, Whitened
 from .statistics import Statistics
+from .validation import Backend, Kind, Shrinkage
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -107,13 +108,13 @@ def batch_whiten(
 def whiten(
     x: Tensor,
     *,
-    kind: str = "zca",
+    kind: Kind = "zca",
     groups: int = 1,
     eps: float = 1e-3,
     sample_weight: Tensor | None = None,
-    shrinkage: str | float | None = None,
+    shrinkage: Shrinkage = None,
     process_group: ProcessGroup | str | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
     statistics_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Whiten a batch with its own mean and covariance, exactly, with an exact gradient.
@@ -186,7 +187,7 @@ def batch_statistics(
     *,
     groups: int = 1,
     sample_weight: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
     statistics_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean and the covariance of a batch, differentiably.
@@ -227,7 +228,7 @@ def batch_statistics(
 
 
 def symmetric_eigh(
-    a: Tensor, *, start: Tensor | None = None, backend: str = "auto"
+    a: Tensor, *, start: Tensor | None = None, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Return the eigensystem of symmetric matrices, with a gradient that stays finite at ties.
 
@@ -267,7 +268,7 @@ def symmetric_eigh(
 
 
 def symmetric_eigh_sweeps(
-    a: Tensor, *, start: Tensor | None = None, backend: str = "auto"
+    a: Tensor, *, start: Tensor | None = None, backend: Backend = "auto"
 ) -> Tensor:
     """Count the sweeps that :func:`symmetric_eigh` takes, to measure what a ``start`` saves.
 
@@ -298,7 +299,7 @@ def symmetric_eigh_sweeps(
 
 
 def whitening_matrix(
-    covariance: Tensor, *, kind: str = "zca", eps: float = 1e-3, backend: str = "auto"
+    covariance: Tensor, *, kind: Kind = "zca", eps: float = 1e-3, backend: Backend = "auto"
 ) -> Tensor:
     """Return ``W`` with ``(x - mean) @ W`` white, for covariances of any origin, differentiably.
 

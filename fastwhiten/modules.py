@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import distributed, evaluation, recomputation, validation, warm_start
+from . import distributed, evaluation, loading, recomputation, validation, warm_start
 from .functional import batch_whiten, make_options
 from .sides import Whitened
 from .sync_module import SyncModule
+from .validation import Backend, Kind, Running, Shrinkage
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -56,7 +57,9 @@ class ChannelWhitening(SyncModule):
         dtype: of parameters and buffers; float32 is advised whatever the input's dtype.
 
     Shape:
-        ``[N, C]`` or ``[N, C, *spatial]`` to the same.
+        ``[N, C]`` or ``[N, C, *spatial]`` to the same. Channels are dimension 1, as for
+        ``nn.BatchNorm``: a sequence ``[N, L, C]`` has to be transposed, and where L equals C
+        nothing can notice that it was not.
 
     Attributes:
         weight: ``[C]`` scale, or None.
@@ -109,16 +112,16 @@ class ChannelWhitening(SyncModule):
         num_features: int,
         *,
         groups: int = 1,
-        kind: str = "zca",
+        kind: Kind = "zca",
         eps: float = 1e-3,
         momentum: float | None = 0.1,
         affine: bool = False,
         track_running_stats: bool = True,
-        running: str = "covariance",
+        running: Running = "covariance",
         batch_weight: float = 1.0,
-        shrinkage: str | float | None = None,
+        shrinkage: Shrinkage = None,
         process_group: ProcessGroup | str | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
         statistics_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -185,6 +188,7 @@ class ChannelWhitening(SyncModule):
         self._start_anew()
 
     def _start_anew(self) -> None:
+        self._seen: tuple[Tensor, ...] = ()
         self._look()
         self._first_passes = recomputation.FirstPasses()
         self._fit_is_known = False
@@ -243,17 +247,9 @@ class ChannelWhitening(SyncModule):
         # As in nn.SyncBatchNorm: evaluation on one process alone must not wait for the others.
         process_group = self.process_group if self.training else None
         alone = use_batch and process_group is None
-        validation.check_input("ChannelWhitening", x, self.groups, min_rows=2 if alone else 0)
-        if x.shape[1] != self.num_features:
-            raise ValueError(
-                f"ChannelWhitening: expected x of shape [N, {self.num_features}, ...], "
-                f"got {list(x.shape)}; construct the layer with num_features={x.shape[1]}"
-            )
-        if self.running_mean is not None and self.running_mean.device != x.device:
-            raise ValueError(
-                "ChannelWhitening: expected x on the device of the layer, "
-                f"{self.running_mean.device}, got {x.device}; move one of them with .to(device)"
-            )
+        validation.check_layer_input(
+            x, self.num_features, self.groups, self.running_mean, min_rows=2 if alone else 0
+        )
         if not use_batch:
             return self._evaluate(x)
         tracking = self.training and self.track_running_stats
@@ -339,7 +335,9 @@ class ChannelWhitening(SyncModule):
 
     def _look(self) -> None:
         """Remember the layer's own buffer: ``torch.export`` puts a fake tensor in its place."""
-        self._seen = () if self.running_cov is None else (self.running_cov,)
+        own = self._buffers.get("running_cov")
+        if not self._seen or self._seen[0] is not own:
+            self._seen = () if own is None else (own,)
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """Apply the affine map of the running statistics."""
@@ -372,6 +370,12 @@ class ChannelWhitening(SyncModule):
         shrink = options.shrink if isinstance(options.shrink, float) else None
         return options.kind, self.eps, shrink, options.double_precision, self.backend
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Load; say how to convert what does not fit."""
+        before = len(args[-1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        loading.add_hints(self, state_dict, prefix, before, args[-3], args[-1])
+
     def extra_repr(self) -> str:
         """Return the options, those that differ from the defaults after the common ones."""
         text = (
@@ -379,14 +383,8 @@ class ChannelWhitening(SyncModule):
             f"momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}"
         )
-        defaults = {
-            "running": "covariance",
-            "batch_weight": 1.0,
-            "shrinkage": None,
-            "process_group": None,
-            "backend": "auto",
-            "statistics_dtype": None,
-        }
+        defaults = {"running": "covariance", "batch_weight": 1.0, "shrinkage": None}
+        defaults |= {"process_group": None, "backend": "auto", "statistics_dtype": None}
         for name, default in defaults.items():
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)!r}"

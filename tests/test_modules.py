@@ -257,6 +257,16 @@ def test_load_state_dict_through_a_parent_and_with_assign(backend: str) -> None:
         assert torch.equal(target(x), source(x))
 
 
+def test_sequences_with_channels_last_are_told_so(backend: str) -> None:
+    layer = make(backend=backend)
+    x = torch.randn(5, 20, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"channels are dimension 1: pass x.movedim\(-1, 1\)"):
+        layer(x)
+    layer(x.movedim(-1, 1))
+    with pytest.raises(ValueError, match="construct the layer with num_features=20"):
+        layer(x[..., :4])
+
+
 def test_wrong_state_dicts_are_refused(backend: str) -> None:
     state = trained(backend).state_dict()
     with pytest.raises(RuntimeError, match="running_cov"):
