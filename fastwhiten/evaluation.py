@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -118,6 +119,18 @@ def can_read(t: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and not (t.is_cuda and torch.cuda.is_current_stream_capturing())
     )
+
+
+def warn_if_initial(count: Tensor, mean: Tensor, square: Tensor) -> None:
+    """Warn where evaluation is the identity: nothing was trained or loaded."""
+    if is_initial(count, mean, square):
+        warnings.warn(
+            "ChannelWhitening: evaluation before any training step: the running statistics are "
+            "those that every layer begins with, and the layer only divides by sqrt(1 + eps). "
+            "Train it, load a state_dict, or call fastwhiten.update_statistics(model, loader)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def is_initial(count: Tensor, mean: Tensor, square: Tensor) -> bool:

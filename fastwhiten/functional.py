@@ -130,7 +130,12 @@ def whiten(
             ``N * spatial``.
         kind: ``"zca"``, ``"pca"`` or ``"cholesky"``.
         groups: number of channel groups, whitened independently; divides C.
-        eps: > 0, added to the eigenvalues.
+        eps: > 0, added to the eigenvalues, so in the units of ``x`` squared. Rounding leaves errors
+            of about ``D * 6e-8`` times the largest eigenvalue in a float32 covariance: a direction
+            in which rows vary by less is whitened as noise unless eps is larger, and Cholesky gives
+            NaN where that leaves ``S`` not positive definite. For features of large scale raise eps
+            (1e-6 times the largest eigenvalue is enough up to D = 16), use ``shrinkage``, or
+            ``statistics_dtype=torch.float64``.
         sample_weight: ``[N]`` or ``[N, *spatial]``, >= 0, any scale (normalised to sum 1); None
             weighs rows equally. No gradient flows into it.
         shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]; moves the
@@ -151,7 +156,8 @@ def whiten(
 
     Returns:
         Tensor of the shape and dtype of ``x``. A non-finite value in a group makes that group's
-        output NaN.
+        output NaN; so does, for Cholesky alone, a finite batch that rounding makes indefinite (see
+        eps).
 
     Raises:
         TypeError: ``x`` or ``sample_weight`` is not a floating-point tensor.

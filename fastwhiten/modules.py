@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,12 +9,16 @@ from torch import Tensor, nn
 
 from . import distributed, evaluation, loading, recomputation, validation, warm_start
 from .functional import batch_whiten, make_options
-from .sides import Whitened
+from .sides import Options, Whitened
 from .sync_module import SyncModule
 from .validation import Backend, Kind, Running, Shrinkage
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+# Attributes that may be set later, as those of nn.BatchNorm.
+_SETTINGS = ("kind", "eps", "shrinkage", "statistics_dtype", "backend", "batch_weight")
 
 
 class ChannelWhitening(SyncModule):
@@ -33,7 +36,7 @@ class ChannelWhitening(SyncModule):
         groups: number of channel groups, whitened independently; divides C. Groups bound the cost
             and the number of rows needed: D = C / groups.
         kind: ``"zca"``, ``"pca"`` or ``"cholesky"``.
-        eps: > 0, added to the eigenvalues.
+        eps: > 0, added to the eigenvalues; against the spectrum as in :func:`fastwhiten.whiten`.
         momentum: weight of the new value in the running statistics, in [0, 1]; None keeps the
             cumulative average.
         affine: learn a scale and a shift per channel after whitening.
@@ -145,16 +148,7 @@ class ChannelWhitening(SyncModule):
         self.process_group = process_group
         self.backend = backend
         self.statistics_dtype = statistics_dtype
-        self._options = make_options(
-            "ChannelWhitening",
-            kind,
-            groups,
-            eps,
-            shrinkage,
-            statistics_dtype,
-            backend,
-            batch_weight,
-        )
+        self._options = self._make_options()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         if affine:
             self.weight = nn.Parameter(torch.empty(num_features, **factory))
@@ -166,6 +160,19 @@ class ChannelWhitening(SyncModule):
         self.reset_parameters()
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             _after_load
+        )
+
+    def _make_options(self) -> Options:
+        """Return the settings as they are now, validated."""
+        return make_options(
+            "ChannelWhitening",
+            self.kind,
+            self.groups,
+            self.eps,
+            self.shrinkage,
+            self.statistics_dtype,
+            self.backend,
+            self.batch_weight,
         )
 
     def _make_buffers(self, factory: dict[str, Any]) -> None:
@@ -291,20 +298,12 @@ class ChannelWhitening(SyncModule):
                     self._buffers[name] = buffer.clone()
 
     def _warn_if_never_fitted(self) -> None:
-        """Warn once where evaluation is the identity: nothing was trained or loaded."""
+        """Look once, because that waits for the device."""
         count, mean = self.num_batches_tracked, self.running_mean
         if self._fit_is_known or count is None or mean is None or not evaluation.can_read(count):
             return
-        self._fit_is_known = True  # the only look: it waits for the device
-        if evaluation.is_initial(count, mean, self._running_square()):
-            warnings.warn(
-                "ChannelWhitening: evaluation before any training step: the running statistics "
-                "are those that every layer begins with, and the layer only divides by "
-                "sqrt(1 + eps). Train it, load a state_dict, or call "
-                "fastwhiten.update_statistics(model, loader)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        self._fit_is_known = True
+        evaluation.warn_if_initial(count, mean, self._running_square())
 
     @torch.no_grad()
     def _update(self, result: Whitened) -> None:
@@ -328,9 +327,11 @@ class ChannelWhitening(SyncModule):
             warm_start.remember(self.last_basis, result.basis)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a new running covariance is the one to export."""
+        """Set an attribute, and what follows from it: settings, the covariance to export."""
         super().__setattr__(name, value)
-        if name == "running_cov":
+        if name in _SETTINGS and "_options" in self.__dict__:
+            self._options = self._make_options()
+        elif name == "running_cov":
             self._look()
 
     def _look(self) -> None:
@@ -368,7 +369,7 @@ class ChannelWhitening(SyncModule):
         """Return kind, eps, fixed shrinkage intensity, float64 or not, backend."""
         options = self._options
         shrink = options.shrink if isinstance(options.shrink, float) else None
-        return options.kind, self.eps, shrink, options.double_precision, self.backend
+        return options.kind, options.eps, shrink, options.double_precision, options.backend
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Load; say how to convert what does not fit."""

@@ -140,3 +140,18 @@ def test_never_fitted_is_said_once() -> None:
         by_hand.eval()(batch(0).float())
         torch.vmap(ChannelWhitening(C).eval())(batch(0).float().unsqueeze(0))
         ChannelWhitening(C, device="meta").eval()(batch(0).float().to("meta"))
+
+
+def test_settings_that_are_changed_later_count_in_both_modes() -> None:
+    changed = ChannelWhitening(C, dtype=torch.float64, batch_weight=0.9)
+    settings = {"eps": 0.3, "kind": "cholesky", "shrinkage": 0.2, "batch_weight": 0.4}
+    truth = ChannelWhitening(C, dtype=torch.float64, **settings)
+    for name, value in settings.items():
+        setattr(changed, name, value)
+    for _ in range(2):
+        assert torch.equal(changed(batch(0)), truth(batch(0)))
+    assert torch.equal(changed.eval()(batch(1)), truth.eval()(batch(1)))
+    changed.eps = 0.5
+    assert not torch.equal(changed(batch(1)), truth(batch(1)))
+    with pytest.raises(ValueError, match="expected eps to be a finite number > 0"):
+        changed.eps = 0.0
