@@ -8,8 +8,9 @@ every storage it was last called with, a copy of the covariance and the matrix t
 The matrix is used again where copy and covariance are equal, number by number, and an entry goes
 when its storage does. Comparing reads 2 D^2 numbers; on a GPU it waits for the device.
 
-While a CUDA graph is captured nothing can wait: there the storage and its version have to do. A
-captured evaluation keeps its matrix, so capture again after a change of the statistics.
+While a CUDA graph is captured nothing can wait: there the storage and its version have to do. If
+they are those of the last evaluation, the graph keeps that matrix; capture it again after a change
+of the statistics. Otherwise the graph computes the matrix in every replay.
 
 In compiled graphs, under ``vmap`` and with tensors without values (fake, meta) the same function is
 an operator. ``torch.export`` gets the matrix as a constant (:func:`exported_matrix`).
@@ -112,12 +113,15 @@ def _has_values(t: Tensor) -> bool:
     )
 
 
+def _is_captured(t: Tensor) -> bool:
+    """Return whether operations on ``t`` go into a CUDA graph, so that nothing can wait."""
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def can_read(t: Tensor) -> bool:
     """Return whether the host can look at the values of ``t`` now."""
     return (
-        _has_values(t)
-        and not torch._C._are_functorch_transforms_active()
-        and not (t.is_cuda and torch.cuda.is_current_stream_capturing())
+        _has_values(t) and not torch._C._are_functorch_transforms_active() and not _is_captured(t)
     )
 
 
@@ -171,6 +175,8 @@ def _recall(square: Tensor, options: tuple[Any, ...]) -> Tensor:
             _remembered.pop(other, None)
     # A matrix made in inference mode could not be saved for a backward after it.
     with _unwatched(), torch.inference_mode(False), torch.no_grad():
+        if _is_captured(square):  # nothing is computed yet: each replay does
+            return compute(square.detach(), *options)
         version = _version(square)
         copy = square.detach().clone(memory_format=torch.contiguous_format)
         matrix = compute(copy, *options)
@@ -192,12 +198,12 @@ def _is_current(entry: _Entry, square: Tensor) -> bool:
     copy = entry.copy
     if copy.shape != square.shape or copy.dtype != square.dtype:
         return False
+    if _is_captured(square):
+        return entry.version is not None and entry.version == _version(square)
     if square.device.type == "cpu" and square.is_contiguous() and not square.is_neg():
         # Six times as fast as torch.equal, and NaN equals NaN.
         size = copy.numel() * copy.element_size()
         return bool(_memcmp(copy.data_ptr(), square.data_ptr(), size) == 0)
-    if square.is_cuda and torch.cuda.is_current_stream_capturing():
-        return entry.version is not None and entry.version == _version(square)
     with _unwatched():
         return torch.equal(copy, square)
 

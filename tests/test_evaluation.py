@@ -155,3 +155,17 @@ def test_settings_that_are_changed_later_count_in_both_modes() -> None:
     assert not torch.equal(changed(batch(1)), truth(batch(1)))
     with pytest.raises(ValueError, match="expected eps to be a finite number > 0"):
         changed.eps = 0.0
+
+
+def test_a_captured_evaluation_takes_the_version_and_remembers_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, x = fitted(), batch(1)
+    kept = layer(x)
+    monkeypatch.setattr(evaluation, "_is_captured", lambda t: True)
+    monkeypatch.setattr(evaluation, "_memcmp", None)
+    assert torch.equal(layer(x), kept)
+    layer.running_cov.mul_(2)
+    before = dict(evaluation._remembered)
+    compare(layer, layer(x), expected(layer, layer.state_dict(), x))
+    assert dict(evaluation._remembered) == before
