@@ -126,6 +126,7 @@ def test_nothing_is_kept_without_checkpointing() -> None:
     checkpoint(layer, spectra.random(20, C).float().requires_grad_(), use_reentrant=False)
     assert len(layer._first_passes._kept) == 1
     assert not copy.deepcopy(layer)._first_passes._kept
+    assert not layer._replicate_for_data_parallel()._first_passes._kept
 
 
 @pytest.mark.slow
