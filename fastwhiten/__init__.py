@@ -12,6 +12,7 @@ Example:
     torch.Size([64, 16])
 """
 
+from .averaging import update_statistics
 from .functional import (
     batch_statistics,
     symmetric_eigh,
@@ -29,6 +30,7 @@ __all__ = [
     "batch_statistics",
     "symmetric_eigh",
     "symmetric_eigh_sweeps",
+    "update_statistics",
     "whiten",
     "whitening_matrix",
 ]

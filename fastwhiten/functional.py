@@ -14,10 +14,11 @@ from . import backends, distributed, sides, synchronized, validation
 from .backends import reference
 from .function_base import run
 from .layout import as_rows_or_planes, row_weights
-from .matrix_functions import SymmetricEigh, inverse_factor
+from .matrix_functions import SymmetricEigh, batched, inverse_factor
 from .precision import own_precision
 from .sides import Batch, Options, Whitened
 from .statistics import Statistics
+from .validation import Backend, Kind, Shrinkage
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -107,13 +108,13 @@ def batch_whiten(
 def whiten(
     x: Tensor,
     *,
-    kind: str = "zca",
+    kind: Kind = "zca",
     groups: int = 1,
     eps: float = 1e-3,
     sample_weight: Tensor | None = None,
-    shrinkage: str | float | None = None,
+    shrinkage: Shrinkage = None,
     process_group: ProcessGroup | str | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
     statistics_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Whiten a batch with its own mean and covariance, exactly, with an exact gradient.
@@ -129,7 +130,12 @@ def whiten(
             ``N * spatial``.
         kind: ``"zca"``, ``"pca"`` or ``"cholesky"``.
         groups: number of channel groups, whitened independently; divides C.
-        eps: > 0, added to the eigenvalues.
+        eps: > 0, added to the eigenvalues, so in the units of ``x`` squared. Rounding leaves errors
+            of about ``D * 6e-8`` times the largest eigenvalue in a float32 covariance: a direction
+            in which rows vary by less is whitened as noise unless eps is larger, and Cholesky gives
+            NaN where that leaves ``S`` not positive definite. For features of large scale raise eps
+            (1e-6 times the largest eigenvalue is enough up to D = 16), use ``shrinkage``, or
+            ``statistics_dtype=torch.float64``.
         sample_weight: ``[N]`` or ``[N, *spatial]``, >= 0, any scale (normalised to sum 1); None
             weighs rows equally. No gradient flows into it.
         shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]; moves the
@@ -150,7 +156,8 @@ def whiten(
 
     Returns:
         Tensor of the shape and dtype of ``x``. A non-finite value in a group makes that group's
-        output NaN.
+        output NaN; so does, for Cholesky alone, a finite batch that rounding makes indefinite (see
+        eps).
 
     Raises:
         TypeError: ``x`` or ``sample_weight`` is not a floating-point tensor.
@@ -186,7 +193,7 @@ def batch_statistics(
     *,
     groups: int = 1,
     sample_weight: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
     statistics_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean and the covariance of a batch, differentiably.
@@ -227,7 +234,7 @@ def batch_statistics(
 
 
 def symmetric_eigh(
-    a: Tensor, *, start: Tensor | None = None, backend: str = "auto"
+    a: Tensor, *, start: Tensor | None = None, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Return the eigensystem of symmetric matrices, with a gradient that stays finite at ties.
 
@@ -267,7 +274,7 @@ def symmetric_eigh(
 
 
 def symmetric_eigh_sweeps(
-    a: Tensor, *, start: Tensor | None = None, backend: str = "auto"
+    a: Tensor, *, start: Tensor | None = None, backend: Backend = "auto"
 ) -> Tensor:
     """Count the sweeps that :func:`symmetric_eigh` takes, to measure what a ``start`` saves.
 
@@ -290,13 +297,15 @@ def symmetric_eigh_sweeps(
         -1
     """
     start = validation.check_start("symmetric_eigh_sweeps", start, a)
-    flat = [None if t is None else t.reshape(-1, *a.shape[-2:]) for t in (a.detach(), start)]
-    sweeps: Tensor = backends.get(backends.choose(backend, a.device)).eigh_sweeps(*flat)
+    stages = backends.get(backends.choose(backend, a.device))
+    sweeps: Tensor = stages.eigh_sweeps(
+        batched(a.detach()), None if start is None else batched(start)
+    )
     return sweeps.reshape(a.shape[:-2])
 
 
 def whitening_matrix(
-    covariance: Tensor, *, kind: str = "zca", eps: float = 1e-3, backend: str = "auto"
+    covariance: Tensor, *, kind: Kind = "zca", eps: float = 1e-3, backend: Backend = "auto"
 ) -> Tensor:
     """Return ``W`` with ``(x - mean) @ W`` white, for covariances of any origin, differentiably.
 

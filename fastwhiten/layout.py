@@ -5,6 +5,8 @@ As rows ``[M, C]`` or planes ``[N, C, L]``, without a permuted copy.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,13 +17,14 @@ def as_rows_or_planes(x: Tensor) -> Tensor:
     ``[N, C]`` and channels_last maps become rows ``[M, C]``; contiguous maps become planes
     ``[N, C, L]``. Both are views; any other memory layout is copied once.
     """
-    if x.dim() == 2 or x.numel() == x.shape[0] * x.shape[1]:
+    positions = math.prod(x.shape[2:])
+    if positions == 1:
         return (x if x.dim() == 2 else x.reshape(x.shape[0], x.shape[1])).contiguous()
     if not x.is_contiguous():
         last = x.movedim(1, -1)  # [N, *spatial, C]
         if last.is_contiguous():
-            return last.reshape(-1, x.shape[1])
-    return (x if x.dim() == 3 else x.reshape(x.shape[0], x.shape[1], -1)).contiguous()
+            return last.reshape(x.shape[0] * positions, x.shape[1])
+    return (x if x.dim() == 3 else x.reshape(x.shape[0], x.shape[1], positions)).contiguous()
 
 
 def restore(y: Tensor, x: Tensor) -> Tensor:

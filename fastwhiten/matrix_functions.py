@@ -22,9 +22,9 @@ from .function_base import Function
 from .precision import backward_in_own_precision
 
 
-def _batched(a: Tensor) -> Tensor:
-    """View ``[..., D, D]`` as ``[B, D, D]``, the shape the raw ops take."""
-    return a.reshape(-1, *a.shape[-2:])
+def batched(a: Tensor) -> Tensor:
+    """Return ``[..., D, D]`` as ``[B, D, D]``, contiguous: what the raw ops take."""
+    return a.reshape(-1, *a.shape[-2:]).contiguous()
 
 
 class Lyapunov(Function):
@@ -79,7 +79,7 @@ class InverseSquareRoot(Function):
 
         Eigenvalues are clamped at ``floor`` (rounding can go below).
         """
-        eigenvalues, basis = backends.get(backend).eigh(_batched(s))
+        eigenvalues, basis = backends.get(backend).eigh(batched(s))
         eigenvalues = eigenvalues.clamp(min=floor).reshape(s.shape[:-1])
         basis = basis.reshape(s.shape)
         return (
@@ -121,8 +121,8 @@ class SymmetricEigh(Function):
     @staticmethod
     def forward(a: Tensor, start: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
         """Return ascending eigenvalues ``[..., D]`` and eigenvectors ``[..., D, D]``."""
-        near = None if start is None else _batched(start)
-        eigenvalues, basis = backends.get(backend).eigh(_batched(a), near)
+        near = None if start is None else batched(start)
+        eigenvalues, basis = backends.get(backend).eigh(batched(a), near)
         return eigenvalues.reshape(a.shape[:-1]), basis.reshape(a.shape)
 
     @staticmethod

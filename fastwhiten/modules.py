@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import backends, distributed, validation, warm_start
-from .backends import reference
+from . import distributed, evaluation, loading, recomputation, validation, warm_start
 from .functional import batch_whiten, make_options
-from .precision import full_float32, no_autocast
-from .sides import Whitened
+from .sides import Options, Whitened
 from .sync_module import SyncModule
+from .validation import Backend, Kind, Running, Shrinkage
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+# Attributes that may be set later, as those of nn.BatchNorm.
+_SETTINGS = ("kind", "eps", "shrinkage", "statistics_dtype", "backend", "batch_weight")
 
 
 class ChannelWhitening(SyncModule):
@@ -23,16 +26,17 @@ class ChannelWhitening(SyncModule):
 
     In training, as :func:`fastwhiten.whiten`: the batch is centred and decorrelated exactly, and
     gradients flow through mean, covariance and eigensystem. The running statistics follow with
-    ``momentum``. In evaluation the layer is an affine map whose matrix is computed once from the
-    running statistics and cached until they change; it traces as plain matrix products for
-    ``torch.export``.
+    ``momentum``. In evaluation the layer is an affine map, whose matrix is that of the running
+    statistics as they are now, whatever has changed them. It is computed again when their values
+    differ from those of the last call (comparing them waits for a GPU), and is a constant between
+    plain matrix products for ``torch.export``. A CUDA graph keeps the matrix it was captured with.
 
     Args:
         num_features: C.
         groups: number of channel groups, whitened independently; divides C. Groups bound the cost
             and the number of rows needed: D = C / groups.
         kind: ``"zca"``, ``"pca"`` or ``"cholesky"``.
-        eps: > 0, added to the eigenvalues.
+        eps: > 0, added to the eigenvalues; against the spectrum as in :func:`fastwhiten.whiten`.
         momentum: weight of the new value in the running statistics, in [0, 1]; None keeps the
             cumulative average.
         affine: learn a scale and a shift per channel after whitening.
@@ -56,7 +60,9 @@ class ChannelWhitening(SyncModule):
         dtype: of parameters and buffers; float32 is advised whatever the input's dtype.
 
     Shape:
-        ``[N, C]`` or ``[N, C, *spatial]`` to the same.
+        ``[N, C]`` or ``[N, C, *spatial]`` to the same. Channels are dimension 1, as for
+        ``nn.BatchNorm``: a sequence ``[N, L, C]`` has to be transposed, and where L equals C
+        nothing can notice that it was not.
 
     Attributes:
         weight: ``[C]`` scale, or None.
@@ -79,6 +85,14 @@ class ChannelWhitening(SyncModule):
         were, without an exception or a synchronisation, so that ``torch.amp.GradScaler`` can skip
         the step.
 
+    Note:
+        A forward inside a backward pass is a repetition of an earlier one (activation
+        checkpointing, ``torch.utils.checkpoint``): it blends in what the first pass has blended in,
+        so gradients are those without checkpointing, and leaves the running statistics alone, which
+        ``nn.BatchNorm`` moves twice. Up to 32 first passes may wait for their repetition. With
+        ``batch_weight`` below 1 the layer refuses a checkpoint that is compiled; do not compile it
+        inside of one that is not.
+
     Example:
         >>> import torch, fastwhiten
         >>> model = torch.nn.Sequential(
@@ -93,24 +107,24 @@ class ChannelWhitening(SyncModule):
     running_cov: Tensor | None
     running_matrix: Tensor | None
     num_batches_tracked: Tensor | None
-    eval_matrix: Tensor | None
     last_basis: Tensor | None
+    not_copied = ("_seen", "_first_passes", "_fit_is_known")
 
     def __init__(
         self,
         num_features: int,
         *,
         groups: int = 1,
-        kind: str = "zca",
+        kind: Kind = "zca",
         eps: float = 1e-3,
         momentum: float | None = 0.1,
         affine: bool = False,
         track_running_stats: bool = True,
-        running: str = "covariance",
+        running: Running = "covariance",
         batch_weight: float = 1.0,
-        shrinkage: str | float | None = None,
+        shrinkage: Shrinkage = None,
         process_group: ProcessGroup | str | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
         statistics_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -134,16 +148,7 @@ class ChannelWhitening(SyncModule):
         self.process_group = process_group
         self.backend = backend
         self.statistics_dtype = statistics_dtype
-        self._options = make_options(
-            "ChannelWhitening",
-            kind,
-            groups,
-            eps,
-            shrinkage,
-            statistics_dtype,
-            backend,
-            batch_weight,
-        )
+        self._options = self._make_options()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         if affine:
             self.weight = nn.Parameter(torch.empty(num_features, **factory))
@@ -154,7 +159,20 @@ class ChannelWhitening(SyncModule):
         self._make_buffers(factory)
         self.reset_parameters()
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            _refresh_after_load
+            _after_load
+        )
+
+    def _make_options(self) -> Options:
+        """Return the settings as they are now, validated."""
+        return make_options(
+            "ChannelWhitening",
+            self.kind,
+            self.groups,
+            self.eps,
+            self.shrinkage,
+            self.statistics_dtype,
+            self.backend,
+            self.batch_weight,
         )
 
     def _make_buffers(self, factory: dict[str, Any]) -> None:
@@ -171,13 +189,16 @@ class ChannelWhitening(SyncModule):
         self.register_buffer(used, square)
         count = torch.tensor(0, dtype=torch.long, device=factory["device"])
         self.register_buffer("num_batches_tracked", count if self.track_running_stats else None)
-        double = self._options.double_precision
-        basis = warm_start.first_basis(square, self.batch_weight, self.kind, double)
+        basis = warm_start.first_basis(square, self.batch_weight, self.kind)
         self.register_buffer("last_basis", basis, persistent=False)
-        # Derived, so no state; a buffer so that it moves and traces with the module.
-        self.register_buffer("eval_matrix", None, persistent=False)
         self.register_buffer(unused, None)
-        self._eval_source: tuple[Any, ...] | None = None
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._seen: tuple[Tensor, ...] = ()
+        self._look()
+        self._first_passes = recomputation.FirstPasses()
+        self._fit_is_known = False
 
     def reset_running_stats(self) -> None:
         """Set the running mean and the count to 0, the running covariance or matrix to identity."""
@@ -193,9 +214,8 @@ class ChannelWhitening(SyncModule):
 
     def _forget_basis(self) -> None:
         """Let the next eigensolve begin from nothing."""
-        double, basis = self._options.double_precision, self.last_basis
-        if basis is not None and self.running_cov is not None:
-            self.last_basis = warm_start.forget(basis, self.running_cov, double)
+        if self.last_basis is not None and self.running_cov is not None:
+            self.last_basis = warm_start.forget(self.last_basis, self.running_cov)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ChannelWhitening:
         """Convert parameters and buffers; a basis that was rounded is orthogonal no longer."""
@@ -203,6 +223,7 @@ class ChannelWhitening(SyncModule):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.last_basis is not None and self.last_basis.dtype != before:
             self._forget_basis()
+        self._look()
         return self
 
     def reset_parameters(self) -> None:
@@ -233,27 +254,22 @@ class ChannelWhitening(SyncModule):
         # As in nn.SyncBatchNorm: evaluation on one process alone must not wait for the others.
         process_group = self.process_group if self.training else None
         alone = use_batch and process_group is None
-        validation.check_input("ChannelWhitening", x, self.groups, min_rows=2 if alone else 0)
-        if x.shape[1] != self.num_features:
-            raise ValueError(
-                f"ChannelWhitening: expected x of shape [N, {self.num_features}, ...], "
-                f"got {list(x.shape)}; construct the layer with num_features={x.shape[1]}"
-            )
-        if self.running_mean is not None and self.running_mean.device != x.device:
-            raise ValueError(
-                "ChannelWhitening: expected x on the device of the layer, "
-                f"{self.running_mean.device}, got {x.device}; move one of them with .to(device)"
-            )
+        validation.check_layer_input(
+            x, self.num_features, self.groups, self.running_mean, min_rows=2 if alone else 0
+        )
         if not use_batch:
             return self._evaluate(x)
         tracking = self.training and self.track_running_stats
+        if tracking and not torch.compiler.is_compiling():
+            tracking = not recomputation.inside_backward()
+            self._leave_inference_mode()
         result = batch_whiten(
             x,
             self._options,
             sample_weight,
             self.weight,
             self.bias,
-            self._blended_in(),
+            self._blended_in(x),
             need=self.running if tracking else None,
             start=self.last_basis,
             process_group=process_group,
@@ -262,14 +278,32 @@ class ChannelWhitening(SyncModule):
             self._update(result)
         return result.y
 
-    def _blended_in(self) -> Tensor | None:
+    def _blended_in(self, x: Tensor) -> Tensor | None:
         """Return the running covariance that training blends in, None for none.
 
         A copy: the graph keeps it, and the buffer is updated in place before the backward.
         """
         if self.batch_weight == 1.0 or self.running_cov is None:
             return None
-        return self.running_cov.detach().clone()
+        if torch.compiler.is_compiling():
+            copied: Tensor = torch.ops.fastwhiten_layer.blended_in(self.running_cov.detach())
+            return copied
+        return self._first_passes.blended_in(x, self.running_cov)
+
+    def _leave_inference_mode(self) -> None:
+        """Replace buffers made in inference mode: outside of it they cannot be updated."""
+        if not torch.is_inference_mode_enabled():
+            for name, buffer in self._buffers.items():
+                if buffer is not None and buffer.is_inference():
+                    self._buffers[name] = buffer.clone()
+
+    def _warn_if_never_fitted(self) -> None:
+        """Look once, because that waits for the device."""
+        count, mean = self.num_batches_tracked, self.running_mean
+        if self._fit_is_known or count is None or mean is None or not evaluation.can_read(count):
+            return
+        self._fit_is_known = True
+        evaluation.warn_if_initial(count, mean, self._running_square())
 
     @torch.no_grad()
     def _update(self, result: Whitened) -> None:
@@ -292,77 +326,56 @@ class ChannelWhitening(SyncModule):
         if self.last_basis is not None and result.basis is not None:
             warm_start.remember(self.last_basis, result.basis)
 
-    def train(self, mode: bool = True) -> ChannelWhitening:
-        """Switch mode; entering evaluation computes the cached whitening matrix.
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, and what follows from it: settings, the covariance to export."""
+        super().__setattr__(name, value)
+        if name in _SETTINGS and "_options" in self.__dict__:
+            self._options = self._make_options()
+        elif name == "running_cov":
+            self._look()
 
-        Training drops it: DistributedDataParallel broadcasts buffers, and a process that has
-        evaluated must not have one more than the others.
-        """
-        super().train(mode)
-        if mode:
-            self.eval_matrix = None
+    def _look(self) -> None:
+        """Remember the layer's own buffer: ``torch.export`` puts a fake tensor in its place."""
+        own = self._buffers.get("running_cov")
+        if not self._seen or self._seen[0] is not own:
+            self._seen = () if own is None else (own,)
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        """Apply the affine map of the running statistics."""
+        if torch.compiler.is_exporting() and self.running == "covariance":
+            matrix = self._exported_matrix()
         else:
-            self.refresh_eval_matrix()
-        return self
-
-    def refresh_eval_matrix(self) -> None:
-        """Recompute the cached evaluation matrix now, from the running statistics as they are."""
-        if not self.track_running_stats or self._running_square().is_meta:
-            return
-        with torch.no_grad(), full_float32(self._running_square()):
-            self.eval_matrix = self._population_matrix()
-        self._eval_source = self._state_key()
-
-    def _state_key(self) -> tuple[Any, ...]:
-        """Return what changes when the running statistics do: the buffer's identity and version."""
-        square = self._running_square()
-        return (id(square), square._version, square.device, square.dtype, self.eps)
+            if not torch.compiler.is_compiling():
+                self._look()
+                self._warn_if_never_fitted()
+            matrix = self._population_matrix()
+        assert self.running_mean is not None
+        return evaluation.apply(x, self.running_mean, matrix, self.weight, self.bias)
 
     def _population_matrix(self) -> Tensor:
         """Return the whitening matrix of the running statistics, ``[G, D, D]``."""
         square = self._running_square()
         if self.running == "matrix":
-            return square.clone()
-        dtype = reference.accumulation_dtype(square.dtype, self._options.double_precision)
-        rho = None
-        if isinstance(self._options.shrink, float):
-            rho = torch.full(
-                (self.groups,), self._options.shrink, dtype=dtype, device=square.device
-            )
-        stages = backends.get(backends.choose(self.backend, square.device))
-        matrix: Tensor = stages.factor(
-            square.to(dtype), None, rho, 1.0, self.eps, self._options.kind
-        )[2]
-        return matrix
+            # A copy: the graph keeps it, and the buffer may be updated before the backward.
+            return square.detach().clone()
+        return evaluation.population_matrix(square, *self._matrix_options())
 
-    def _evaluate(self, x: Tensor) -> Tensor:
-        """Apply the affine map of the running statistics, in plain differentiable operations.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _exported_matrix(self) -> Tensor:
+        square = self._running_square()
+        return evaluation.exported_matrix(square, self._seen, *self._matrix_options())
 
-        Its product has the precision that the user has set for products, TF32 too.
-        """
-        compiling = torch.compiler.is_compiling()
-        if self.eval_matrix is None or (not compiling and self._eval_source != self._state_key()):
-            self.refresh_eval_matrix()
-        matrix, mean = self.eval_matrix, self.running_mean
-        assert matrix is not None and mean is not None
-        dtype = torch.promote_types(matrix.dtype, reference.accumulation_dtype(x.dtype))
-        size = self.num_features // self.groups
-        with no_autocast(x):
-            if x.dim() == 2:
-                centered = x.to(dtype) - mean.to(dtype)  # [N, C]
-                if self.groups == 1:
-                    y = centered @ matrix[0].to(dtype)
-                else:
-                    grouped = centered.reshape(-1, self.groups, 1, size)
-                    y = (grouped @ matrix.to(dtype)).reshape(x.shape)
-            else:
-                columns = x.reshape(x.shape[0], self.groups, size, -1).to(dtype)  # [N, G, D, L]
-                y = matrix.mT.to(dtype) @ (columns - mean.to(dtype).reshape(self.groups, size, 1))
-                y = y.reshape(x.shape)
-            if self.weight is not None and self.bias is not None:
-                shape = [1, -1] + [1] * (x.dim() - 2)
-                y = y * self.weight.to(dtype).reshape(shape) + self.bias.to(dtype).reshape(shape)
-            return y.to(x.dtype)
+    def _matrix_options(self) -> tuple[int, float, float | None, bool, str]:
+        """Return kind, eps, fixed shrinkage intensity, float64 or not, backend."""
+        options = self._options
+        shrink = options.shrink if isinstance(options.shrink, float) else None
+        return options.kind, options.eps, shrink, options.double_precision, options.backend
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Load; say how to convert what does not fit."""
+        before = len(args[-1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        loading.add_hints(self, state_dict, prefix, before, args[-3], args[-1])
 
     def extra_repr(self) -> str:
         """Return the options, those that differ from the defaults after the common ones."""
@@ -371,23 +384,15 @@ class ChannelWhitening(SyncModule):
             f"momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}"
         )
-        defaults = {
-            "running": "covariance",
-            "batch_weight": 1.0,
-            "shrinkage": None,
-            "process_group": None,
-            "backend": "auto",
-            "statistics_dtype": None,
-        }
+        defaults = {"running": "covariance", "batch_weight": 1.0, "shrinkage": None}
+        defaults |= {"process_group": None, "backend": "auto", "statistics_dtype": None}
         for name, default in defaults.items():
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)!r}"
         return text
 
 
-def _refresh_after_load(module: nn.Module, incompatible_keys: Any) -> None:
-    """Recompute, or forget, what load_state_dict has made out of date."""
+def _after_load(module: nn.Module, incompatible_keys: Any) -> None:
+    """Forget what load_state_dict has made out of date."""
     if isinstance(module, ChannelWhitening):
         module._forget_basis()
-        if not module.training:
-            module.refresh_eval_matrix()

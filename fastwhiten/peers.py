@@ -20,8 +20,10 @@ covariance, and evaluation decomposes the running covariance anew on every call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,9 +130,8 @@ class _RunningWhitening(nn.Module):
     """Batch whitening in training, running statistics in evaluation; subclasses choose the solver.
 
     Buffers: ``running_mean`` [C] starts at zero, ``running_cov`` [G, D, D] at the identity, both
-        updated in training
-    as ``(1 - momentum) * running + momentum * batch``; ``num_batches_tracked`` counts the updates.
-    While ``track_running_stats`` is False, training leaves them as they are.
+    updated in training as ``(1 - momentum) * running + momentum * batch``; ``num_batches_tracked``
+    counts the updates. While ``track_running_stats`` is False, training leaves them alone.
     """
 
     running_mean: Tensor
@@ -144,6 +145,8 @@ class _RunningWhitening(nn.Module):
         groups: int = 1,
         eps: float = 1e-3,
         momentum: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Check the options and create the buffers."""
         super().__init__()
@@ -164,9 +167,11 @@ class _RunningWhitening(nn.Module):
         self.momentum = momentum
         self.track_running_stats = True
         size = num_features // groups
-        self.register_buffer("running_mean", torch.zeros(num_features))  # [C]
-        self.register_buffer("running_cov", torch.eye(size).repeat(groups, 1, 1))  # [G, D, D]
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))  # []
+        factory: Any = {"device": device, "dtype": dtype}
+        identity = torch.eye(size, **factory)
+        self.register_buffer("running_mean", torch.zeros(num_features, **factory))  # [C]
+        self.register_buffer("running_cov", identity.repeat(groups, 1, 1))  # [G, D, D]
+        self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))  # []
 
     def _solve(self, covariance: Tensor, centred: Tensor) -> Tensor:
         raise NotImplementedError
@@ -178,14 +183,18 @@ class _RunningWhitening(nn.Module):
             x: Batch ``[N, num_features, *spatial]``, floating point; at least two rows in training.
 
         Returns:
-            The whitened batch, in x's shape and dtype.
+            The whitened batch, in x's shape, dtype and memory format.
 
         Raises:
             TypeError: If x is not a floating-point tensor.
             ValueError: If the shape is wrong, or if there is one row in training mode.
         """
+        y = self._whiten(x)
+        return y.contiguous() if x.is_contiguous() else y  # as rows give it: channels last
+
+    def _whiten(self, x: Tensor) -> Tensor:
         name = type(self).__name__
-        rows = _rows(x, self.groups, name)  # [M, C]
+        rows = _rows(x, self.groups, name, least=1 if self.training else 0)  # [M, C]
         if rows.shape[1] != self.num_features:
             raise ValueError(
                 f"{name}: expected x of shape [N, {self.num_features}, ...], got "
@@ -226,6 +235,7 @@ class EagerWhitening(_RunningWhitening):
         groups: Number G of channel groups whitened on their own; divides C.
         eps: Added to the covariance's diagonal before the decomposition; > 0.
         momentum: Weight of the new batch in the running statistics, in (0, 1].
+        device, dtype: Of the buffers.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -265,6 +275,7 @@ class IterNorm(_RunningWhitening):
         eps: Added to the covariance's diagonal; > 0.
         momentum: Weight of the new batch in the running statistics, in (0, 1].
         iterations: Number T of Newton steps; >= 1.
+        device, dtype: Of the buffers.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -284,9 +295,12 @@ class IterNorm(_RunningWhitening):
         eps: float = 1e-3,
         momentum: float = 0.1,
         iterations: int = 5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Check the options and create the buffers."""
-        super().__init__(num_features, groups=groups, eps=eps, momentum=momentum)
+        factory: Any = {"device": device, "dtype": dtype}
+        super().__init__(num_features, groups=groups, eps=eps, momentum=momentum, **factory)
         self.iterations = iterations
         self._newton = _newton_solver(iterations, "IterNorm")
 
@@ -303,13 +317,13 @@ def _whiten_batch(x: Tensor, groups: int, eps: float, solve: Solver, name: str) 
     return _restore(solve(_regularised(covariance, eps), centred), x)
 
 
-def _rows(x: Tensor, groups: int, name: str) -> Tensor:
+def _rows(x: Tensor, groups: int, name: str, least: int = 1) -> Tensor:
     """Check x and return its rows [M, C] in the dtype of the computation."""
     if not x.is_floating_point():
         raise TypeError(
             f"{name}: expected a floating-point tensor, got {x.dtype}; convert x with x.float()."
         )
-    if x.dim() < 2 or x.numel() == 0:
+    if x.dim() < 2 or x.numel() < least or x.shape[1] == 0:
         raise ValueError(
             f"{name}: expected x of shape [N, C, ...] with at least one row, got {tuple(x.shape)}; "
             "add the missing dimension or the missing rows."
@@ -321,17 +335,18 @@ def _rows(x: Tensor, groups: int, name: str) -> Tensor:
         )
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
-    return x if x.dim() == 2 else x.movedim(1, -1).reshape(-1, x.shape[1])
+    positions = math.prod(x.shape[2:])
+    return x if x.dim() == 2 else x.movedim(1, -1).reshape(x.shape[0] * positions, x.shape[1])
 
 
 def _grouped(rows: Tensor, groups: int) -> Tensor:
     """[M, C] -> [G, M, D]."""
-    return rows.reshape(rows.shape[0], groups, -1).transpose(0, 1)
+    return rows.reshape(rows.shape[0], groups, rows.shape[1] // groups).transpose(0, 1)
 
 
 def _restore(grouped: Tensor, like: Tensor) -> Tensor:
     """[G, M, D] -> the shape and dtype of ``like`` [N, C, *spatial]."""
-    rows = grouped.transpose(0, 1).reshape(grouped.shape[1], -1).to(like.dtype)  # [M, C]
+    rows = grouped.transpose(0, 1).reshape(-1, like.shape[1]).to(like.dtype)  # [M, C]
     if like.dim() == 2:
         return rows
     return rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)

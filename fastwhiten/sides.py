@@ -95,7 +95,8 @@ def _dtype(batch: Batch) -> torch.dtype:
 
 
 def _to(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if t is None else t.to(dtype)
+    """Return what the stages take of a parameter, a buffer: contiguous, whoever assigned it."""
+    return None if t is None else t.to(dtype).contiguous()
 
 
 def _feature(batch: Batch, options: Options) -> Whitened:
@@ -126,7 +127,11 @@ def _usable_start(batch: Batch, options: Options) -> Tensor | None:
     start = batch.start
     if start is None or start.dtype != _dtype(batch) or options.kind == reference.CHOLESKY:
         return None
-    return start if backends.takes_start(batch.backend, batch.x.device, start.shape[-1]) else None
+    return (
+        start.contiguous()
+        if backends.takes_start(batch.backend, batch.x.device, start.shape[-1])
+        else None
+    )
 
 
 def _eigenbasis(batch: Batch, options: Options) -> Whitened:
@@ -164,7 +169,8 @@ def _sample(batch: Batch, options: Options) -> Whitened:
     view, p = batch.view, batch.row_weight
     if view.dim() == 3:
         # No more rows than channels: the one layout change is smaller than the matrix saved.
-        view = view.transpose(1, 2).reshape(-1, view.shape[1])
+        # Contiguous: a view of one sample would stay one.
+        view = view.transpose(1, 2).reshape(-1, view.shape[1]).contiguous()
     if p is not None:
         p = torch.maximum(p, WEIGHT_FLOOR * p.max())
         p = p / p.sum()

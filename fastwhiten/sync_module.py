@@ -17,6 +17,8 @@ class SyncModule(nn.Module):
     """A layer with the attribute ``process_group``: None, ``"world"`` or a ProcessGroup."""
 
     process_group: ProcessGroup | str | None = None
+    # Attributes that are no state: copies begin without.
+    not_copied: tuple[str, ...] = ()
 
     @classmethod
     def convert_sync(
@@ -50,5 +52,22 @@ class SyncModule(nn.Module):
         memo[id(self.process_group)] = self.process_group
         layer = self.__class__.__new__(self.__class__)
         memo[id(self)] = layer
-        layer.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        layer.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return layer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of; a pickled layer too."""
+        return {k: value for k, value in self.__dict__.items() if k not in self.not_copied}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become what :meth:`__getstate__` has described."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Set the attributes that no copy shares."""
+
+    def _replicate_for_data_parallel(self) -> SyncModule:
+        replica: SyncModule = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._start_anew()
+        return replica

@@ -296,7 +296,7 @@ def whiten_over(
     dtype = reference.accumulation_dtype(x.dtype, options.double_precision)
     row_weight, header = weigh_rows(sample_weight, x, dtype)
     gamma, beta, running_covariance = (
-        None if t is None else t.to(dtype) for t in (gamma, beta, running_covariance)
+        None if t is None else t.to(dtype).contiguous() for t in (gamma, beta, running_covariance)
     )
     y, mean, covariance, _, _, matrix, _, _ = run(
         SyncWhiten,

@@ -6,12 +6,18 @@ Each error says what was expected, what came and what to do.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from . import shrinkage
 from .backends import reference
+
+Kind = Literal["zca", "pca", "cholesky"]
+Running = Literal["covariance", "matrix"]
+Backend = Literal["auto", "native", "triton", "reference"]
+Shrinkage = Literal["oas", "ledoit-wolf"] | float | None
 
 KINDS = {"zca": reference.ZCA, "pca": reference.PCA, "cholesky": reference.CHOLESKY}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -266,4 +272,35 @@ def check_layer(
         raise ValueError(
             f"{caller}: batch_weight={batch_weight!r} blends with the running covariance; "
             "it needs track_running_stats=True and running='covariance'"
+        )
+
+
+def check_layer_input(
+    x: Tensor, num_features: int, groups: int, buffer: Tensor | None, *, min_rows: int
+) -> None:
+    """Check the input of ChannelWhitening.
+
+    Args:
+        x: expected ``[N, num_features, ...]``.
+        num_features: C of the layer.
+        groups: its number of groups.
+        buffer: one of its buffers, on its device, if it has any.
+        min_rows: as in :func:`check_input`.
+
+    Raises:
+        TypeError, ValueError: as :func:`check_input`; another number of channels or device.
+    """
+    caller = "ChannelWhitening"
+    if isinstance(x, Tensor) and x.dim() >= 2 and x.shape[1] != num_features:
+        advice = f"construct the layer with num_features={x.shape[1]}"
+        if x.dim() > 2 and x.shape[-1] == num_features:
+            advice = "channels are dimension 1: pass x.movedim(-1, 1), and move them back after"
+        raise ValueError(
+            f"{caller}: expected x of shape [N, {num_features}, ...], got {list(x.shape)}; {advice}"
+        )
+    check_input(caller, x, groups, min_rows=min_rows)
+    if buffer is not None and buffer.device != x.device:
+        raise ValueError(
+            f"{caller}: expected x on the device of the layer, {buffer.device}, got {x.device}; "
+            "move one of them with .to(device)"
         )

@@ -17,36 +17,39 @@ from . import backends
 from .backends import reference
 
 
-def identity_basis(square: Tensor, double_precision: bool) -> Tensor:
-    """Return identities ``[G, D, D]`` like ``square`` in its accumulation dtype."""
-    dtype = reference.accumulation_dtype(square.dtype, double_precision)
+def identity_basis(square: Tensor) -> Tensor:
+    """Return identities ``[G, D, D]`` like ``square`` in its accumulation dtype.
+
+    Float32 in a float32 layer that computes in float64, too: some devices have no float64. Its
+    eigensolver then begins anew.
+    """
+    dtype = reference.accumulation_dtype(square.dtype)
     identity = torch.eye(square.shape[-1], device=square.device, dtype=dtype)
     return identity.expand_as(square).clone()
 
 
-def first_basis(
-    square: Tensor | None, batch_weight: float, kind: str, double_precision: bool
-) -> Tensor | None:
+def first_basis(square: Tensor | None, batch_weight: float, kind: str) -> Tensor | None:
     """Return what a layer begins with: identities, or None if no eigensolver would gain.
 
     Args:
         square: the running covariance ``[G, D, D]``.
         batch_weight: 1 decomposes a new matrix every step.
         kind: ``"cholesky"`` decomposes none.
-        double_precision: whether the layer computes in float64 whatever its input.
     """
     if square is None or batch_weight == 1.0 or kind == "cholesky":
         return None
     if square.shape[-1] > max(backends.START_UP_TO.values()):
         return None
-    return identity_basis(square, double_precision)
+    return identity_basis(square)
 
 
-def forget(basis: Tensor, square: Tensor, double_precision: bool) -> Tensor:
+def forget(basis: Tensor, square: Tensor) -> Tensor:
     """Return identities: ``basis`` itself if it fits ``square``; a CUDA graph keeps its address."""
-    fresh = identity_basis(square, double_precision)
+    fresh = identity_basis(square)
     kept, wanted = ((t.shape, t.dtype, t.device) for t in (basis, fresh))
-    return basis.copy_(fresh) if kept == wanted else fresh
+    if kept != wanted or (basis.is_inference() and not torch.is_inference_mode_enabled()):
+        return fresh
+    return basis.copy_(fresh)
 
 
 def remember(basis: Tensor, new: Tensor) -> None:

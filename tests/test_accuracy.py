@@ -340,3 +340,30 @@ def test_scale_of_the_input(kind: str, scale: float, backend: str) -> None:
         kind=kind,
         eps=eps,
     )
+
+
+@pytest.mark.parametrize("scale", [30.0, 300.0, 3e3, 1e5, 1e10])
+@pytest.mark.parametrize("kind", ["zca", "pca", "cholesky"])
+def test_ways_out_for_features_of_large_scale(kind: str, scale: float, backend: str) -> None:
+    """Two equal channels: the smallest eigenvalue is eps alone, and lost in a float32 covariance.
+
+    What the docstring of ``whiten`` advises: float64 statistics, or an eps above the rounding.
+    """
+    x = torch.randn(64, 8)
+    x[:, 1] = x[:, 0]
+    x = scale * x
+    largest = float(torch.linalg.eigvalsh(x.double().T @ x.double() / 64)[-1])
+    for eps, options in (
+        (max(1e-3, 1e-14 * largest), {"statistics_dtype": torch.float64}),
+        (1e-6 * largest, {}),
+    ):
+        y = fastwhiten.whiten(x, kind=kind, eps=eps, backend=backend, **options)
+        assert y.isfinite().all()
+        rows = y.double() - y.double().mean(0)
+        error = rows.T @ rows / 64
+        if kind != "zca":  # the direction without variance is a channel of zeros
+            error = error.diagonal().sort().values[1:] - 1
+        else:
+            error = torch.linalg.eigvalsh(error)[1:] - 1
+        # eps is at most 1e-6 of an eigenvalue; those here are above 0.1 of the largest.
+        assert error.abs().max() < 1e-3

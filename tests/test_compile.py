@@ -1,5 +1,6 @@
 """torch.compile without graph breaks, and export of evaluation as plain matrix products."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastwhiten
-from fastwhiten import ChannelWhitening
+from fastwhiten import ChannelWhitening, evaluation
 from tests.helpers import spectra
 
 pytestmark = pytest.mark.slow
@@ -132,6 +133,27 @@ def test_compiled_autocast(backend: str) -> None:
     assert torch.equal(y, expected)
 
 
+def test_evaluation_follows_the_statistics_and_computes_their_matrix_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    compute = evaluation.compute
+    monkeypatch.setattr(evaluation, "compute", lambda *a: calls.append(1) or compute(*a))
+    layer = ChannelWhitening(6, groups=2, affine=True).double()
+    x = spectra.random(20, 6)
+    layer(x)
+    layer.eval()
+    compiled = torch.compile(layer, fullgraph=True, backend="inductor")
+    with torch.no_grad():
+        for count in (1, 2, 3):
+            for _ in range(3):
+                close(compiled(x), layer(x))
+            assert len(calls) == count
+            layer.running_cov.data.mul_(1.5)
+            if count == 2:
+                layer.running_cov = layer.running_cov + 0.1
+
+
 def ops_in(program: torch.export.ExportedProgram) -> list[str]:
     return [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
 
@@ -140,16 +162,17 @@ def ops_in(program: torch.export.ExportedProgram) -> list[str]:
     ("kind", "running"),
     [("zca", "covariance"), ("zca", "matrix"), ("pca", "covariance"), ("cholesky", "covariance")],
 )
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("shape", [(5, 6), (5, 6, 4, 3)], ids=["rows", "map"])
 def test_export_of_evaluation_is_a_plain_matmul(
-    shape: tuple[int, ...], running: str, kind: str, backend: str
+    shape: tuple[int, ...], running: str, kind: str, strict: bool, backend: str
 ) -> None:
     layer = ChannelWhitening(6, groups=2, kind=kind, running=running, affine=True, backend=backend)
     layer(spectra.random(30, 6).float())
     layer.eval()
     x = torch.randn(shape)
     batch = torch.export.Dim("batch", min=1, max=4096)
-    program = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},), strict=strict)
     ops = ops_in(program)
     assert any("matmul" in op or "mm" in op for op in ops)
     for name in ("fastwhiten", "eigh", "cholesky", "solve_triangular"):
@@ -165,6 +188,38 @@ def test_export_of_one_group_is_one_matmul(backend: str) -> None:
     assert sum("matmul" in op or "mm" in op for op in ops) == 1
     # Subtract the mean, multiply; the rest selects the matrix and converts dtypes.
     assert len([op for op in ops if "sub" in op]) == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("change", ["data", "copy", "assign", "attribute", "convert", "reset"])
+def test_export_takes_the_statistics_as_they_are(change: str, strict: bool) -> None:
+    layer, x = ChannelWhitening(6), spectra.random(20, 6).float()
+    layer(x)
+    layer.eval()(x)
+    if change == "data":
+        layer.running_cov.data.mul_(2)
+    elif change == "copy":
+        layer = copy.deepcopy(layer)
+    elif change == "assign":
+        state = {name: 2 * t for name, t in layer.state_dict().items()}
+        layer.load_state_dict(state, assign=True)
+    elif change == "attribute":
+        layer.running_cov = 3 * layer.running_cov
+    elif change == "convert":
+        layer, x = layer.double(), x.double()
+    else:
+        layer.reset_running_stats()
+    program = torch.export.export(layer, (x,), strict=strict)
+    assert not any("population_matrix" in op for op in ops_in(program))
+    assert torch.equal(program.module()(x), layer(x))
+
+
+def test_a_trace_holds_the_matrix_as_a_constant() -> None:
+    layer, x = ChannelWhitening(6), spectra.random(20, 6).float()
+    layer(x)
+    traced = torch.jit.trace(layer.eval(), (x,))
+    assert "population_matrix" not in str(traced.inlined_graph)
+    assert torch.equal(traced(x), layer(x))
 
 
 def test_export_of_training_traces_the_stages() -> None:

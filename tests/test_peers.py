@@ -146,3 +146,33 @@ def test_iternorm_needs_an_iteration():
         IterNorm(4, iterations=0)
     with pytest.raises(ValueError, match="expected iterations >= 1, got 0"):
         iternorm_whiten(torch.zeros(3, 2), iterations=0)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_keep_the_memory_format(layer, training):
+    x = _batch(5, 6, 4, 3).contiguous()
+    whitening = layer(6, groups=2, dtype=torch.float64)
+    whitening(x)
+    whitening.train(training)
+    last = x.contiguous(memory_format=torch.channels_last)
+    y = whitening(x)
+    assert y.is_contiguous()
+    whitening.running_mean.zero_(), whitening.running_cov.copy_(torch.eye(3))
+    y, z = whitening(x), whitening(last)
+    assert z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous()
+    if not training:
+        assert torch.allclose(y, z)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("shape", [(0, 6), (0, 6, 4), (0, 6, 4, 3), (2, 6, 0)])
+def test_evaluation_of_nothing(layer, shape):
+    assert layer(6, groups=2).eval()(torch.empty(shape)).shape == shape
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_device_and_dtype(layer):
+    buffers = layer(6, device="meta", dtype=torch.float64).state_dict()
+    assert all(t.is_meta for t in buffers.values())
+    assert [t.dtype for t in buffers.values()] == [torch.float64, torch.float64, torch.int64]

@@ -148,6 +148,27 @@ def test_a_compiled_layer_follows_its_statistics(kernels) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_evaluation_follows_its_statistics(groups, kernels) -> None:
+    """Eager, and captured: a graph has the matrix of its capture."""
+    layer = ChannelWhitening(16, groups=groups, backend=kernels, device=DEVICE)
+    layer(batch((64, 16)))
+    layer.eval()
+    x = batch((8, 16), seed=3)
+    with torch.no_grad():
+        y = torch.empty_like(x)
+        replay = graphed(lambda: y.copy_(layer(x)))
+        for scale in (1.0, 2.0):
+            layer.running_cov.data.mul_(scale)
+            new = copy.deepcopy(layer)
+            new.load_state_dict(layer.state_dict())
+            assert torch.equal(layer(x), new(x))
+            if scale == 1.0:
+                x.copy_(batch((8, 16), seed=4))
+                replay()
+                assert torch.equal(y, layer(x))
+
+
 BITS = """
 import hashlib, sys, torch
 from tests.gpu.inputs import batch, run
