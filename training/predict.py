@@ -48,18 +48,15 @@ def run_predict(config: PredictConfig, console: Console | None = None) -> Tensor
     result = torch.cat(rows)  # [N, K]
     names = facts["class_names"]
     best = result.topk(min(config.top, len(names)))
-    for path, values, classes in zip(
-        paths, best.values.tolist(), best.indices.tolist(), strict=True
-    ):
-        texts = [f"{names[k]} {100 * p:.1f} %" for k, p in zip(classes, values, strict=True)]
+    for path, row, classes in zip(paths, result.tolist(), best.indices.tolist(), strict=True):
+        texts = [f"{names[k]} {100 * row[k]:.1f} %" for k in classes]
         say(console, f"{shown(path)}: {', '.join(texts)}")
     if config.output is not None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", *names])
-        writer.writerows(
-            [shown(path), *row] for path, row in zip(paths, result.tolist(), strict=True)
-        )
+        for path, row in zip(paths, result.tolist(), strict=True):
+            writer.writerow([shown(path), *row])
         write_text(Path(config.output), text.getvalue())
         say(console, f"  {config.output}")
     return result
@@ -99,6 +96,8 @@ def _model(config: PredictConfig) -> tuple[Callable[[Tensor], Tensor], Mapping[s
         run: Callable[[Tensor], Tensor] = loaded.model.eval()
     else:
         run, facts = open_file(path)
+    if "resize" not in facts:
+        raise ConfigError(f"{path}: expected a file with its images' preparation; export it again.")
     if facts["config"]["dataset"] == "digits-lt":
         raise ConfigError(
             f"{path}: expected a model of images as files have them, got one of digits-lt, whose "

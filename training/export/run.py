@@ -122,8 +122,8 @@ def metadata(loaded: LoadedRun, size: Sequence[int], folded: bool) -> dict[str, 
         "preprocessing": (
             "input float32 [batch, channels, height, width]: (pixels - mean) / std per channel, "
             "pixels in the units of the uint8 values. Files are decoded to RGB (one channel: "
-            "grey); their shorter side becomes `resize` pixels, then the centre of `size` is cut out, or "
-            "where `resize` is null, the image becomes `size`; bilinear, as pillow does it"
+            "grey); their shorter side becomes `resize` pixels, then the centre of `size` is cut "
+            "out, or where `resize` is null, the image becomes `size`; bilinear, as pillow does it"
         ),
         "output": "logits [batch, classes], unadjusted; the prediction is the largest",
         "checkpoint": loaded.checkpoint,
