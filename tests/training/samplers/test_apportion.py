@@ -94,3 +94,9 @@ def test_cumulative_plan_stays_near_the_exact_sums(seed: int):
         done += counts
         assert np.abs(done - totals[:epoch].sum() * shares).max() < 2
     assert np.array_equal(plan.counts(1), CumulativePlan(plan._shares, plan._total).counts(1))
+
+
+def test_blocks_by_images_take_a_class_by_its_middle():
+    """Of 120 images the second class has those from 40 to 78: more of them in the first half."""
+    found = contiguous_blocks(np.array([22, 40, 20, 38]), 2, "images")
+    assert [block.tolist() for block in found] == [[1, 3], [0, 2]]
