@@ -360,10 +360,12 @@ class ChannelWhitening(SyncModule):
             return square.detach().clone()
         return evaluation.population_matrix(square, *self._matrix_options())
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _exported_matrix(self) -> Tensor:
         square = self._running_square()
         return evaluation.exported_matrix(square, self._seen, *self._matrix_options())
+
+    # What torch.compiler.assume_constant_result sets; calling it would import the compiler.
+    _exported_matrix._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _matrix_options(self) -> tuple[int, float, float | None, bool, str]:
         """Return kind, eps, fixed shrinkage intensity, float64 or not, backend."""
