@@ -86,4 +86,6 @@ def members(session: int) -> list[int]:
 
 if __name__ == "__main__":
     die_with_parent()
+    # Not as the run of the tests may have it: a shell's background jobs ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execvp(sys.argv[1], sys.argv[1:])

@@ -105,7 +105,7 @@ def test_sampler_yields_each_image_once_and_depends_on_the_epoch():
 
 
 def test_a_batch_larger_than_the_data_is_an_error_with_drop_last():
-    with pytest.raises(ConfigError, match="at most the 10 training images"):
+    with pytest.raises(ConfigError, match="at most the 10 images left to train on"):
         InstanceSampler(10, 11, seed=0, drop_last=True)
     assert len(InstanceSampler(10, 11, seed=0, drop_last=False)) == 1
 

@@ -23,6 +23,20 @@ from training.samplers import InstanceSampler
 _LOADING = FileLoading(image_size=12, resize=14, color_jitter=0.4, workers=0)
 
 
+_BEFORE: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    """What other tests have started in this process, such as a pool, is not counted."""
+    _BEFORE.clear()
+    _BEFORE.update(child.pid for child in multiprocessing.active_children())
+
+
+def workers_of_this_test() -> list[multiprocessing.Process]:
+    return [c for c in multiprocessing.active_children() if c.pid not in _BEFORE]
+
+
 @pytest.fixture
 def files(image_root, data_config):
     def build(workers: int = 0, **data):
@@ -71,7 +85,7 @@ def test_starts_in_the_middle_and_later_epochs_with_the_same_workers(files):
     config, dataset = files(1)
     with closing(build_feed(config, dataset, 5)) as feed:
         check_starts(config, dataset, feed)
-    assert multiprocessing.active_children() == []
+    assert workers_of_this_test() == []
 
 
 def check_starts(config, dataset, feed):
@@ -126,15 +140,15 @@ def test_a_file_that_breaks_later_is_named(files, workers):
         run(config, dataset)
     # The message itself, not a worker's traceback around it.
     assert str(error.value).startswith(path)
-    assert multiprocessing.active_children() == []  # though the traceback holds the loader
+    assert workers_of_this_test() == []  # though the traceback holds the loader
 
 
 def test_an_evaluation_that_is_left_ends_its_workers(files):
     _, dataset = files(2)
     with closing(dataset.evaluation_batches("test", 4)) as batches:
         next(batches)
-        assert len(multiprocessing.active_children()) == 2
-    assert multiprocessing.active_children() == []
+        assert len(workers_of_this_test()) == 2
+    assert workers_of_this_test() == []
 
 
 def test_signals_to_the_process_group_do_not_stop_the_workers(files, tmp_path):
@@ -151,7 +165,7 @@ def test_signals_to_the_process_group_do_not_stop_the_workers(files, tmp_path):
         for examples in feed.examples(sampler.batches(1), 1):
             got.append(examples)
             if len(got) == 1:
-                (worker,) = multiprocessing.active_children()
+                (worker,) = workers_of_this_test()
                 for kind in kinds:
                     os.kill(worker.pid, kind)
     finally:
