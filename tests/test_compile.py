@@ -92,14 +92,7 @@ def test_dynamic_batch_sizes_share_one_graph(rows: tuple[int, ...], backend: str
     assert len([g for g in counter.graphs if len(g.graph.nodes)]) == 1
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [
-        "native",
-        pytest.param("reference", marks=pytest.mark.full),
-        pytest.param("triton", marks=[pytest.mark.full, pytest.mark.interpret]),
-    ],
-)
+@pytest.mark.full
 def test_inductor(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated code around the stages, forward and backward, once.
 

@@ -283,7 +283,7 @@ def _is_locked(config: AblateConfig) -> bool:
         return True
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ablate_itself_is_killed(ablation: AblateConfig, tmp_path: Path):
     ablation.train.optim.epochs = 2
     go_on = tmp_path / "go on"
@@ -302,7 +302,7 @@ def test_ablate_itself_is_killed(ablation: AblateConfig, tmp_path: Path):
     assert "1 of them finished before" in text
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ablate_is_asked_to_end(ablation: AblateConfig):
     ablation.train.optim.epochs = 100_000
     folder = plan(ablation).run_root / "digits-lt-none-4"
