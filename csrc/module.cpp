@@ -1,8 +1,7 @@
 // The Python module fastwhiten_cpu: importing it registers the ops of namespace fastwhiten.
-#include "common/python_module.h"  // first, as Python.h asks
-
 #include <string>
 
+#include "common/python_module.h"  // first, as Python.h asks
 #include "common/stable.h"
 #include "cpu/kernels.h"
 #include "cpu/linear_algebra.h"
