@@ -1,7 +1,7 @@
 // The Python module fastwhiten_cpu: importing it registers the ops of namespace fastwhiten.
 #include <string>
 
-#include "common/python_module.h"  // first, as Python.h asks
+#include "common/python_module.h"
 #include "common/stable.h"
 #include "cpu/kernels.h"
 #include "cpu/linear_algebra.h"
