@@ -17,7 +17,7 @@ from tests.helpers.processes import members, started
 
 REPOSITORY = Path(__file__).parents[2]
 OPTIONS = (
-    "--model.width 4 --optim.epochs 1 --optim.warmup_epochs 0 --output.plots false "
+    "--model.width 4 --optim.epochs 1 --optim.warmup_epochs 0 "
     "--output.tensorboard false --data.workers 2 --data.image_size 8 --data.resize 8 "
     "--data.batch_size 4"
 ).split()

@@ -81,7 +81,9 @@ class ClassOrder:
 
 
 def legend_above(axis: Axes, ncols: int, **options: Any) -> None:
-    """Put a legend between an axis and its title, where it covers nothing."""
+    """Put a legend between an axis and its title, where it covers nothing; none if it is empty."""
+    if not options.get("handles", axis.get_legend_handles_labels()[0]):
+        return
     options = {
         "bbox_to_anchor": (0, 1),
         "borderaxespad": 0.2,
