@@ -109,6 +109,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     entries = [
         bench.as_dict(include_data=False) for bench in session.benchmarks if not bench.has_error
     ]
+    few_rows = report.few_rows_table(entries)
+    if few_rows:
+        terminalreporter.section("fewer rows than channels: standard deviation of the output")
+        terminalreporter.write_line(few_rows)
     results = report.collect(entries)
     device = config.getoption("--device")
     table = report.speed_table(results, ceilings(device))

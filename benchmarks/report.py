@@ -90,6 +90,17 @@ def speed_table(
     return "\n".join(lines)
 
 
+def few_rows_table(benchmarks: Iterable[Mapping[str, Any]]) -> str:
+    """Return the outputs' deviations in training and in evaluation, in markdown; "" for none."""
+    infos = [bench["extra_info"] for bench in benchmarks if "evaluation" in bench["extra_info"]]
+    lines = ["| options | training | evaluation |", "| --- | --- | --- |"]
+    for found in infos:
+        lines.append(
+            f"| {found['options']} | {found['training']:.2f} | {found['evaluation']:.2f} |"
+        )
+    return "\n".join(lines) if infos else ""
+
+
 def misses(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[str]:
     """Return a line for every target that this run did not reach."""
     found = []

@@ -99,6 +99,12 @@ def resolve(caller: str, process_group: Any) -> Group | None:
     return Group(group.group_name, rank, size) if size > 1 else None
 
 
+def size(caller: str, process_group: Any) -> int:
+    """Return the number of processes that :func:`resolve` would synchronise over."""
+    group = resolve(caller, process_group)
+    return 1 if group is None else group.size
+
+
 def all_reduce(t: Tensor, name: str) -> Tensor:
     """Return the sum of ``t`` over the processes of the group called ``name``.
 

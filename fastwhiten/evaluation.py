@@ -147,6 +147,37 @@ def is_initial(count: Tensor, mean: Tensor, square: Tensor) -> bool:
     return torch.equal(square, identity.expand_as(square))
 
 
+def warn_if_few_rows(rows: int, channels: int, groups: int, running: str, eps: float) -> None:
+    """Warn where ``rows`` of a training batch cannot span the ``channels / groups`` of a group.
+
+    Of D directions they span M - 1, in which outputs have variance 1; in the others it is 0, while
+    the running covariance, of many batches, spans all. The average of whitening matrices is
+    ``1 / sqrt(eps)`` in what a batch does not span.
+    """
+    size = channels // groups
+    if rows > size:
+        return
+    spanned = (rows - 1) / size
+    later = (
+        f"up to {(1 - spanned) * eps**-0.5:.0f} times the input's (running='matrix')"
+        if running == "matrix"
+        else "about 1"
+    )
+    enough = next(
+        g for g in range(1, channels + 1) if channels % g == 0 and channels // g <= max(rows / 2, 1)
+    )
+    warnings.warn(
+        f"ChannelWhitening: training on {rows} rows with {size} channels in a group: a batch spans "
+        f"{rows - 1} of {size} directions, so outputs have a deviation of about {spanned**0.5:.2f} "
+        f"in training and of {later} in evaluation. Take more rows than channels (larger "
+        f"batches, process_group), fewer channels in a group (groups={enough}), or make up for "
+        "missing rows (batch_weight=0.02, or shrinkage, which helps less); see 'Fewer rows than "
+        "channels' in the README",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 @contextlib.contextmanager
 def _unwatched() -> Iterator[None]:
     """Run operations that belong to no ``torch.func`` transform and to no ``torch.jit`` trace.

@@ -81,6 +81,12 @@ class ChannelWhitening(SyncModule):
         TypeError: an input that is not floating point.
 
     Note:
+        A batch whose group has no more rows than channels spans fewer directions than there are:
+        outputs in training have a deviation of ``sqrt((M - 1) / D)``, those of evaluation on
+        running statistics of about 1, and far more with ``running="matrix"``. The layer warns of
+        it on its first training batch (eager mode, no shrinkage, ``batch_weight`` 1).
+
+    Note:
         A batch with a non-finite value gives NaN output and leaves the running statistics as they
         were, without an exception or a synchronisation, so that ``torch.amp.GradScaler`` can skip
         the step.
@@ -89,9 +95,8 @@ class ChannelWhitening(SyncModule):
         A forward inside a backward pass is a repetition of an earlier one (activation
         checkpointing, ``torch.utils.checkpoint``): it blends in what the first pass has blended in,
         so gradients are those without checkpointing, and leaves the running statistics alone, which
-        ``nn.BatchNorm`` moves twice. Up to 32 first passes may wait for their repetition. With
-        ``batch_weight`` below 1 the layer refuses a checkpoint that is compiled; do not compile it
-        inside of one that is not.
+        ``nn.BatchNorm`` moves twice. With ``batch_weight`` below 1, up to 32 first passes may wait
+        for their repetition, and a compiled layer refuses to be repeated (RuntimeError).
 
     Example:
         >>> import torch, fastwhiten
@@ -108,7 +113,7 @@ class ChannelWhitening(SyncModule):
     running_matrix: Tensor | None
     num_batches_tracked: Tensor | None
     last_basis: Tensor | None
-    not_copied = ("_seen", "_first_passes", "_fit_is_known")
+    not_copied = ("_seen", "_first_passes", "_fit_is_known", "_rows_are_known")
 
     def __init__(
         self,
@@ -198,7 +203,7 @@ class ChannelWhitening(SyncModule):
         self._seen: tuple[Tensor, ...] = ()
         self._look()
         self._first_passes = recomputation.FirstPasses()
-        self._fit_is_known = False
+        self._fit_is_known = self._rows_are_known = False
 
     def reset_running_stats(self) -> None:
         """Set the running mean and the count to 0, the running covariance or matrix to identity."""
@@ -263,6 +268,7 @@ class ChannelWhitening(SyncModule):
         if tracking and not torch.compiler.is_compiling():
             tracking = not recomputation.inside_backward()
             self._leave_inference_mode()
+            self._warn_if_few_rows(x)
         result = batch_whiten(
             x,
             self._options,
@@ -304,6 +310,18 @@ class ChannelWhitening(SyncModule):
             return
         self._fit_is_known = True
         evaluation.warn_if_initial(count, mean, self._running_square())
+
+    def _warn_if_few_rows(self, x: Tensor) -> None:
+        """Look at the first batch of a training, where nothing makes up for missing rows."""
+        if self._rows_are_known:
+            return
+        self._rows_are_known = True
+        if self.batch_weight == 1.0 and self.shrinkage is None:
+            processes = distributed.size("ChannelWhitening", self.process_group)
+            rows = x.numel() // self.num_features * processes
+            evaluation.warn_if_few_rows(
+                rows, self.num_features, self.groups, self.running, self.eps
+            )
 
     @torch.no_grad()
     def _update(self, result: Whitened) -> None:

@@ -6,8 +6,9 @@ blended in the first time. Here that is kept, for passes that may be repeated: t
 (``use_reentrant=True``) and those whose saved tensors somebody packs (``use_reentrant=False``). The
 statistics move in the first pass only.
 
-Compiled code cannot know its first pass: a checkpoint that is compiled is refused
-(:func:`compiled_blended_in`), and a compiled layer inside of one that is not goes unnoticed.
+Compiled code cannot know its first pass, and refuses: a checkpoint that is compiled when it is
+traced, a compiled layer inside of one that is not when it is repeated
+(:func:`compiled_blended_in`).
 
 The second pass knows its first one by the input: both have the same. The nearest is chosen on the
 device, so nothing is read back to the host.
@@ -33,6 +34,13 @@ def inside_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+_REFUSED = (
+    "ChannelWhitening: expected no activation checkpoint around a compiled layer with batch_weight "
+    "below 1: its repetition would blend with statistics that the first pass has moved, and "
+    "gradients would be wrong; leave the layer out of the checkpoint, or both out of torch.compile"
+)
+
+
 @torch.library.custom_op("fastwhiten_layer::blended_in", mutates_args=())
 def compiled_blended_in(running: Tensor) -> Tensor:
     """Return a copy of the running covariance, in a graph that ``torch.compile`` makes.
@@ -41,18 +49,15 @@ def compiled_blended_in(running: Tensor) -> Tensor:
         RuntimeError: the graph is in a checkpoint. It would be repeated with the covariance that
             its first pass has moved, for the graph updates its buffers in place.
     """
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(_REFUSED)
     return running.clone(memory_format=torch.contiguous_format)
 
 
 @compiled_blended_in.register_fake
 def _(running: Tensor) -> Tensor:
     if torch.fx.traceback.current_meta.get("recompute") is not None:
-        raise RuntimeError(
-            "ChannelWhitening: expected no compiled activation checkpoint around a layer with "
-            "batch_weight below 1: its repetition would blend with statistics that the first pass "
-            "has moved, and gradients would be wrong; leave the layer out of the checkpoint, or "
-            "the checkpoint out of torch.compile"
-        )
+        raise RuntimeError(_REFUSED)
     return torch.empty_like(running, memory_format=torch.contiguous_format)
 
 
@@ -83,6 +88,7 @@ class FirstPasses:
         """Begin with none."""
         self._kept: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MOST)
         self._repeated = 0
+        self._dropped = False
 
     def blended_in(self, x: Tensor, running: Tensor) -> Tensor:
         """Return a copy of ``running`` ``[G, D, D]``, in a repetition of what it was before.
@@ -90,6 +96,9 @@ class FirstPasses:
         Args:
             x: the input ``[N, C, *spatial]``.
             running: the running covariance as it is now.
+
+        Raises:
+            RuntimeError: the first pass of this repetition is no longer known.
         """
         if inside_backward() and self._kept:
             return self._recall(x)
@@ -97,6 +106,7 @@ class FirstPasses:
         if _may_be_repeated(x):
             if self._repeated >= len(self._kept):  # all have been repeated, or there is none
                 self.forget()
+            self._dropped |= len(self._kept) == MOST
             key = _fingerprint(x)
             self._kept.append((key, running, key.new_zeros(())))
         return running
@@ -105,6 +115,7 @@ class FirstPasses:
         """Free the memory: no first pass waits for its repetition."""
         self._kept.clear()
         self._repeated = 0
+        self._dropped = False
 
     @torch.no_grad()
     def _recall(self, x: Tensor) -> Tensor:
@@ -113,7 +124,15 @@ class FirstPasses:
         prints, covariances, used = (
             torch.stack(column) for column in zip(*self._kept, strict=True)
         )
-        distance = (prints - _fingerprint(x)).abs().sum((1, 2)).nan_to_num(nan=torch.inf)  # [K]
+        wanted = _fingerprint(x)
+        distance = (prints - wanted).abs().sum((1, 2)).nan_to_num(nan=torch.inf)  # [K]
+        if self._dropped and distance.min() > 1e-3 * wanted.abs().sum():
+            raise RuntimeError(
+                f"ChannelWhitening: expected at most {MOST} forwards to wait for their repetition "
+                "(activation checkpointing with batch_weight below 1), got more: the statistics "
+                "that this one blended in are forgotten; run backward after fewer forwards, or "
+                "leave the layer out of the checkpoint"
+            )
         place = torch.arange(len(used), device=used.device, dtype=used.dtype)
         turn = torch.where(distance == distance.min(), used * len(used) - place, torch.inf)
         chosen = turn.argmin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 from typing import Any
 
@@ -140,6 +141,50 @@ def test_never_fitted_is_said_once() -> None:
         by_hand.eval()(batch(0).float())
         torch.vmap(ChannelWhitening(C).eval())(batch(0).float().unsqueeze(0))
         ChannelWhitening(C, device="meta").eval()(batch(0).float().to("meta"))
+
+
+@pytest.mark.parametrize("running", ["covariance", "matrix"])
+def test_fewer_rows_than_channels_are_said_once_with_true_numbers(running: Any) -> None:
+    rows, channels = 32, 256
+    stream = torch.randn(80 * rows, channels)
+    layer = ChannelWhitening(channels, running=running)
+    with pytest.warns(RuntimeWarning, match="training on 32 rows") as caught:
+        layer(stream[:rows])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for part in stream.split(rows):
+            trained = layer(part).std()
+        evaluated = layer.eval()(stream).std()
+    text = str(caught[0].message)
+    training, evaluation = re.search(
+        r"about ([\d.]+) in training and of (.*) in eval", text
+    ).groups()
+    assert trained == pytest.approx(float(training), rel=0.03)
+    number = float(re.search(r"\d+", evaluation).group())
+    assert 0.7 * number < evaluated < (1.4 if running == "covariance" else 1.0) * number
+    groups = int(re.search(r"groups=(\d+)", text).group(1))
+    grouped = ChannelWhitening(channels, groups=groups, running=running)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for part in stream.split(rows):
+            trained = grouped(part).std()
+    assert trained == pytest.approx(1, rel=0.03)
+    assert grouped.eval()(stream).std() == pytest.approx(
+        1, rel=0.15 if running == "covariance" else 0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [(9, {}), (8, {"batch_weight": 0.5}), (8, {"shrinkage": "oas"}), (8, {"groups": 2})],
+)
+def test_a_few_rows_that_are_enough_or_made_up_for(rows: int, options: dict[str, Any]) -> None:
+    layer = ChannelWhitening(8, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(torch.randn(rows, 8))
+        layer(torch.randn(2, 8))  # the short last batch of an epoch
+        ChannelWhitening(8, track_running_stats=False)(torch.randn(4, 8))
 
 
 def test_settings_that_are_changed_later_count_in_both_modes() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastwhiten import ChannelWhitening
+from fastwhiten import ChannelWhitening, recomputation
 from tests.helpers import spectra
 
 C = 8
@@ -138,7 +138,7 @@ def test_a_compiled_checkpoint_is_right_or_refused() -> None:
 
     layer = ChannelWhitening(C, batch_weight=0.3, dtype=torch.float64)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    with pytest.raises(Exception, match="no compiled activation checkpoint"):
+    with pytest.raises(Exception, match="no activation checkpoint around a compiled layer"):
         compiled(x.clone().requires_grad_(), layer, checkpointed(False))
     torch._dynamo.reset()
     pairs = [(layer, plain), (ChannelWhitening(C, dtype=torch.float64), checkpointed(False))]
@@ -149,6 +149,33 @@ def test_a_compiled_checkpoint_is_right_or_refused() -> None:
         loss(truth, expected, plain).backward()
         torch.testing.assert_close(ours.grad, truth.grad, rtol=0, atol=1e-11)
         assert used.num_batches_tracked == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_compiled_layer_refuses_to_be_repeated(reentrant: bool) -> None:
+    layer = torch.compile(ChannelWhitening(C, batch_weight=0.3), backend="aot_eager")
+    x = spectra.random(20, C).float().requires_grad_()
+    y = checkpoint(layer, x, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match="no activation checkpoint around a compiled layer"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("forwards", [recomputation.MOST, recomputation.MOST + 1])
+def test_more_first_passes_than_are_kept(forwards: int) -> None:
+    """A repetition whose first pass is forgotten says so; the others are right."""
+    layer, gradients = ChannelWhitening(C, batch_weight=0.3, dtype=torch.float64), []
+    expected = copy.deepcopy(layer)
+    inputs = [spectra.random(20, C, seed).requires_grad_() for seed in range(forwards)]
+    waiting = [checkpoint(layer, x, use_reentrant=False)[:, 0].pow(3).sum() for x in inputs]
+    for x, loss in zip(inputs, [expected(x)[:, 0].pow(3).sum() for x in inputs], strict=True):
+        gradients += torch.autograd.grad(loss, x)
+    kept = forwards - recomputation.MOST
+    if kept:
+        with pytest.raises(RuntimeError, match="expected at most 32 forwards"):
+            waiting[0].backward()
+    for x, loss, gradient in list(zip(inputs, waiting, gradients, strict=True))[kept:]:
+        torch.testing.assert_close(torch.autograd.grad(loss, x)[0], gradient)
 
 
 def test_batch_norm_moves_twice() -> None:
