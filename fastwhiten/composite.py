@@ -9,12 +9,16 @@ is a constant here as in the fused backward.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .backends import reference
 from .matrix_functions import inverse_factor
+
+if TYPE_CHECKING:
+    from .sides import Options
 
 
 def whiten_features(
@@ -24,15 +28,15 @@ def whiten_features(
     row_weight: Tensor | None,
     running_covariance: Tensor | None,
     rho: Tensor | None,
-    options: tuple[int, int, float, float, bool, str],
+    options: Options,
     total: Callable[[Tensor], Tensor] = lambda t: t,
 ) -> Tensor:
-    """Return what :class:`fastwhiten.autograd.Whiten` returns first, for rows or planes ``x``.
+    """Return what :class:`fastwhiten.sides.feature.Whiten` returns first, for rows or planes ``x``.
 
-    ``options`` is ``(kind, groups, eps, batch_weight, double_precision, backend)``. ``total`` adds
-    up sums over rows where other processes hold rows too; ``row_weight`` sums to 1 over all.
+    ``total`` adds up sums over rows where other processes hold rows too; ``row_weight`` sums to 1
+    over all.
     """
-    kind, groups, eps, batch_weight, double_precision, backend = options
+    groups, batch_weight, eps, kind, double_precision, _, backend, _ = options
     dtype = reference.accumulation_dtype(x.dtype, double_precision)
     grouped = reference.to_groups(x, groups, dtype)  # [G, M, D]
     rows, size = grouped.shape[1:]
@@ -49,15 +53,10 @@ def whiten_features(
 
 
 def whiten_samples(
-    x: Tensor,
-    row_weight: Tensor | None,
-    rho: Tensor | None,
-    groups: int,
-    eps: float,
-    double_precision: bool,
-    backend: str,
+    x: Tensor, row_weight: Tensor | None, rho: Tensor | None, options: Options
 ) -> Tensor:
-    """Return what :class:`fastwhiten.autograd.SampleWhiten` returns first, for ``x`` ``[M, C]``."""
+    """Return what :class:`fastwhiten.sides.sample.SampleWhiten` returns first, of ``[M, C]``."""
+    groups, _, eps, _, double_precision, _, backend, _ = options
     dtype = reference.accumulation_dtype(x.dtype, double_precision)
     grouped = reference.to_groups(x, groups, dtype)  # [G, M, D]
     rows, size = grouped.shape[1:]

@@ -17,16 +17,18 @@ All processes get the same bits from the all-reduce, so what follows is the same
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backends import reference
+from .backends.intensity import ledoit_wolf, oas
 from .backends.opaque import product
-from .function_base import Function
-from .precision import backward_in_own_precision
+from .function import Function, GroupFunction, backward_of
+from .layout import flat_weights
 
 WORLD = "world"
 HEADER = 3  # numbers in front of the mean: rows, weight, sum of squared normalised weights
@@ -115,6 +117,11 @@ def all_reduce(t: Tensor, name: str) -> Tensor:
     return total
 
 
+def can_look(t: Tensor) -> bool:
+    """Return whether the host can look at values like those of ``t`` without waiting for them."""
+    return t.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class AllReduce(Function):
     """Differentiable :func:`all_reduce`.
 
@@ -133,15 +140,99 @@ class AllReduce(Function):
         ctx.name = inputs[1]
 
     @staticmethod
-    @backward_in_own_precision
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+    @backward_of(forward)
+    def backward(ctx: Any, *grads: Any) -> dict[str, Tensor | None]:
         """Return the sum of the gradients."""
-        return AllReduce.apply(grads[0], ctx.name), None
+        return {"t": AllReduce.apply(grads[0], ctx.name)}
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], t: Tensor, name: str) -> tuple[Tensor, Any]:
         """Sums are entry by entry, whatever the dimensions."""
         return AllReduce.apply(t, name), in_dims[0]
+
+
+class Slots(NamedTuple):
+    """Where the rows of this process are among those of all."""
+
+    name: str  # of the process group
+    before: int  # rows of lower ranks
+    rows: int  # of this process
+    total: int  # of all processes
+    weighted: bool  # whether some process has weights
+
+
+def slots(x: Tensor, sample_weight: Tensor | None, group: Group) -> Slots:
+    """Ask every process for the number of its rows, in one all-reduce that the host waits for."""
+    rows = x.numel() // x.shape[1]
+    own = torch.tensor([[rows, 0 if sample_weight is None else 1]])
+    padded = torch.nn.functional.pad(own, (0, 0, group.rank, group.size - 1 - group.rank))
+    counts = all_reduce(padded, group.name).tolist()  # [R][2]
+    before = sum(n for n, _ in counts[: group.rank])
+    total = sum(n for n, _ in counts)
+    return Slots(group.name, before, rows, total, any(weighted for _, weighted in counts))
+
+
+class GatherRows(GroupFunction):
+    """``[m, C]`` of each process to ``[M, C]`` on all, where the same is done with them."""
+
+    RESULTS = ("y",)
+
+    @staticmethod
+    def forward(x: Tensor, slots: Slots) -> Tensor:
+        """Add up rows that stand in slots of their own."""
+        after = slots.total - slots.before - slots.rows
+        return all_reduce(torch.nn.functional.pad(x, (0, 0, slots.before, after)), slots.name)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep the slots."""
+        ctx.slots = inputs[1]
+
+    @staticmethod
+    @backward_of(forward)
+    def backward(ctx: Any, *grads: Any) -> dict[str, Tensor | None]:
+        """Every process has the gradient of all rows."""
+        return {"x": OwnRows.apply(grads[0], ctx.slots)}
+
+
+class OwnRows(GroupFunction):
+    """``[M, C]``, the same on all processes, to the ``[m, C]`` that belong to this one."""
+
+    RESULTS = ("y",)
+
+    @staticmethod
+    def forward(x: Tensor, slots: Slots) -> Tensor:
+        """Cut them out."""
+        return x[slots.before : slots.before + slots.rows].clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep the slots."""
+        ctx.slots = inputs[1]
+
+    @staticmethod
+    @backward_of(forward)
+    def backward(ctx: Any, *grads: Any) -> dict[str, Tensor | None]:
+        """The loss of all processes depends on all rows."""
+        return {"x": GatherRows.apply(grads[0], ctx.slots)}
+
+
+def gather_weights(
+    sample_weight: Tensor | None, x: Tensor, dtype: torch.dtype, slots: Slots
+) -> Tensor | None:
+    """Return the row weights ``[M]`` of all processes, with sum 1; None for equal ones."""
+    rows = torch.tensor(slots.total)
+    if not slots.weighted:
+        check_rows(rows, rows)
+        return None
+    own = torch.ones(slots.rows, dtype=dtype, device=x.device)
+    if sample_weight is not None:
+        own = flat_weights(sample_weight, x, dtype)
+    weights = GatherRows.apply(own.unsqueeze(1), slots).squeeze(1)
+    total = weights.sum()
+    check_rows(rows, total)
+    p: Tensor = weights / total
+    return p
 
 
 def weigh_rows(
@@ -162,10 +253,7 @@ def weigh_rows(
     count = torch.full((1,), float(rows), dtype=dtype, device=x.device)
     if sample_weight is None:
         return None, torch.cat([count, count, 1.0 / count if rows else count])
-    w = sample_weight.detach().to(dtype)
-    if w.dim() == 1 and x.dim() > 2:
-        w = w.reshape(-1, *[1] * (x.dim() - 2)).expand(x.shape[0], *x.shape[2:])
-    w = w.reshape(-1)  # [M]
+    w = flat_weights(sample_weight, x, dtype)
     # A negative weight where values are not looked at (on a GPU) makes everything NaN.
     total = torch.where((w >= 0).all(), w.sum(), float("nan"))
     # Without any weight here the share is 0, and any weights that sum to 1 serve.
@@ -228,3 +316,117 @@ def sum_backward(cross: Tensor, grad_sum: Tensor, name: str) -> tuple[Tensor, Te
     """Return the sums over the processes of ``cross`` ``[G, D, D]`` and ``grad_sum`` ``[C]``."""
     reduced = all_reduce(torch.cat([cross.reshape(-1), grad_sum]), name)
     return reduced[: cross.numel()].reshape(cross.shape), reduced[cross.numel() :]
+
+
+def intensity(
+    method: str | float | None,
+    x: Tensor,
+    row_weight: Tensor | None,
+    moments: Moments,
+    running_covariance: Tensor | None,
+    batch_weight: float,
+    name: str,
+) -> Tensor | None:
+    """Return the shrinkage intensity ``[G]`` of the whole batch, as the stage ``intensity``.
+
+    Ledoit-Wolf needs fourth moments about the common mean, which nobody knows before the
+    all-reduce of the statistics: it takes a second one, of G numbers.
+    """
+    covariance = moments.covariance
+    groups, size = covariance.shape[:2]
+    if method is None:
+        return None
+    if not isinstance(method, str):
+        return covariance.new_full((groups,), method)
+    blended = reference.blend(covariance, running_covariance, batch_weight)
+    trace, square = blended.diagonal(dim1=-2, dim2=-1).sum(-1), blended.square().sum((-2, -1))
+    part = 1.0 if running_covariance is None else batch_weight
+    rows = moments.effective_rows / part**2
+    if method == "oas":
+        return oas(trace, square, rows, size)
+    centered = reference.to_groups(x, groups, covariance.dtype)  # [G, M, D]
+    centered = centered - moments.mean.reshape(groups, 1, size)
+    squared = centered.square().sum(-1).square()  # [G, M]
+    p = 1.0 / max(squared.shape[-1], 1) if row_weight is None else row_weight
+    fourth = all_reduce(moments.share * (squared * p).sum(-1), name)  # [G]
+    return ledoit_wolf(trace, square, fourth - covariance.square().sum((-2, -1)), rows, size)
+
+
+def check_rows(rows: Tensor, weight: Tensor) -> None:
+    """Raise on every process alike if there is nothing to whiten.
+
+    Only where looking costs no synchronisation; elsewhere the output is NaN.
+    """
+    if not can_look(weight) or torch._C._functorch.is_functorch_wrapped_tensor(weight):
+        return
+    if rows < 2:
+        raise ValueError(
+            "whitening over a process group: expected at least 2 rows (N times spatial size) in "
+            f"all processes together, got {int(rows)}; a covariance needs more: use a larger "
+            "batch, drop_last=True in the DataLoader, or .eval()"
+        )
+    if weight == 0:
+        raise ValueError(
+            "whitening over a process group: expected sample_weight values that are not all zero "
+            "on all processes, got a sum of 0"
+        )
+
+
+class SyncModule(nn.Module):
+    """A layer with the attribute ``process_group``: None, ``"world"`` or a ProcessGroup."""
+
+    process_group: dist.ProcessGroup | str | None = None
+    # Attributes that are no state: copies begin without.
+    not_copied: tuple[str, ...] = ()
+
+    @classmethod
+    def convert_sync(
+        cls, module: nn.Module, process_group: dist.ProcessGroup | str | None = "world"
+    ) -> nn.Module:
+        """Set the process group of every ChannelWhitening layer in ``module``, in place.
+
+        Like ``nn.SyncBatchNorm.convert_sync_batchnorm``; None ends synchronisation.
+
+        Args:
+            module: a layer or a model that contains some; returned.
+            process_group: as in the constructor.
+
+        Raises:
+            TypeError, ValueError: ``process_group`` is none; see :func:`fastwhiten.whiten`.
+
+        Example:
+            >>> import torch, fastwhiten
+            >>> model = torch.nn.Sequential(fastwhiten.ChannelWhitening(8))
+            >>> fastwhiten.ChannelWhitening.convert_sync(model)[0].process_group
+            'world'
+        """
+        check_process_group("ChannelWhitening.convert_sync", process_group)
+        for layer in module.modules():
+            if isinstance(layer, cls):
+                layer.process_group = process_group
+        return module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SyncModule:
+        """Copy the layer; a ProcessGroup object cannot be copied, so the copy shares it."""
+        memo[id(self.process_group)] = self.process_group
+        layer = self.__class__.__new__(self.__class__)
+        memo[id(self)] = layer
+        layer.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return layer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of; a pickled layer too."""
+        return {k: value for k, value in self.__dict__.items() if k not in self.not_copied}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become what :meth:`__getstate__` has described."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Set the attributes that no copy shares."""
+
+    def _replicate_for_data_parallel(self) -> SyncModule:
+        replica: SyncModule = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._start_anew()
+        return replica

@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from . import backends
 from .backends import reference
-from .folding import GROUP, fold, unfold
+from .function import GROUP, fold, unfold
 from .layout import as_rows_or_planes, restore
 from .precision import FULL_FLOAT32, no_autocast
 

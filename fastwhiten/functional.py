@@ -1,7 +1,4 @@
-"""Public functions (hop 2 of 5).
-
-They validate, choose the layout, the side and the backend, and call the Function.
-"""
+"""Public functions: they validate, choose the layout, the side and the backend, and call a side."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import backends, distributed, sides, synchronized, validation
+from . import backends, distributed, sides, validation
 from .backends import reference
-from .function_base import run
+from .function import run
 from .layout import as_rows_or_planes, row_weights
 from .matrix_functions import SymmetricEigh, batched, inverse_factor
 from .precision import own_precision
@@ -45,14 +42,14 @@ def make_options(
             f"got {backend!r}"
         )
     return Options(
-        caller,
-        validation.check_kind(caller, kind),
         groups,
-        validation.check_eps(caller, eps),
-        validation.check_shrinkage(caller, shrinkage),
-        validation.check_statistics_dtype(caller, statistics_dtype),
-        backend,
         validation.check_batch_weight(caller, batch_weight),
+        validation.check_eps(caller, eps),
+        validation.check_kind(caller, kind),
+        validation.check_statistics_dtype(caller, statistics_dtype),
+        validation.check_shrinkage(caller, shrinkage),
+        backend,
+        caller,
     )
 
 
@@ -84,25 +81,30 @@ def batch_whiten(
     """
     group = distributed.resolve(options.caller, process_group)
     validation.check_input(options.caller, x, options.groups, min_rows=2 if group is None else 0)
-    backend = backends.choose(options.backend, x.device)
-    if group is not None:
-        if sample_weight is not None:
-            validation.check_sample_weight(options.caller, sample_weight, x, may_be_zero=True)
-        with own_precision(x):
-            return synchronized.whiten_over(
-                group, x, options, backend, sample_weight, gamma, beta, running_covariance
-            )
-    side = sides.choose(x, options, backend)
-    double = options.double_precision
-    p = None
     if sample_weight is not None:
-        validation.check_sample_weight(options.caller, sample_weight, x)
-        double = double or side == "sample"
-        p = row_weights(sample_weight, x, reference.accumulation_dtype(x.dtype, double))
-    view = as_rows_or_planes(x)
-    batch = Batch(x, view, p, gamma, beta, running_covariance, double, backend, need, start)
+        validation.check_sample_weight(
+            options.caller, sample_weight, x, may_be_zero=group is not None
+        )
+    options = options._replace(backend=backends.choose(options.backend, x.device))
     with own_precision(x):
-        return sides.whiten_on(side, batch, options)
+        if group is None:
+            side, slots = sides.choose(x, options), None
+        else:
+            side, slots = sides.choose_over(group, x, sample_weight, options)
+        if side == "sample" and (sample_weight is not None or (slots and slots.weighted)):
+            options = options._replace(double_precision=True)
+        dtype = reference.accumulation_dtype(x.dtype, options.double_precision)
+        p = header = None
+        if slots is not None:
+            p = distributed.gather_weights(sample_weight, x, dtype, slots)
+        elif group is not None:
+            p, header = distributed.weigh_rows(sample_weight, x, dtype)
+        elif sample_weight is not None:
+            p = row_weights(sample_weight, x, dtype)
+        view = as_rows_or_planes(x)
+        shared = (group, header, slots)
+        batch = Batch(x, view, p, gamma, beta, running_covariance, start, need, options, *shared)
+        return sides.whiten_on(side, batch)
 
 
 def whiten(

@@ -34,13 +34,15 @@ def restore(y: Tensor, x: Tensor) -> Tensor:
     return y if y.dim() == x.dim() else y.reshape(x.shape)
 
 
-def row_weights(weight: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return weights ``[M]`` that sum to 1, from ``[N]`` or ``[N, *spatial]``.
-
-    They are in the order of the rows of ``x``.
-    """
+def flat_weights(weight: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``[M]`` from ``[N]`` or ``[N, *spatial]``, in the order of the rows of ``x``."""
     w = weight.detach().to(dtype)
     if w.dim() == 1 and x.dim() > 2:
-        w = w.unsqueeze(1).expand(x.shape[0], x.numel() // (x.shape[0] * x.shape[1]))
-    w = w.reshape(-1)
+        w = w.reshape(-1, *[1] * (x.dim() - 2)).expand(x.shape[0], *x.shape[2:])
+    return w.reshape(-1)
+
+
+def row_weights(weight: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return :func:`flat_weights` with sum 1."""
+    w = flat_weights(weight, x, dtype)
     return w / w.sum()

@@ -18,8 +18,7 @@ from . import backends
 from .backends import reference
 from .backends.opaque import product
 from .backends.reference import symmetrize
-from .function_base import Function
-from .precision import backward_in_own_precision
+from .function import Function, backward_of
 
 
 def batched(a: Tensor) -> Tensor:
@@ -53,8 +52,8 @@ class Lyapunov(Function):
         ctx.save_for_backward(s, eigenvalues, basis, output)
 
     @staticmethod
-    @backward_in_own_precision
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    @backward_of(forward)
+    def backward(ctx: Any, *grads: Any) -> dict[str, Tensor | None]:
         """Return the gradients of ``S`` and ``B``.
 
         ``B`` gets ``Y = lyap(grad)``; ``P`` gets ``-(Y Z + Z Y)``, hence ``S`` its lyap.
@@ -62,7 +61,7 @@ class Lyapunov(Function):
         s, eigenvalues, basis, z = ctx.saved_tensors
         y = Lyapunov.apply(s, symmetrize(grads[0]), eigenvalues, basis)
         grad_root = -symmetrize(y @ z + z @ y)
-        return Lyapunov.apply(s, grad_root, eigenvalues, basis), y, None, None
+        return {"s": Lyapunov.apply(s, grad_root, eigenvalues, basis), "b": y}
 
 
 class InverseSquareRoot(Function):
@@ -95,12 +94,13 @@ class InverseSquareRoot(Function):
         ctx.save_for_backward(inputs[0], *output)
 
     @staticmethod
-    @backward_in_own_precision
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    @backward_of(forward)
+    def backward(ctx: Any, *grads: Any) -> dict[str, Tensor | None]:
         """``W = P^{-1}``: ``P`` gets ``-W grad W``, and ``S`` its Lyapunov solution."""
         s, w, eigenvalues, basis = ctx.saved_tensors
         grad_root = -symmetrize(product(product(w, symmetrize(grads[0])), w))
-        return Lyapunov.apply(s, grad_root, eigenvalues, basis), None, None
+        grad = Lyapunov.apply(s, grad_root, eigenvalues, basis)
+        return {"s": grad}
 
     @staticmethod
     def vmap(
@@ -131,8 +131,8 @@ class SymmetricEigh(Function):
         ctx.save_for_backward(*output)
 
     @staticmethod
-    @backward_in_own_precision
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    @backward_of(forward)
+    def backward(ctx: Any, *grads: Any) -> dict[str, Tensor | None]:
         """Return the symmetric gradient of ``a``."""
         eigenvalues, basis = ctx.saved_tensors
         row, column = eigenvalues.unsqueeze(-1), eigenvalues.unsqueeze(-2)
@@ -141,7 +141,8 @@ class SymmetricEigh(Function):
         tied = gap.abs() <= tolerance * torch.maximum(row.abs(), column.abs())
         inner = torch.where(tied, 0.0, product(basis.mT, grads[1]) / torch.where(tied, 1.0, gap))
         inner = inner + torch.diag_embed(grads[0])
-        return symmetrize(product(product(basis, inner), basis.mT)), None, None
+        grad = symmetrize(product(product(basis, inner), basis.mT))
+        return {"a": grad}
 
     @staticmethod
     def vmap(

@@ -1,4 +1,4 @@
-"""``ChannelWhitening`` (hop 1 of 5): whitening as a layer, at home where ``nn.BatchNorm`` is."""
+"""``ChannelWhitening``: whitening as a layer, at home where ``nn.BatchNorm`` is."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from . import distributed, evaluation, loading, recomputation, validation, warm_start
+from .distributed import SyncModule
 from .functional import batch_whiten, make_options
 from .sides import Options, Whitened
-from .sync_module import SyncModule
 from .validation import Backend, Kind, Running, Shrinkage
 
 if TYPE_CHECKING:

@@ -18,9 +18,7 @@ second of ``batch_statistics`` and ``symmetric_eigh``.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -138,21 +136,3 @@ def own_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
     if torch.compiler.is_compiling() or not FULL_FLOAT32.needed(x):
         return no_autocast(x)
     return _without_both(x)
-
-
-def backward_in_own_precision(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a Function's ``backward``: whoever calls it under autocast gets float32 products.
-
-    A gradient penalty does so: its first derivative is taken inside the autocast block. And TF32 is
-    on during most backward passes where it is on at all.
-    """
-
-    @functools.wraps(backward)
-    def wrapped(ctx: Any, *grads: Tensor | None) -> Any:
-        for grad in grads:
-            if grad is not None:
-                with own_precision(grad):
-                    return backward(ctx, *grads)
-        return backward(ctx, *grads)
-
-    return wrapped

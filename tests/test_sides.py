@@ -20,7 +20,7 @@ def everything_wide(monkeypatch):
 
 def _side(shape, groups=1, kind="zca", batch_weight=1.0, backend="native"):
     options = make_options("test", kind, groups, 1e-3, None, None, backend, batch_weight)
-    return sides.choose(torch.empty(shape, device="meta"), options, backend)
+    return sides.choose(torch.empty(shape, device="meta"), options)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The compiled backend: the same stages through ``torch.ops.fastwhiten`` (hop 4 of 5).
+"""The compiled backend: the same stages through ``torch.ops.fastwhiten``.
 
 The kernels are in csrc, for the CPU and, where :mod:`fastwhiten.backends.cuda_module` could be
 loaded, for CUDA.

@@ -1,4 +1,4 @@
-"""The specification: every stage in plain PyTorch, any floating dtype, any device (hop 4 of 5).
+"""The specification: every stage in plain PyTorch, any floating dtype, any device.
 
 This file is what the other backends are tested against (in float64) and what runs where no
 compiled backend is available. It favours reading over speed: one formula of the mathematics per

@@ -1,4 +1,4 @@
-"""The Triton backend: the stages through ``torch.ops.fastwhiten_triton`` (hop 4 of 5).
+"""The Triton backend: the stages through ``torch.ops.fastwhiten_triton``.
 
 Kernels and launchers are in :mod:`fastwhiten.kernels`, which is imported when the first stage runs:
 importing fastwhiten neither needs triton nor pays for it. Every launch is inside an operator with a

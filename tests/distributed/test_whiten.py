@@ -26,6 +26,10 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "one channel": ((9, 1), (4, 3, 2), {}),
     "fewer rows than channels here": ((30, 8), (5, 21, 4), {}),
     "fewer rows than channels everywhere": ((9, 12), (3, 4, 2), {}),
+    "the same, groups": ((9, 36), (3, 0, 6), {"groups": 3}),
+    "the same, oas": ((9, 12), (3, 4, 2), {"shrinkage": "oas"}),
+    "the same, ledoit-wolf": ((9, 12), (3, 4, 2), {"shrinkage": "ledoit-wolf"}),
+    "the same, planes": ((3, 24, 2, 3), (1, 2), {}),
     "one row here": ((12, 4), (1, 11), {}),
     "one row on each": ((3, 4), (1, 1, 1), {}),
     "no row here": ((20, 5), (12, 0, 8), {}),
@@ -77,11 +81,17 @@ def test_equals_one_process(name: str, weighted: bool, backend: str, processes: 
     shape, sizes, options = CASES[name]
     options = {**options, "backend": backend}
     weight = torch.rand(shape[0], dtype=torch.float64) + 0.1 if weighted else None
-    results = check(
-        processes, shifted(shape, sizes), sizes, {**options, "backend": backend}, weight
-    )
-    # The contract: one collective each way. Ledoit-Wolf's fourth moments take one more.
-    forward = 2 if options.get("shrinkage") == "ledoit-wolf" else 1
+    x = shifted(shape, sizes)
+    results = check(processes, x, sizes, options, weight)
+    # The contract: one collective each way. Ledoit-Wolf's fourth moments take one more; so does to
+    # know whether rows are fewer than channels, where that could be. Then weights are gathered too.
+    rows, size = x.numel() // shape[1], shape[1] // options.get("groups", 1)
+    counted = options.get("kind", "zca") == "zca" and size >= len(sizes)
+    forward = 1 + counted
+    if counted and rows <= size:
+        forward += weighted
+    elif options.get("shrinkage") == "ledoit-wolf":
+        forward += 1
     for result in results[: len(sizes)]:
         assert result["collectives"] == (forward, 1)
 
@@ -205,13 +215,31 @@ def test_second_derivative(
     torch.testing.assert_close(gather(results, "dgrad"), d_grad, rtol=0.0, atol=1e-10)
 
 
+def test_few_rows_have_the_bits_of_one_process(processes: Processes) -> None:
+    """The rows are gathered: nothing is lost to a D x D covariance that has no full rank."""
+    sizes = (12, 9, 13)
+    x = shifted((34, 48), sizes)
+    for dtype in (torch.float32, torch.bfloat16):
+        part = x.to(dtype)
+        grad = torch.randn(part.shape).to(dtype)
+        results = processes.run(cases.whiten, part, grad, sizes, None, {})
+        y, dx = plain.value_and_grad(fastwhiten.whiten, part, grad)
+        assert torch.equal(gather(results, "y"), y) and torch.equal(gather(results, "dx"), dx)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["backward", "grad", "compile", "compiled layer", "checkpoint", "vmap"]
 )
-@pytest.mark.parametrize("sizes", [(6, 9, 5), (14, 6)], ids=["world", "group"])
-def test_transforms(how: str, sizes: tuple[int, ...], processes: Processes) -> None:
-    x = torch.randn(20, 3, 4, dtype=torch.float64) if how == "vmap" else shifted((20, 4), sizes)
+@pytest.mark.parametrize(
+    ("sizes", "channels"),
+    [((6, 9, 5), 4), ((14, 6), 4), ((14, 6), 24)],
+    ids=["world", "group", "few"],
+)
+def test_transforms(how: str, sizes: tuple[int, ...], channels: int, processes: Processes) -> None:
+    x = shifted((20, channels), sizes)
+    if how == "vmap":
+        x = torch.randn(20, 3, channels, dtype=torch.float64)
     results = processes.run(cases.transformed, x, sizes, how)
     ours = torch.cat([r for r in results if r is not None])
 

@@ -1,6 +1,6 @@
-"""Whitening in the eigenbasis (hop 3 of 5): for wide groups with few rows, where W costs more.
+"""Whitening in the eigenbasis: for wide groups with few rows, where W costs more.
 
-The stages of :class:`fastwhiten.autograd.Whiten` work on D x D matrices between two passes over the
+The stages of :mod:`fastwhiten.sides.feature` work on D x D matrices between two passes over the
 rows. With D in the hundreds and about as many rows, those matrices cost more than the rows do. Here
 the white coordinates ``Z = Xc U diag(1/s)`` are kept, and the backward is four products:
 
@@ -16,34 +16,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, composite, shrinkage
-from .backends import reference
-from .backends.opaque import add_product, product
-from .folding import CHANNEL, GROUP, ROW_WEIGHT, ROWS, vmap_by_groups
-from .function_base import Function, run
-from .precision import backward_in_own_precision
+from .. import backends, composite, shrinkage
+from ..backends import reference
+from ..backends.opaque import add_product, product
+from ..function import GroupFunction, backward_of, run
+from ..layout import restore
+from .batch import Batch, Options, Whitened, affine, optional, to_stage
 
 
-class EigenbasisWhiten(Function):
-    """ZCA: ``(x, row_weight, running_covariance, ...) -> (y, mean, covariance, ...)``."""
+class EigenbasisWhiten(GroupFunction):
+    """ZCA: ``(x, row_weight, running_covariance, options) -> (y, mean, covariance, ...)``."""
 
-    ROLES = (ROWS, ROW_WEIGHT, GROUP) + (None,) * 6
-    OUT_ROLES = (ROWS, CHANNEL, GROUP, GROUP, GROUP, GROUP, GROUP)
+    RESULTS = ("y", "mean", "covariance", "eigenvalues", "basis", "white", "rho")
 
     @staticmethod
     def forward(
         x: Tensor,  # [M, C] or [N, C, L], contiguous
         row_weight: Tensor | None,  # [M] T
         running_covariance: Tensor | None,  # [G, D, D] T
-        groups: int,
-        eps: float,
-        batch_weight: float,
-        shrink: str | float | None,
-        double_precision: bool,
-        backend: str,
+        options: Options,
     ) -> tuple[Tensor, ...]:
-        """Return ``(y, mean, covariance, eigenvalues, basis, white, rho)``."""
-        stages = backends.get(backend)
+        """Return what ``RESULTS`` names; ``rho`` is ``[0]`` without shrinkage."""
+        stages = backends.get(options.backend)
+        groups, batch_weight, eps, _, double_precision, shrink, _, _ = options
         mean, covariance = stages.statistics(x, row_weight, groups, double_precision)
         rho = shrinkage.feature_intensity(
             shrink, covariance, running_covariance, batch_weight, x, mean, row_weight, stages
@@ -61,34 +56,25 @@ class EigenbasisWhiten(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep the inputs of the backward; only ``y`` is differentiable."""
-        x, row_weight, running_covariance, *options = inputs
+        x, row_weight, running_covariance, ctx.options = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, row_weight, running_covariance, *output[3:])
-        ctx.options = options
 
     @staticmethod
-    @backward_in_own_precision
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    @backward_of(forward)
+    def backward(ctx: Any, *grads: Any) -> dict[str, Tensor | None]:
         """Return the gradient of ``x``."""
         if grads[0] is None:
-            return (None,) * 9
-        dx = run(EigenbasisBackward, grads[0].contiguous(), *ctx.saved_tensors, *ctx.options)
-        return (dx,) + (None,) * 8
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        """Fold the vmapped dimension into the groups."""
-        roles, out_roles = EigenbasisWhiten.ROLES, EigenbasisWhiten.OUT_ROLES
-        return vmap_by_groups(
-            EigenbasisWhiten.apply, info.batch_size, in_dims, args, roles, out_roles, 3
-        )
+            return {}
+        dx = run(EigenbasisBackward, grads[0].contiguous(), *ctx.saved_tensors, ctx.options)
+        return {"x": dx}
 
 
-class EigenbasisBackward(Function):
+class EigenbasisBackward(GroupFunction):
     """First derivative of :class:`EigenbasisWhiten`: ``(grad, x, ...) -> dx``."""
 
-    ROLES = (ROWS, ROWS, ROW_WEIGHT, GROUP, GROUP, GROUP, GROUP, GROUP) + (None,) * 6
+    RESULTS = ("dx",)
 
     @staticmethod
     def forward(
@@ -100,14 +86,10 @@ class EigenbasisBackward(Function):
         basis: Tensor,  # [G, D, D] T
         white: Tensor,  # [G, M, D] T
         rho: Tensor,  # [G] T, [0] without shrinkage
-        groups: int,
-        eps: float,
-        batch_weight: float,
-        shrink: str | float | None,
-        double_precision: bool,
-        backend: str,
+        options: Options,
     ) -> Tensor:
         """Return ``dx`` in the layout and dtype of ``x``."""
+        groups, batch_weight = options.groups, options.batch_weight
         rotated = product(reference.to_groups(grad, groups, white.dtype), basis)  # [G, M, D]
         f = product(white.mT, rotated)
         root = eigenvalues.sqrt()
@@ -130,34 +112,36 @@ class EigenbasisBackward(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep what the composite needs."""
-        ctx.save_for_backward(*inputs[:4], inputs[7])
-        groups, eps, batch_weight, _, double_precision, backend = inputs[8:]
-        ctx.options = (reference.ZCA, groups, eps, batch_weight, double_precision, backend)
+        grad, x, row_weight, running_covariance, _, _, _, rho, ctx.options = inputs
+        ctx.save_for_backward(grad, x, row_weight, running_covariance, rho)
 
     @staticmethod
-    @backward_in_own_precision
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    @backward_of(forward)
+    def backward(ctx: Any, *grads: Any) -> dict[str, Tensor | None]:
         """Return the gradients of ``grad`` and ``x``."""
         grad, x, row_weight, running, rho = ctx.saved_tensors
-        intensity = rho if rho.numel() else None
 
         def forward(x_: Tensor) -> Tensor:
             return composite.whiten_features(
-                x_, None, None, row_weight, running, intensity, ctx.options
+                x_, None, None, row_weight, running, optional(rho), ctx.options
             )
 
-        return composite.second_derivative(forward, grad, x, grads[0]) + (None,) * 12
+        d_grad, d_x = composite.second_derivative(forward, grad, x, grads[0])
+        return {"grad": d_grad, "x": d_x}
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        """Fold the vmapped dimension into the groups."""
-        outputs, dims = vmap_by_groups(
-            lambda *a: (EigenbasisBackward.apply(*a),),
-            info.batch_size,
-            in_dims,
-            args,
-            EigenbasisBackward.ROLES,
-            (ROWS,),
-            8,
-        )
-        return outputs[0], dims[0]
+
+def whiten(batch: Batch) -> Whitened:
+    """Whiten through the white coordinates of the rows."""
+    y, mean, covariance, eigenvalues, basis, _, _ = run(
+        EigenbasisWhiten,
+        batch.view,
+        batch.row_weight,
+        to_stage(batch.running_covariance, batch.dtype),
+        batch.options,
+    )
+    matrix = None
+    if batch.need == "matrix":
+        with torch.no_grad():
+            half = basis * eigenvalues.rsqrt().unsqueeze(-2)
+            matrix = reference.symmetrize(product(half, basis.mT))
+    return Whitened(affine(restore(y, batch.x), batch), mean, covariance, matrix)
