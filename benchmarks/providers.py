@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import fastwhiten
-from fastwhiten import peers
 from fastwhiten.backends import cuda_module
 from fastwhiten.backends import triton as triton_backend
+from training.models import peers
 
 from .scenes import Scene
 

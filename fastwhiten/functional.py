@@ -145,8 +145,8 @@ def whiten(
         process_group: None uses the rows of this process alone. ``"world"`` (the default group of
             ``torch.distributed``) or a ProcessGroup uses the rows of all its processes, as one
             process holding them would: one all-reduce forward and one backward (one more forward
-            for ``"ledoit-wolf"``). Every process has to call; batch sizes may differ and be 0, with
-            at least two rows in all.
+            for ``"ledoit-wolf"``, and for ZCA of CPU tensors). Every process has to call;
+            batch sizes may differ and be 0, with at least two rows in all.
         backend: ``"auto"`` takes the best that serves the device of ``x``. ``"native"`` (compiled
             C++, and CUDA kernels where they were built), ``"triton"`` (an NVIDIA GPU of compute
             capability 8.0 or later, and the package triton) and ``"reference"`` (plain PyTorch, any
@@ -171,8 +171,10 @@ def whiten(
 
     Note:
         With a process group every process backpropagates its own loss, and the gradient is that of
-        the sum of all losses, as in ``nn.SyncBatchNorm``. The D x D covariance is decomposed on
-        every process, also where there are fewer rows than channels.
+        the sum of all losses, as in ``nn.SyncBatchNorm``. Where all processes together have no more
+        rows than channels, ZCA of CPU tensors gathers the rows, and every process whitens them all.
+        Elsewhere the D x D covariance is decomposed on every process: to know the number of all
+        rows would wait for the GPU.
 
     Note:
         The gradient never divides by an eigenvalue gap for ZCA and Cholesky. PCA's is undefined

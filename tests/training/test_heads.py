@@ -13,10 +13,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 
 from fastwhiten import ChannelWhitening
-from fastwhiten.peers import CholeskyWhitening, EagerWhitening, IterNorm
 from training.batch_rules import BatchRules
 from training.config import TrainConfig
 from training.models import CosineClassifier, build_model, class_balanced_weights
+from training.models.peers import CholeskyWhitening, EagerWhitening, IterNorm
 from training.models.whitening import apply_whitening, build_whitening, keep_statistics
 
 LAYERS = {

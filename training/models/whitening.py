@@ -9,21 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from training.config import WHITENING_OPTIONS, WhiteningName, WhiteningOptions
+from training.models import peers
 
 
 def _batchnorm(num_features: int, eps: float, momentum: float) -> nn.Module:
     # No scale and shift, as in the whitening layers: the linear classifier follows.
     return nn.BatchNorm1d(num_features, eps=eps, momentum=momentum, affine=False)
-
-
-def _peer(name: str) -> Callable[..., nn.Module]:
-    def build(num_features: int, **options: Any) -> nn.Module:
-        from fastwhiten import peers
-
-        layer: nn.Module = getattr(peers, name)(num_features, **options)
-        return layer
-
-    return build
 
 
 def _fused(num_features: int, **options: Any) -> nn.Module:
@@ -35,9 +26,9 @@ def _fused(num_features: int, **options: Any) -> nn.Module:
 _LAYERS: dict[str, Callable[..., nn.Module]] = {
     "none": nn.Identity,
     "batchnorm": _batchnorm,
-    "eager": _peer("EagerWhitening"),
-    "cholesky": _peer("CholeskyWhitening"),
-    "iternorm": _peer("IterNorm"),
+    "eager": peers.EagerWhitening,
+    "cholesky": peers.CholeskyWhitening,
+    "iternorm": peers.IterNorm,
     "fused": _fused,
 }
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastwhiten.peers import (
+from training.models.peers import (
     CholeskyWhitening,
     EagerWhitening,
     IterNorm,

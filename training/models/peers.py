@@ -61,7 +61,7 @@ def eager_whiten(x: Tensor, groups: int = 1, eps: float = 1e-3) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from fastwhiten.peers import eager_whiten
+        >>> from training.models.peers import eager_whiten
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(256, 8, generator=generator) @ torch.ones(8, 8).tril()
         >>> y = eager_whiten(x, groups=2, eps=1e-5)
@@ -81,7 +81,7 @@ def cholesky_whiten(x: Tensor, groups: int = 1, eps: float = 1e-3) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from fastwhiten.peers import cholesky_whiten
+        >>> from training.models.peers import cholesky_whiten
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(256, 4, generator=generator) @ torch.ones(4, 4).tril()
         >>> y = cholesky_whiten(x, eps=1e-5)
@@ -115,7 +115,7 @@ def iternorm_whiten(x: Tensor, groups: int = 1, eps: float = 1e-3, iterations: i
 
     Example:
         >>> import torch
-        >>> from fastwhiten.peers import eager_whiten, iternorm_whiten
+        >>> from training.models.peers import eager_whiten, iternorm_whiten
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(256, 4, generator=generator) @ torch.ones(4, 4).tril()
         >>> y = iternorm_whiten(x.double(), iterations=8)
@@ -242,7 +242,7 @@ class EagerWhitening(_RunningWhitening):
 
     Example:
         >>> import torch
-        >>> from fastwhiten.peers import EagerWhitening
+        >>> from training.models.peers import EagerWhitening
         >>> layer = EagerWhitening(64, groups=4)
         >>> layer(torch.randn(128, 64)).shape
         torch.Size([128, 64])
@@ -257,7 +257,7 @@ class CholeskyWhitening(_RunningWhitening):
 
     Example:
         >>> import torch
-        >>> from fastwhiten.peers import CholeskyWhitening
+        >>> from training.models.peers import CholeskyWhitening
         >>> CholeskyWhitening(8).eval()(torch.randn(1, 8)).shape
         torch.Size([1, 8])
     """
@@ -282,7 +282,7 @@ class IterNorm(_RunningWhitening):
 
     Example:
         >>> import torch
-        >>> from fastwhiten.peers import IterNorm
+        >>> from training.models.peers import IterNorm
         >>> IterNorm(8, iterations=5)(torch.randn(16, 8, 4, 4)).shape
         torch.Size([16, 8, 4, 4])
     """
