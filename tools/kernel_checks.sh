@@ -42,12 +42,12 @@ cuda() {
     cuda/bin/python - <<'PYTHON'
 import fastwhiten, torch
 from fastwhiten import backends
-from fastwhiten.backends import fakes
+from fastwhiten.backends import stages
 
 assert torch.version.cuda is not None, "expected a CUDA build of torch"
 assert backends.available()["cuda"] is None, backends.available()["cuda"]
 has = torch._C._dispatch_has_kernel_for_dispatch_key
-missing = [name for name in fakes.FAKES if not has(f"fastwhiten::{name}", "CUDA")]
+missing = [name for name in stages.STAGES if not has(f"fastwhiten::{name}", "CUDA")]
 assert not missing, f"no CUDA kernels for {missing}"
 PYTHON
   )

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import cuda_module, extension, fakes
+from . import cuda_module, extension, stages
 
 import_error: str | None = None
 build: dict[str, Any] = {}
@@ -24,19 +24,6 @@ except ImportError as error:  # not built, for another platform, from other sour
 
 if import_error is None:
     cuda_module.load(build["cuda"])
-    for _name, _fake in fakes.FAKES.items():
-        torch.library.register_fake(f"fastwhiten::{_name}")(_fake)
-    statistics = torch.ops.fastwhiten.statistics
-    eigh = torch.ops.fastwhiten.eigh
-    eigh_sweeps = torch.ops.fastwhiten.eigh_sweeps
-    intensity = torch.ops.fastwhiten.intensity
-    factor = torch.ops.fastwhiten.factor
-    apply = torch.ops.fastwhiten.apply
-    backward_reduce = torch.ops.fastwhiten.backward_reduce
-    backward_matrix = torch.ops.fastwhiten.backward_matrix
-    backward_apply = torch.ops.fastwhiten.backward_apply
-    whiten_forward = torch.ops.fastwhiten.whiten_forward
-    whiten_backward = torch.ops.fastwhiten.whiten_backward
-    sample_statistics = torch.ops.fastwhiten.sample_statistics
-    sample_apply = torch.ops.fastwhiten.sample_apply
-    sample_backward = torch.ops.fastwhiten.sample_backward
+    for _name in stages.STAGES:
+        torch.library.register_fake(f"fastwhiten::{_name}")(stages.fake(_name))
+        globals()[_name] = getattr(torch.ops.fastwhiten, _name)

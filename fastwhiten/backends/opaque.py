@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..precision import full_float32, reduced
-from . import fakes, native, reference
+from . import native, reference, stages
 from .operators import operator
 
 
@@ -27,10 +27,7 @@ def _stages(module: ModuleType, namespace: str) -> Any:
         # Looked up when it runs: without the extension there are no native stages.
         return lambda *arguments: getattr(module, name)(*arguments)
 
-    made = {
-        name: operator(namespace, name, stage(name), getattr(reference, name))
-        for name in fakes.FAKES
-    }
+    made = {name: operator(namespace, name, stage(name)) for name in stages.STAGES}
     return SimpleNamespace(**made)
 
 

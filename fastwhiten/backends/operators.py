@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..precision import full_float32
-from . import fakes
+from . import stages
 
 
 def current_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -22,25 +21,19 @@ def current_device(device: torch.device) -> contextlib.AbstractContextManager[ob
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def operator(
-    namespace: str,
-    name: str,
-    function: Callable[..., Any],
-    signature: Callable[..., Any] | None = None,
-) -> Any:
-    """Register the stage ``function`` as ``namespace::name`` with its fake kernel.
+def operator(namespace: str, name: str, function: Callable[..., Any]) -> Any:
+    """Register ``function`` as the stage ``namespace::name``.
 
-    ``signature`` has its annotations, where it has none. The first argument is a tensor, and says
-    on which device it runs. Where the stage falls back to PyTorch's products, they are float32's,
-    also in a compiled graph.
+    The first argument is a tensor, and says on which device it runs. Where the stage falls back to
+    PyTorch's products, they are float32's, also in a compiled graph.
     """
 
-    @functools.wraps(signature or function)
     def run(x: torch.Tensor, *rest: Any) -> Any:
         with current_device(x.device), full_float32(x):
             return function(x, *rest)
 
-    schema = torch.library.infer_schema(signature or function, mutates_args=())
-    op = torch.library.custom_op(f"{namespace}::{name}", run, mutates_args=(), schema=schema)
-    op.register_fake(fakes.FAKES[name])
+    op = torch.library.custom_op(
+        f"{namespace}::{name}", run, mutates_args=(), schema=stages.schema(name)
+    )
+    op.register_fake(stages.fake(name))
     return getattr(getattr(torch.ops, namespace), name)

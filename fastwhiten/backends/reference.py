@@ -2,7 +2,7 @@
 
 This file is what the other backends are tested against (in float64) and what runs where no
 compiled backend is available. It favours reading over speed: one formula of the mathematics per
-line. The functions are not differentiable pieces: :mod:`fastwhiten.autograd` calls them inside
+line. The functions are not differentiable pieces: :mod:`fastwhiten.sides` calls them inside
 ``torch.autograd.Function``.
 
 Notation (see :mod:`fastwhiten`): ``T`` is the accumulation dtype, float32 for
@@ -20,9 +20,13 @@ from .grouping import from_groups as from_groups
 from .grouping import symmetrize as symmetrize
 from .grouping import to_groups as to_groups
 from .intensity import effective_rows, ledoit_wolf, oas
-
-ZCA, PCA, CHOLESKY = 0, 1, 2
-NO_SHRINKAGE, FIXED, OAS, LEDOIT_WOLF = 0, 1, 2, 3
+from .stages import CHOLESKY as CHOLESKY
+from .stages import FIXED as FIXED
+from .stages import LEDOIT_WOLF as LEDOIT_WOLF
+from .stages import NO_SHRINKAGE as NO_SHRINKAGE
+from .stages import OAS as OAS
+from .stages import PCA as PCA
+from .stages import ZCA as ZCA
 
 # Two eigenvalues closer than this many rounding errors of their own size are tied: a symmetric
 # eigensolver's error is a modest multiple of D * machine epsilon * |l|.
@@ -368,7 +372,9 @@ def sample_backward(
 ) -> Tensor:
     """Return ``dx`` ``[M, C]`` of the sample side in the dtype of ``grad``.
 
-    The formula is in section 3 of the design.
+    With ``Gv = V^T (g / sqrt(p))``, ``F = Gv P^T`` and ``R = w F^T + (1 - w) F``,
+    ``w_ij = t_i / (t_i + t_j)``: ``dx = C(sqrt(p) V diag(1/t) (Gv - R P))``, C the centring; with
+    shrinkage, as below. It divides by no eigenvalue gap.
     """
     groups, _, size = projected.shape
     t, _ = sample_spectrum(eigenvalues, rho, eps, size)

@@ -22,13 +22,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, stages
 from .operators import operator
 
 # The kernels need float32 products and shuffles that every NVIDIA GPU has, but configurations are
@@ -89,7 +90,6 @@ def _kernels() -> Any:
         apply,
         backward,
         backward_matrix,
-        checks,
         common,
         eigh,
         factor,
@@ -100,12 +100,6 @@ def _kernels() -> Any:
     )
 
     return SimpleNamespace(
-        check=checks.check,
-        check_kind=checks.check_kind,
-        check_intensity=checks.check_intensity,
-        check_spectrum=checks.check_spectrum,
-        check_input=checks.check_input,
-        check_square=checks.check_square,
         whole=common.WHOLE,
         statistics=statistics.launch_statistics,
         intensity=intensity.launch_intensity,
@@ -122,30 +116,23 @@ def _kernels() -> Any:
     )
 
 
-def _rows(x: Tensor) -> int:
-    return x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[2]
+# What these functions take has been checked against the table of the stages.
 
 
 def _statistics(
     x: Tensor, row_weight: Tensor | None, groups: int, double_precision: bool
 ) -> tuple[Tensor, Tensor]:
-    k, dtype = _kernels(), reference.accumulation_dtype(x.dtype, double_precision)
-    k.check_input("statistics", x, groups)
-    k.check("statistics", "row_weight", row_weight, (_rows(x),), dtype, x)
     if x.shape[1] // groups >= LIBRARY:
         return reference.statistics(x, row_weight, groups, double_precision)
-    mean, covariance = k.statistics(x, row_weight, groups, dtype)
+    dtype = reference.accumulation_dtype(x.dtype, double_precision)
+    mean, covariance = _kernels().statistics(x, row_weight, groups, dtype)
     return mean, covariance
 
 
 def _eigh(a: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
     # Jacobi's method begins anew here: with a start its kernel would need local memory.
     k = _kernels()
-    k.check_square("eigh", "a", a)
-    k.check("eigh", "start", start, tuple(a.shape), a.dtype, a)
-    if a.shape[-1] > k.whole:
-        return reference.eigh(a)
-    eigenvalues, vectors = k.eigh(a)
+    eigenvalues, vectors = reference.eigh(a) if a.shape[-1] > k.whole else k.eigh(a)
     return eigenvalues, vectors
 
 
@@ -158,17 +145,11 @@ def _factor(
     kind: int,
     start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    k, dtype = _kernels(), covariance.dtype
-    k.check_square("factor", "covariance", covariance)
-    shape = tuple(covariance.shape)
-    k.check("factor", "running_covariance", running_covariance, shape, dtype, covariance)
-    k.check("factor", "rho", rho, shape[:1], dtype, covariance)
-    k.check("factor", "start", start, shape, dtype, covariance)
-    k.check_kind("factor", kind)
-    arguments = (covariance, running_covariance, rho, batch_weight, eps, kind)
-    if shape[-1] > k.whole:
-        return reference.factor(*arguments)
-    eigenvalues, basis, matrix = k.factor(*arguments)
+    k = _kernels()
+    serves = reference if covariance.shape[-1] > k.whole else k
+    eigenvalues, basis, matrix = serves.factor(
+        covariance, running_covariance, rho, batch_weight, eps, kind
+    )
     return eigenvalues, basis, matrix
 
 
@@ -182,94 +163,41 @@ def _intensity(
     method: int,
     value: float,
 ) -> Tensor:
-    k, blending = _kernels(), (running_covariance, row_weight, batch_weight)
-    k.check_intensity(x, mean, covariance, running_covariance, row_weight, method)
+    arguments = (x, mean, covariance, running_covariance, row_weight, batch_weight, method)
     if method == reference.FIXED or covariance.shape[-1] >= LIBRARY:
-        return reference.intensity(x, mean, covariance, *blending, method, value)
-    rho: Tensor = k.intensity(x, mean, covariance, *blending, method)
+        return reference.intensity(*arguments, value)
+    rho: Tensor = _kernels().intensity(*arguments)
     return rho
 
 
 def _apply(
     x: Tensor, mean: Tensor, matrix: Tensor, gamma: Tensor | None, beta: Tensor | None
 ) -> Tensor:
-    k, dtype, channels = _kernels(), matrix.dtype, x.shape[1]
-    k.check_square("apply", "matrix", matrix)
-    k.check_input("apply", x, matrix.shape[0])
-    size = channels // matrix.shape[0]
-    k.check("apply", "matrix", matrix, (matrix.shape[0], size, size), dtype, x)
-    for name, t in (("mean", mean), ("gamma", gamma), ("beta", beta)):
-        k.check("apply", name, t, (channels,), dtype, x)
-    if size >= LIBRARY:
-        return reference.apply(x, mean, matrix, gamma, beta)
-    y: Tensor = k.apply(x, mean, matrix, gamma, beta)
+    serves = reference if matrix.shape[-1] >= LIBRARY else _kernels()
+    y: Tensor = serves.apply(x, mean, matrix, gamma, beta)
     return y
 
 
 def _backward_reduce(x: Tensor, grad: Tensor, mean: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    k = _kernels()
-    k.check_input("backward_reduce", x, groups)
-    k.check("backward_reduce", "grad", grad, tuple(x.shape), x.dtype, x)
-    k.check("backward_reduce", "mean", mean, (x.shape[1],), mean.dtype, x)
-    if x.shape[1] // groups >= LIBRARY:
-        return reference.backward_reduce(x, grad, mean, groups)
-    grad_sum, cross = k.backward_reduce(x, grad, mean, groups)
+    serves = reference if x.shape[1] // groups >= LIBRARY else _kernels()
+    grad_sum, cross = serves.backward_reduce(x, grad, mean, groups)
     return grad_sum, cross
 
 
-def _backward_matrix(
-    cross: Tensor,
-    eigenvalues: Tensor,
-    basis: Tensor,
-    matrix: Tensor,
-    gamma: Tensor | None,
-    rho: Tensor | None,
-    batch_weight: float,
-    kind: int,
-) -> tuple[Tensor, Tensor]:
-    k, dtype = _kernels(), cross.dtype
-    k.check_square("backward_matrix", "cross", cross)
-    k.check_kind("backward_matrix", kind)
-    shape = tuple(cross.shape)
-    groups, size = shape[:2]
-    k.check("backward_matrix", "matrix", matrix, shape, dtype, cross)
-    if kind != reference.CHOLESKY:
-        k.check("backward_matrix", "eigenvalues", eigenvalues, shape[:2], dtype, cross)
-        k.check("backward_matrix", "basis", basis, shape, dtype, cross)
-    k.check("backward_matrix", "gamma", gamma, (groups * size,), dtype, cross)
-    k.check("backward_matrix", "rho", rho, (groups,), dtype, cross)
-    arguments = (cross, eigenvalues, basis, matrix, gamma, rho, batch_weight, kind)
+def _backward_matrix(cross: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    k, size = _kernels(), cross.shape[-1]
     if size > k.whole:
-        return reference.backward_matrix(*arguments)
-    tie = reference.tie_tolerance(size, dtype)
-    inner, grad_gamma = k.backward_matrix(*arguments, tie)
+        return reference.backward_matrix(cross, *arguments)
+    tie = reference.tie_tolerance(size, cross.dtype)
+    inner, grad_gamma = k.backward_matrix(cross, *arguments, tie)
     return inner, grad_gamma
 
 
 def _backward_apply(
-    x: Tensor,
-    grad: Tensor,
-    mean: Tensor,
-    grad_sum: Tensor,
-    matrix: Tensor,
-    inner: Tensor,
-    gamma: Tensor | None,
-    row_weight: Tensor | None,
+    x: Tensor, grad: Tensor, mean: Tensor, grad_sum: Tensor, matrix: Tensor, *rest: Any
 ) -> Tensor:
-    k, dtype, channels = _kernels(), mean.dtype, x.shape[1]
-    groups = matrix.shape[0]
-    k.check_input("backward_apply", x, groups)
-    k.check("backward_apply", "grad", grad, tuple(x.shape), x.dtype, x)
-    for name, t in (("mean", mean), ("grad_sum", grad_sum), ("gamma", gamma)):
-        k.check("backward_apply", name, t, (channels,), dtype, x)
-    size = channels // groups
-    for name, t in (("matrix", matrix), ("inner", inner)):
-        k.check("backward_apply", name, t, (groups, size, size), dtype, x)
-    k.check("backward_apply", "row_weight", row_weight, (_rows(x),), dtype, x)
-    arguments = (x, grad, mean, grad_sum, matrix, inner, gamma, row_weight)
-    if size >= LIBRARY:
-        return reference.backward_apply(*arguments)
-    dx: Tensor = k.backward_apply(*arguments)
+    serves = reference if matrix.shape[-1] >= LIBRARY else _kernels()
+    dx: Tensor = serves.backward_apply(x, grad, mean, grad_sum, matrix, *rest)
     return dx
 
 
@@ -287,7 +215,7 @@ def _whiten_forward(
     shrink_method: int,
     shrink_value: float,
     start: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     mean, covariance = _statistics(x, row_weight, groups, double_precision)
     rho = None
     if shrink_method != reference.NO_SHRINKAGE:
@@ -322,62 +250,38 @@ def _whiten_backward(
 def _sample_statistics(
     x: Tensor, row_weight: Tensor | None, groups: int, double_precision: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    k, dtype = _kernels(), reference.accumulation_dtype(x.dtype, double_precision)
-    k.check_input("sample_statistics", x, groups)
-    if x.dim() != 2:
-        raise ValueError(f"sample_statistics: expected rows [M, C], got {list(x.shape)}")
-    k.check("sample_statistics", "row_weight", row_weight, (x.shape[0],), dtype, x)
+    k = _kernels()
     if not k.sample_serves(*x.shape):
         return reference.sample_statistics(x, row_weight, groups, double_precision)
+    dtype = reference.accumulation_dtype(x.dtype, double_precision)
     mean, scaled, gram = k.sample_statistics(x, row_weight, groups, dtype)
     return mean, scaled, gram
 
 
-def _sample_apply(
-    scaled: Tensor,
-    eigenvalues: Tensor,
-    eigenvectors: Tensor,
-    row_weight: Tensor | None,
-    rho: Tensor | None,
-    eps: float,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    k, rows = _kernels(), scaled.shape[0]
-    groups = eigenvalues.shape[0]
-    k.check_input("sample_apply", scaled, groups)
-    sizes = (groups, rows)
-    k.check_spectrum("sample_apply", eigenvalues, eigenvectors, row_weight, rho, scaled, sizes)
-    arguments = (scaled, eigenvalues, eigenvectors, row_weight, rho, eps, out_dtype)
-    if not k.sample_serves(*scaled.shape):
-        return reference.sample_apply(*arguments)
-    y, projected = k.sample_apply(*arguments)
+def _sample_apply(scaled: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    k = _kernels()
+    serves = k if k.sample_serves(*scaled.shape) else reference
+    y, projected = serves.sample_apply(scaled, *arguments)
     return y, projected
 
 
-def _sample_backward(
-    grad: Tensor,
-    projected: Tensor,
-    eigenvalues: Tensor,
-    eigenvectors: Tensor,
-    row_weight: Tensor | None,
-    rho: Tensor | None,
-    eps: float,
-) -> Tensor:
+def _sample_backward(grad: Tensor, *arguments: Any) -> Tensor:
     k = _kernels()
-    groups, rows, size = projected.shape
-    k.check_input("sample_backward", grad, groups)
-    k.check("sample_backward", "grad", grad, (rows, groups * size), grad.dtype, projected)
-    k.check("sample_backward", "projected", projected, (groups, rows, size), projected.dtype, grad)
-    sizes = (groups, rows)
-    k.check_spectrum(
-        "sample_backward", eigenvalues, eigenvectors, row_weight, rho, projected, sizes
-    )
-    arguments = (grad, projected, eigenvalues, eigenvectors, row_weight, rho, eps)
-    dx: Tensor = (k if k.sample_serves(*grad.shape) else reference).sample_backward(*arguments)
+    serves = k if k.sample_serves(*grad.shape) else reference
+    dx: Tensor = serves.sample_backward(grad, *arguments)
     return dx
 
 
-_operator = functools.partial(operator, "fastwhiten_triton")
+def _operator(name: str, function: Callable[..., Any]) -> Any:
+    """Register ``function`` as an operator that checks its arguments first."""
+
+    def checked(*arguments: Any) -> Any:
+        stages.check(name, arguments, "cpu" if interpreted() else "cuda")
+        return function(*arguments)
+
+    return operator("fastwhiten_triton", name, checked)
+
+
 statistics = _operator("statistics", _statistics)
 eigh = _operator("eigh", _eigh)
 eigh_sweeps = _operator("eigh_sweeps", reference.eigh_sweeps)

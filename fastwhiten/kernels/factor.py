@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backends.stages import CHOLESKY, ZCA
 from . import tuning
 from .common import (
     bits,
@@ -30,7 +31,6 @@ from .common import (
 from .eigh import is_finite, load_symmetric, store_system, whole_configurations, whole_options
 from .jacobi import eigensystem, positive_pivot
 
-ZCA, PCA, CHOLESKY = 0, 1, 2
 _CHOLESKY = tl.constexpr(CHOLESKY)
 _ZCA = tl.constexpr(ZCA)
 

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backends.stages import LEDOIT_WOLF
 from .common import (
     bits,
     block_of,
@@ -31,7 +32,6 @@ from .common import (
     row_weight_of,
 )
 
-FIXED, OAS, LEDOIT_WOLF = 1, 2, 3  # as the operators take them (fastwhiten.backends.reference)
 _LEDOIT_WOLF = tl.constexpr(LEDOIT_WOLF)
 BLOCK = 512
 

@@ -1,5 +1,6 @@
 """Which backend serves a call, and what is said when it cannot."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastwhiten
 from fastwhiten import backends
-from fastwhiten.backends import cuda_module, extension, fakes, native, reference, triton
+from fastwhiten.backends import cuda_module, extension, native, reference, stages, triton
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 STAGES = (
@@ -71,7 +72,20 @@ def test_backends_have_the_same_stages() -> None:
     for stage in STAGES:
         for backend in backends.BACKENDS.values():
             assert callable(getattr(backend, stage))
-    assert set(fakes.FAKES) == set(STAGES)
+    assert set(stages.STAGES) == set(STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_table_is_what_the_specification_and_the_compiled_operators_take(name: str) -> None:
+    parameters = inspect.signature(getattr(reference, name)).parameters.values()
+    stage = stages.STAGES[name]
+    assert [(p.name, p.default is None) for p in parameters] == [
+        (v.name, v.default) for v in stage.arguments
+    ]
+    schema = getattr(torch.ops.fastwhiten, name).default._schema
+    assert str(schema).removeprefix(f"fastwhiten::{name}") == stages.schema(name).replace(
+        "SymInt", "int"
+    )
 
 
 def test_the_documentation_names_every_backend() -> None:

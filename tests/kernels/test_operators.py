@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastwhiten.backends import fakes, operators, reference, triton
+from fastwhiten.backends import operators, reference, stages, triton
 from tests.test_opcheck import UTILS, WRONG, calls
 
 pytestmark = pytest.mark.interpret
@@ -86,7 +86,7 @@ def test_every_operator_runs_on_its_inputs_device(monkeypatch: pytest.MonkeyPatc
         entered.clear()
         getattr(torch.ops.fastwhiten_triton, op)(*arguments)
         assert entered == [arguments[0].device], op
-    assert {param.values[0] for param in slow_once()} == set(fakes.FAKES)
+    assert {param.values[0] for param in slow_once()} == set(stages.STAGES)
 
 
 def test_the_device_of_a_gpu_tensor_becomes_current(monkeypatch: pytest.MonkeyPatch) -> None:
