@@ -37,8 +37,8 @@ class Counted(EmulatedStages):
 
     launches: list[int] = field(default_factory=list)
 
-    def _run(self, stage, t, **arguments):
-        out = super()._run(stage, t, **arguments)
+    def _run(self, name, call, **more):
+        out = super()._run(name, call, **more)
         self.launches.append(out["out_launches"].item())
         return out
 

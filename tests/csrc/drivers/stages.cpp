@@ -53,6 +53,8 @@ struct Emulator {
   }
 };
 
+bool is(const Arguments& a, const char* stage) { return a.has(std::string("stage:") + stage); }
+
 Layout layout(Arguments& a) {
   const int64_t N = a.integer("samples"), C = a.integer("channels");
   const int64_t L = a.integer("length", 1), G = a.integer("groups");
@@ -60,7 +62,7 @@ Layout layout(Arguments& a) {
 }
 
 template <class In, class T>
-void of_rows(Arguments& a, int64_t stage) {
+void of_rows(Arguments& a) {
   Emulator device{a.order()};
   const Layout s = layout(a);
   const int64_t G = s.groups, D = s.width, C = s.channels, M = s.rows();
@@ -68,87 +70,92 @@ void of_rows(Arguments& a, int64_t stage) {
   const auto matrices = static_cast<std::size_t>(G * D * D), C_ = static_cast<std::size_t>(C);
   const In* const x = a.array<In>("x");
   const In* const grad = a.array<In>("grad");
-  const T* const p = a.array<T>("p");
-  const T* const running = a.array<T>("running");
+  const T* const p = a.array<T>("row_weight");
+  const T* const running = a.array<T>("running_covariance");
   const double weight = a.has("batch_weight") ? a.real("batch_weight") : 1;
-  switch (stage) {
-    case 0:
-      return run_statistics<Emulator, In, T>(
-          device, s, x, p, a.output<T>("out_mean", C_), a.output<T>("out_covariance", matrices),
-          running, weight, running != nullptr ? a.output<T>("out_blended", matrices) : nullptr);
-    case 1:
-      return run_apply<Emulator, In, T>(device, s, x, a.array<T>("mean"), a.array<T>("matrix"),
-                                        a.array<T>("gamma"), a.array<T>("beta"),
-                                        a.output<In>("out_y", count));
-    case 2:
-      return run_backward_reduce<Emulator, In, T>(device, s, x, grad, a.array<T>("mean"),
-                                                  a.output<T>("out_grad_sum", C_),
-                                                  a.output<T>("out_cross", matrices));
-    case 3:
-      return run_backward_apply<Emulator, In, T>(
-          device, s, x, grad, a.array<T>("mean"), a.array<T>("grad_sum"), a.array<T>("matrix"),
-          a.array<T>("inner"), a.array<T>("gamma"), p, a.output<In>("out_dx", count));
-    case 4:
-      return run_intensity<Emulator, In, T>(device, s, x, a.array<T>("mean"),
-                                            a.array<T>("covariance"), running, p, weight,
-                                            a.integer("method"), a.real("value"),
-                                            a.output<T>("out_rho", static_cast<std::size_t>(G)));
-    case 5:
-      return run_sample_statistics<Emulator, In, T>(
-          device, s, x, p, a.output<T>("out_mean", C_), a.output<T>("out_scaled", count),
-          a.output<T>("out_gram", static_cast<std::size_t>(G * M * M)));
-    case 6:
-      return run_sample_apply<Emulator, In, T>(
-          device, s, a.array<T>("scaled"), a.array<T>("eigenvalues"), a.array<T>("eigenvectors"), p,
-          a.array<T>("rho"), a.real("eps"), a.output<In>("out_y", count),
-          a.output<T>("out_projected", count));
-    case 7:
-      return run_sample_backward<Emulator, In, T>(device, s, grad, a.array<T>("projected"),
-                                                  a.array<T>("eigenvalues"),
-                                                  a.array<T>("eigenvectors"), p, a.array<T>("rho"),
-                                                  a.real("eps"), a.output<In>("out_dx", count));
-    default:
-      throw emulation::Error("no such stage");
+  if (is(a, "statistics")) {
+    return run_statistics<Emulator, In, T>(
+        device, s, x, p, a.output<T>("out_mean", C_), a.output<T>("out_covariance", matrices),
+        running, weight, running != nullptr ? a.output<T>("out_blended", matrices) : nullptr);
   }
+  if (is(a, "apply")) {
+    return run_apply<Emulator, In, T>(device, s, x, a.array<T>("mean"), a.array<T>("matrix"),
+                                      a.array<T>("gamma"), a.array<T>("beta"),
+                                      a.output<In>("out_y", count));
+  }
+  if (is(a, "backward_reduce")) {
+    return run_backward_reduce<Emulator, In, T>(device, s, x, grad, a.array<T>("mean"),
+                                                a.output<T>("out_grad_sum", C_),
+                                                a.output<T>("out_cross", matrices));
+  }
+  if (is(a, "backward_apply")) {
+    return run_backward_apply<Emulator, In, T>(
+        device, s, x, grad, a.array<T>("mean"), a.array<T>("grad_sum"), a.array<T>("matrix"),
+        a.array<T>("inner"), a.array<T>("gamma"), p, a.output<In>("out_dx", count));
+  }
+  if (is(a, "intensity")) {
+    return run_intensity<Emulator, In, T>(
+        device, s, x, a.array<T>("mean"), a.array<T>("covariance"), running, p, weight,
+        a.integer("method"), a.real("value"), a.output<T>("out_rho", static_cast<std::size_t>(G)));
+  }
+  if (is(a, "sample_statistics")) {
+    return run_sample_statistics<Emulator, In, T>(
+        device, s, x, p, a.output<T>("out_mean", C_), a.output<T>("out_scaled", count),
+        a.output<T>("out_gram", static_cast<std::size_t>(G * M * M)));
+  }
+  if (is(a, "sample_apply")) {
+    return run_sample_apply<Emulator, In, T>(
+        device, s, a.array<T>("scaled"), a.array<T>("eigenvalues"), a.array<T>("eigenvectors"), p,
+        a.array<T>("rho"), a.real("eps"), a.output<In>("out_y", count),
+        a.output<T>("out_projected", count));
+  }
+  if (is(a, "sample_backward")) {
+    return run_sample_backward<Emulator, In, T>(device, s, grad, a.array<T>("projected"),
+                                                a.array<T>("eigenvalues"),
+                                                a.array<T>("eigenvectors"), p, a.array<T>("rho"),
+                                                a.real("eps"), a.output<In>("out_dx", count));
+  }
+  throw emulation::Error("no such stage");
 }
 
 template <class In, class T>
-void whole(Arguments& a, bool forward) {
+void whole(Arguments& a) {
   Emulator device{a.order()};
   const Layout s = layout(a);
   const int64_t G = s.groups, D = s.width, kind = a.integer("kind");
   const auto count = static_cast<std::size_t>(s.numel()), C = static_cast<std::size_t>(s.channels);
   const auto matrices = static_cast<std::size_t>(G * D * D);
   const auto spectral = [&](std::size_t n) { return kind == 2 ? std::size_t{0} : n; };
-  if (forward) {
-    const int64_t method = a.integer("method");
+  if (is(a, "whiten_forward")) {
+    const int64_t method = a.integer("shrink_method");
     const auto groups = static_cast<std::size_t>(method != 0 ? G : 0);
     run_whiten_forward(
-        device, WhitenForward<In, T>{
-                    s, a.array<In>("x"), a.array<T>("gamma"), a.array<T>("beta"), a.array<T>("p"),
-                    a.array<T>("running"), a.real("batch_weight"), a.real("eps"), kind, method,
-                    a.real("value"), a.array<T>("start"), a.output<In>("out_y", count),
-                    a.output<T>("out_mean", C), a.output<T>("out_covariance", matrices),
-                    a.output<T>("out_eigenvalues", spectral(C)),
-                    a.output<T>("out_basis", spectral(matrices)),
-                    a.output<T>("out_matrix", matrices), a.output<T>("out_rho", groups)});
+        device,
+        WhitenForward<In, T>{
+            s, a.array<In>("x"), a.array<T>("gamma"), a.array<T>("beta"), a.array<T>("row_weight"),
+            a.array<T>("running_covariance"), a.real("batch_weight"), a.real("eps"), kind, method,
+            a.real("shrink_value"), a.array<T>("start"), a.output<In>("out_y", count),
+            a.output<T>("out_mean", C), a.output<T>("out_covariance", matrices),
+            a.output<T>("out_eigenvalues", spectral(C)),
+            a.output<T>("out_basis", spectral(matrices)), a.output<T>("out_matrix", matrices),
+            a.output<T>("out_rho", groups)});
     return;
   }
   run_whiten_backward(
       device,
       WhitenBackward<In, T>{s, a.array<In>("grad"), a.array<In>("x"), a.array<T>("mean"),
                             a.array<T>("eigenvalues"), a.array<T>("basis"), a.array<T>("matrix"),
-                            a.array<T>("gamma"), a.array<T>("rho"), a.array<T>("p"),
+                            a.array<T>("gamma"), a.array<T>("rho"), a.array<T>("row_weight"),
                             a.real("batch_weight"), kind, a.output<In>("out_dx", count),
                             a.output<T>("out_grad_gamma", C), a.output<T>("out_grad_sum", C)});
 }
 
 template <class T>
-void of_matrices(Arguments& a, int64_t stage) {
+void of_matrices(Arguments& a) {
   Emulator device{a.order()};
   const int64_t G = a.integer("groups"), D = a.integer("width"), kind = a.integer("kind");
   const auto matrices = static_cast<std::size_t>(G * D * D), C = static_cast<std::size_t>(G * D);
-  if (stage == 10) {
+  if (is(a, "backward_matrix")) {
     run_backward_matrix<Emulator, T>(
         device, G, D, a.array<T>("cross"), a.array<T>("eigenvalues"), a.array<T>("basis"),
         a.array<T>("matrix"), a.array<T>("gamma"), a.array<T>("rho"), a.real("batch_weight"), kind,
@@ -156,7 +163,7 @@ void of_matrices(Arguments& a, int64_t stage) {
     return;
   }
   auto blended = device.allocate<T>(G * D * D);
-  run_blend<Emulator, T>(device, G, D, a.array<T>("covariance"), a.array<T>("running"),
+  run_blend<Emulator, T>(device, G, D, a.array<T>("covariance"), a.array<T>("running_covariance"),
                          a.real("batch_weight"), blended.get());
   const auto spectral = [&](std::size_t n) { return kind == 2 ? std::size_t{0} : n; };
   T* const eigenvalues = a.output<T>("out_eigenvalues", spectral(C));
@@ -174,31 +181,28 @@ void of_matrices(Arguments& a, int64_t stage) {
 }
 
 template <class In, class T>
-void run(Arguments& a, int64_t stage) {
-  if (stage == 20 || stage == 21) return whole<In, T>(a, stage == 20);
-  of_rows<In, T>(a, stage);
+void run(Arguments& a) {
+  is(a, "whiten_forward") || is(a, "whiten_backward") ? whole<In, T>(a) : of_rows<In, T>(a);
 }
 
 template <class In>
-[[maybe_unused]] void run(Arguments& a, int64_t stage) {
-  a.integer("double", 0) != 0 ? run<In, double>(a, stage) : run<In, float>(a, stage);
+[[maybe_unused]] void run(Arguments& a) {
+  a.integer("double_precision") != 0 ? run<In, double>(a) : run<In, float>(a);
 }
 
 void run(Arguments& a) {
-  const int64_t stage = a.integer("stage");
-  const bool matrices = stage == 10 || stage == 11;
+  const bool matrices = is(a, "backward_matrix") || is(a, "factor");
 #ifdef __SANITIZE_THREAD__  // barriers are the same for all types, and time to compile is not
-  matrices ? of_matrices<float>(a, stage) : run<float, float>(a, stage);
+  matrices ? of_matrices<float>(a) : run<float, float>(a);
 #else
   if (matrices) {
-    const std::string of = stage == 10 ? "cross" : "covariance";
-    return a.type(of) == "f64" ? of_matrices<double>(a, stage) : of_matrices<float>(a, stage);
+    return a.integer("double_precision") != 0 ? of_matrices<double>(a) : of_matrices<float>(a);
   }
-  const std::string type = a.has("x") ? a.type("x") : a.type(a.has("grad") ? "grad" : "out");
-  if (type == "f16") return run<Half>(a, stage);
-  if (type == "bf16") return run<BFloat16>(a, stage);
-  if (type == "f32") return run<float>(a, stage);
-  run<double, double>(a, stage);
+  const std::string type = a.type(a.has("x") ? "x" : a.has("grad") ? "grad" : "out_dtype");
+  if (type == "f16") return run<Half>(a);
+  if (type == "bf16") return run<BFloat16>(a);
+  if (type == "f32") return run<float>(a);
+  run<double, double>(a);
 #endif
 }
 
