@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from training.cli import run
 from training.data import FileSplit, Split, build_dataset
 from training.data.base import FileLoading
 from training.data.decode import evaluation_image, open_image, training_image
@@ -179,6 +180,33 @@ def test_capitals_of_the_parts_and_hidden_files_do_not_matter(image_root, data_c
     data = build_dataset(data_config("image-folder", image_root, validation_per_class=1), 0)
     assert data.class_names == ("ant", "bee", "cat", "dog")
     assert all("/TEST/" in path for path in data.test.paths)
+
+
+def test_trains_may_be_a_class(image_root, data_config):
+    root = image_root / "train"
+    (root / "cat").rename(root / "Train")
+    config = data_config("image-folder", root, None, validation_per_class=1, test_per_class=1)
+    assert build_dataset(config, 0).class_names == ("Train", "ant", "bee", "dog")
+    (root / "dog").rename(root / "test")  # now Train is the split, whatever is in it
+    with pytest.raises(ConfigError, match=r"train/Train: .* two or more classes, got 0 folder"):
+        build_dataset(config, 0)
+
+
+@pytest.mark.parametrize("to", ["nowhere", "itself"])
+@pytest.mark.parametrize("link", ["train", "train/eel", "test/ant", "train/ant/new.png"])
+def test_a_link_that_leads_nowhere_is_named(image_root, data_config, capsys, link, to):
+    path = image_root / link
+    if path.exists():
+        path.rename(image_root / f".{path.name}")
+    target = path.name if to == "itself" else to
+    path.symlink_to(target)
+    (image_root / "beside").symlink_to("nowhere")  # it is none of train, test and val
+    arguments = ["data", "verify", "--dataset=image-folder", f"--data.root={image_root}"]
+    assert run([*arguments, "--data.validation_per_class=1"]) == 2
+    assert f"{path}: expected " in (error := capsys.readouterr().err)
+    assert f"got: a link to '{target}': " in error
+    with pytest.raises(ConfigError, match=f"{link}: expected .*got: a link to '{target}'"):
+        build_dataset(data_config("image-folder", image_root, validation_per_class=1), 0)
 
 
 def test_sixteen_bits_are_scaled_to_eight(tmp_path):
