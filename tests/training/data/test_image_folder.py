@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -215,6 +216,21 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path):
         Image.fromarray(wide).save(tmp_path / name)
         found = np.asarray(open_image(str(tmp_path / name)))
         assert np.array_equal(found, np.repeat((wide >> 8)[:, :, None], 3, 2))
+
+
+def _write_tiff(path, data, bits, white):
+    """One row of four values, as the baseline of TIFF has it; pillow does not write these kinds."""
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: white, 273: 8, 277: 1, 278: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<I", 8 + len(data))
+    path.write_bytes(header + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+def test_twelve_bits_and_white_as_zero(tmp_path):
+    _write_tiff(tmp_path / "a.tif", bytes.fromhex("0000 0f01 0fff"), 12, 1)  # 0, 15, 16, 4095
+    _write_tiff(tmp_path / "b.tif", struct.pack("<4H", 0, 255, 256, 65535), 16, 0)
+    for name, expected in (("a.tif", [0, 0, 1, 255]), ("b.tif", [255, 255, 254, 0])):
+        assert np.asarray(open_image(str(tmp_path / name)))[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
