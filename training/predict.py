@@ -22,7 +22,7 @@ from training.data.files import shown
 from training.errors import ConfigError
 from training.export.formats import open_file
 from training.export.run import example_images, metadata
-from training.files import write_text
+from training.files import output_file, write_text
 from training.runs import load_run, read_run
 
 _BATCH_SIZE = 64
@@ -40,6 +40,7 @@ def run_predict(config: PredictConfig, console: Console | None = None) -> Tensor
     console = console or Console()
     check_predict(config)
     paths = find_images(config.images)
+    output = None if config.output is None else output_file(config.output)
     run, facts = _model(config)
     rows = []
     for start in range(0, len(paths), _BATCH_SIZE):
@@ -51,14 +52,14 @@ def run_predict(config: PredictConfig, console: Console | None = None) -> Tensor
     for path, row, classes in zip(paths, result.tolist(), best.indices.tolist(), strict=True):
         texts = [f"{names[k]} {100 * row[k]:.1f} %" for k in classes]
         say(console, f"{shown(path)}: {', '.join(texts)}")
-    if config.output is not None:
+    if output is not None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", *names])
         for path, row in zip(paths, result.tolist(), strict=True):
             writer.writerow([shown(path), *row])
-        write_text(Path(config.output), text.getvalue())
-        say(console, f"  {config.output}")
+        write_text(output, text.getvalue())
+        say(console, f"  {output}")
     return result
 
 
@@ -73,12 +74,14 @@ def find_images(given: list[str]) -> list[str]:
         if not os.path.isdir(name):
             found.append(name)  # what is wrong with it is said when it is opened
             continue
-        inside = [
-            os.path.join(folder, file)
-            for folder, _, files in os.walk(name)
-            for file in files
-            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-        ]
+        inside = []
+        for folder, folders, files in os.walk(name):
+            folders[:] = [inner for inner in folders if not inner.startswith(".")]
+            inside.extend(
+                os.path.join(folder, file)
+                for file in files
+                if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+            )
         if not inside:
             raise ConfigError(
                 f"{name}: expected a folder with images ({', '.join(EXTENSIONS)}), found none."

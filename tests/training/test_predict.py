@@ -15,7 +15,7 @@ from rich.console import Console
 from training.cli import run
 from training.config.inspect import PredictConfig
 from training.evaluate import evaluating
-from training.predict import run_predict
+from training.predict import find_images, run_predict
 from training.runs import load_run, read_run
 
 OPTIONS = (
@@ -73,6 +73,24 @@ def test_the_probabilities_are_those_of_the_evaluation(form, trained, tmp_path: 
     rows = list(csv.reader(output.open()))
     assert rows[0] == ["image", *names]
     assert [row[0] for row in rows[1:]] == sorted(str(p) for p in images.rglob("*.png"))
+
+
+def test_what_is_hidden_in_a_folder_is_left_out(tmp_path: Path):
+    for name in (".trash/a.png", ".b.png", "c/d.png", "c/.e/f.png", "g.PNG", "h.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images([str(tmp_path)]) == [str(tmp_path / name) for name in ("c/d.png", "g.PNG")]
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_the_folder_of_the_output_is_made(command: str, trained: tuple, tmp_path: Path, capsys):
+    arguments = [command, str(trained[0]), *([str(trained[1])] if command == "predict" else [])]
+    output = tmp_path / "new folder" / "a"
+    assert run([*arguments, "--output", str(output)]) == 0
+    assert output.is_file()
+    for wrong in (output / "b", tmp_path):
+        assert run([*arguments, "--output", str(wrong)]) == 2
+        assert "output: expected a file" in capsys.readouterr().err
 
 
 def test_what_is_no_model_or_no_image_is_named(trained, tmp_path: Path, capsys):
