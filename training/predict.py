@@ -21,9 +21,8 @@ from training.data.decode import EXTENSIONS, evaluation_image, open_image, to_te
 from training.data.files import shown
 from training.errors import ConfigError
 from training.export.formats import open_file
-from training.export.run import example_images, metadata
 from training.files import output_file, write_text
-from training.runs import load_run, read_run
+from training.runs import Run, read_run, restore_dataset, restore_model
 
 _BATCH_SIZE = 64
 
@@ -74,7 +73,7 @@ def find_images(given: list[str]) -> list[str]:
         if not os.path.isdir(name):
             found.append(name)  # what is wrong with it is said when it is opened
             continue
-        inside = []
+        inside: list[str] = []
         for folder, folders, files in os.walk(name):
             folders[:] = [inner for inner in folders if not inner.startswith(".")]
             inside.extend(
@@ -94,18 +93,14 @@ def _model(config: PredictConfig) -> tuple[Callable[[Tensor], Tensor], Mapping[s
     """Return images [B, C, H, W] -> logits [B, K], and what `export` says of the model."""
     path = Path(config.run)
     if path.is_dir():
-        loaded = load_run(read_run(path), config.checkpoint, torch.device("cpu"))
-        facts = metadata(loaded, example_images(loaded).shape[2:], folded=False)
-        run: Callable[[Tensor], Tensor] = loaded.model.eval()
+        finished = read_run(path)
+        facts = {"class_names": finished.summary["class_names"], **_preparation(finished)}
+        model = restore_model(finished, facts["channels"], config.checkpoint, torch.device("cpu"))
+        run: Callable[[Tensor], Tensor] = model.eval()
     else:
         run, facts = open_file(path)
-    if "resize" not in facts:
+    if "white" not in facts:
         raise ConfigError(f"{path}: expected a file with its images' preparation; export it again.")
-    if facts["config"]["dataset"] == "digits-lt":
-        raise ConfigError(
-            f"{path}: expected a model of images as files have them, got one of digits-lt, whose "
-            "values go from 0 to 16; give it tensors yourself, as its metadata say."
-        )
 
     def without_gradient(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -114,8 +109,29 @@ def _model(config: PredictConfig) -> tuple[Callable[[Tensor], Tensor], Mapping[s
     return without_gradient, facts
 
 
+def _preparation(run: Run) -> dict[str, Any]:
+    """What a run says of its images; of an older run, what its data set says.
+
+    Raises:
+        ConfigError: If an older run's data set is not there.
+    """
+    try:
+        found: dict[str, Any] = run.summary.get("preparation") or restore_dataset(run).preparation()
+    except ConfigError as error:
+        raise ConfigError(
+            f"{run.folder.path}: expected a run that says how its images are prepared, got an "
+            f"older one, whose data set is needed for that ({error}); put it there, or train again."
+        ) from error
+    return found
+
+
 def prepare(image: Image.Image, facts: Mapping[str, Any]) -> Tensor:
-    """RGB image -> what the model takes, float32 [C, H, W], as its evaluation had it."""
+    """RGB image -> what the model takes, float32 [C, H, W], as its evaluation had it.
+
+    Args:
+        image: Of any size.
+        facts: See `LongTailedDataset.preparation`.
+    """
     height, width = facts["size"]
     if facts["resize"] is not None:
         pixels = evaluation_image(image, FileLoading(height, facts["resize"], 0.0, 0))
@@ -126,4 +142,4 @@ def prepare(image: Image.Image, facts: Mapping[str, Any]) -> Tensor:
         if facts["channels"] == 1:
             pixels = to_tensor(image.convert("L").convert("RGB"))[:1]
     mean, std = (torch.tensor(facts[name])[:, None, None] for name in ("mean", "std"))
-    return (pixels.float() - mean) / std
+    return ((pixels * (facts["white"] / 255)).round() - mean) / std
