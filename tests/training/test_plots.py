@@ -93,6 +93,29 @@ def test_counts_are_legible_and_no_legend_covers_them(size: int, largest: int, m
     assert not any(a.overlaps(b) for a, b in itertools.pairwise(numbers))
 
 
+@pytest.mark.filterwarnings("error")  # that the pictures are no larger than nothing is a warning
+@pytest.mark.parametrize("size", [2, 30])
+def test_long_names_leave_room_for_the_picture(size: int, tmp_path: Path, monkeypatch):
+    result = {"epoch": 1, "test": {"per_class": [0.5] * size, "balanced_accuracy": 0.5}}
+    summary = {"dataset": "d", "imbalance_factor": 1.0, "whitening": "none", "loss": "ce"}
+    summary |= {
+        "class_counts": [9] * size,
+        "class_names": [f"{k} {'x' * 250}" for k in range(size)],
+    }
+    summary |= {"shot_groups": {"few": list(range(size))}, "last": result, "best": result}
+    drawn = []
+    for part in ("accuracy", "predictions", "features"):
+        name = f"training.plots.{part}.save_figure"
+        monkeypatch.setattr(name, lambda figure, path: drawn.append(figure))
+    plot_accuracy_over_frequency(tmp_path, summary)
+    plot_confusion(tmp_path, np.eye(size, dtype=int), summary, "last", "test")
+    plot_weight_norms(tmp_path, np.ones(size), summary, "last")
+    for figure in drawn:
+        figure.canvas.draw()
+        main = figure.axes[0].get_window_extent()
+        assert main.width > figure.bbox.width / 2 and main.height > figure.bbox.height / 4
+
+
 def test_a_picture_has_the_same_bytes_every_time(tmp_path: Path):
     summary = {"class_counts": [9, 2], "class_names": ["a", "b"], "shot_groups": {"few": [0, 1]}}
     for name in ("1", "2"):
