@@ -396,10 +396,11 @@ def test_the_bar_of_a_terminal_starts_where_the_run_is(config: TrainConfig):
     reporter = build_reporter(console, epochs=2, steps_per_epoch=5)
     reporter.start(7)
     reporter.epoch(record)
-    reporter.step(1.25)
     reporter.step(math.nan)  # a GPU is not waited for
+    reporter._progress.refresh()
+    reporter.step(1.25)
     reporter.close()
     shown = console.file.getvalue()
     assert "epoch 2/2" in shown
-    assert f"epoch loss {record['train']['loss']:.3f}  val" in shown
+    assert f"step loss 1.250  epoch loss {record['train']['loss']:.3f}  val" in shown
     assert "nan" not in shown

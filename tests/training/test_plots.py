@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from torchmetrics.classification import MulticlassCalibrationError
 
@@ -91,6 +92,30 @@ def test_counts_are_legible_and_no_legend_covers_them(size: int, largest: int, m
     assert len(numbers) == size
     assert max(number.y1 for number in numbers) <= figure.axes[1].get_window_extent().y1
     assert not any(a.overlaps(b) for a, b in itertools.pairwise(numbers))
+
+
+def test_no_legend_covers_a_picture_and_panels_are_as_wide_as_the_page(folder: Path, monkeypatch):
+    drawn = {}
+    save = Figure.savefig
+
+    def keep(figure: Figure, path: Path, **options: object) -> None:
+        drawn[Path(path).stem] = figure
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    run_plot(PlotConfig(str(folder)), _quiet())
+    assert set(drawn) == set(_CAPTIONS)
+    legends = 0
+    for figure in drawn.values():
+        figure.canvas.draw()
+        for axis in (axis for axis in figure.axes if axis.get_legend()):
+            legend = axis.get_legend().get_window_extent()
+            assert legend.y0 >= axis.get_window_extent().y1 - 1
+            assert not axis.get_title() or not legend.overlaps(axis.title.get_window_extent())
+            legends += 1
+    assert legends == 8  # two of the accuracy, three of the curves, one each of three others
+    panels = [axis.get_position() for axis in drawn["curves"].axes]
+    assert len(panels) == 3 and all(panel.width > 0.8 for panel in panels)
 
 
 @pytest.mark.filterwarnings("error")  # that the pictures are no larger than nothing is a warning

@@ -96,7 +96,7 @@ def legend_above(axis: Axes, ncols: int, **options: Any) -> None:
     legend = axis.legend(loc="lower left", frameon=False, **options)
     rows = -(-len(legend.get_texts()) // ncols)
     if axis.get_title():
-        axis.set_title(axis.get_title(), pad=8 + 12 * rows)
+        axis.set_title(axis.get_title(), pad=10 + 12 * rows)
 
 
 def class_order(summary: Mapping[str, Any]) -> ClassOrder:
