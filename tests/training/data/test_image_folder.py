@@ -140,6 +140,10 @@ def test_folders_that_make_no_sense(image_root, data_config):
     (image_root / "test" / "dogs").rename(image_root / "test" / "Dog")
     with pytest.raises(ConfigError, match=r"but 'Dog' .*\('dog' has other capitals"):
         build_dataset(config, 0)
+    (image_root / "test" / "Dog").rename(image_root / "test" / "e\u0301te\u0301")
+    (image_root / "train" / "dog").rename(image_root / "train" / "\xe9t\xe9")
+    with pytest.raises(ConfigError, match=r"has other .* another Unicode form"):
+        build_dataset(config, 0)
     (image_root / "train" / "eel").mkdir()
     with pytest.raises(ConfigError, match=r"eel: expected images \(.bmp"):
         build_dataset(config, 0)
