@@ -99,6 +99,11 @@ def _model(config: PredictConfig) -> tuple[Callable[[Tensor], Tensor], Mapping[s
         run: Callable[[Tensor], Tensor] = model.eval()
     else:
         run, facts = open_file(path)
+        if config.checkpoint not in ("last", facts["checkpoint"]):
+            raise ConfigError(
+                f"checkpoint: expected one of a run, got {config.checkpoint!r} with {path}, which "
+                f"holds {facts['checkpoint']!r} alone; leave the option out, or give the run."
+            )
     if "white" not in facts:
         raise ConfigError(f"{path}: expected a file with its images' preparation; export it again.")
 

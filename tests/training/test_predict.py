@@ -95,6 +95,13 @@ def test_the_folder_of_the_output_is_made(command: str, trained: tuple, tmp_path
         assert "output: expected a file" in capsys.readouterr().err
 
 
+def test_a_file_has_one_checkpoint(trained: tuple, tmp_path: Path, capsys):
+    model = tmp_path / "last.safetensors"
+    assert run(["export", str(trained[0]), "--output", str(model)]) == 0
+    assert run(["predict", str(model), str(trained[1]), "--checkpoint", "best"]) == 2
+    assert "which holds 'last' alone" in capsys.readouterr().err
+
+
 def test_what_is_no_model_or_no_image_is_named(trained, tmp_path: Path, capsys):
     folder, images = trained
     (tmp_path / "a.onnx").write_text("no model")
