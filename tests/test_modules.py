@@ -3,14 +3,14 @@
 import copy
 import io
 import pickle
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
 
 import fastwhiten
-from fastwhiten import ChannelWhitening, evaluation
+from fastwhiten import ChannelWhitening, evaluation, validation
 from tests.helpers import plain, spectra
 
 
@@ -265,6 +265,16 @@ def test_sequences_with_channels_last_are_told_so(backend: str) -> None:
     layer(x.movedim(-1, 1))
     with pytest.raises(ValueError, match="construct the layer with num_features=20"):
         layer(x[..., :4])
+    layer(x[:, :6])  # as nn.BatchNorm1d: where L equals C nothing can notice it
+
+
+def test_the_types_of_options_list_what_is_allowed() -> None:
+    hints = get_type_hints(ChannelWhitening.__init__, localns={"ProcessGroup": object})
+    assert get_args(hints["kind"]) == tuple(validation.KINDS)
+    assert get_args(hints["running"]) == ("covariance", "matrix")
+    assert get_args(hints["backend"]) == ("auto", "native", "triton", "reference")
+    kind = get_type_hints(fastwhiten.whiten, localns={"ProcessGroup": object})["kind"]
+    assert kind == hints["kind"]
 
 
 def test_wrong_state_dicts_are_refused(backend: str) -> None:

@@ -29,9 +29,12 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: --([\w.]+)|accept option '([\w.]+)'", message)
         if unknown:
-            close = difflib.get_close_matches(unknown[1] or unknown[2], _options(self), n=1)
+            name = unknown[1] or unknown[2]
+            options = [option for option in _options(self) if not name.startswith(f"{option}.")]
+            close = difflib.get_close_matches(name, options, n=1)
             message += f". Did you mean '{close[0]}'?" if close else "."
-        self.exit(2, f"error: {message}\n{self.prog} --help lists what there is.\n")
+        command = self.prog.replace(" [options]", "")  # a command's name has it in its middle
+        self.exit(2, f"error: {message}\n{command} --help lists what there is.\n")
         raise AssertionError("exit returns never")
 
 

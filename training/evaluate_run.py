@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,7 +14,7 @@ from training.console import say
 from training.data.base import SplitName
 from training.errors import ConfigError
 from training.evaluate import evaluate
-from training.files import without_nan, write_json
+from training.files import output_file, without_nan, write_json
 from training.metrics import Evaluation, ShotGroups
 from training.progress import percent
 from training.reproducibility import cpu_threads, deterministic_algorithms
@@ -47,11 +46,12 @@ def run_eval(config: EvalConfig, console: Console | None = None) -> int:
             "were taken in training mode; leave --verify out."
         )
     run = read_run(config.run)
+    output = None if config.output is None else output_file(config.output)
     result = evaluate_run(run, config.split, config.checkpoint, config.device)
     _print(console, run, result)
-    if config.output is not None:
-        write_json(Path(config.output), result)
-        say(console, f"  {config.output}")
+    if output is not None:
+        write_json(output, result)
+        say(console, f"  {output}")
     return 1 if config.verify and not result["equals_summary"] else 0
 
 

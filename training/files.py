@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from training.errors import ConfigError
+
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that a reader, or a crash, finds the old file or the new one, never a part.
@@ -32,6 +34,26 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def output_file(name: str) -> Path:
+    """Return the path of a file that a person has asked for; its folder is made.
+
+    Called before the work begins, so that none is lost.
+
+    Raises:
+        ConfigError: If it is a folder, or its folder cannot be made.
+    """
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output: expected a file whose folder can be made, got {name!r}: {error.strerror}."
+        ) from error
+    if path.is_dir():
+        raise ConfigError(f"output: expected a file, got {name!r}, which is a folder.")
+    return path
 
 
 def sync_folder(path: Path) -> None:

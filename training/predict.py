@@ -21,9 +21,8 @@ from training.data.decode import EXTENSIONS, evaluation_image, open_image, to_te
 from training.data.files import shown
 from training.errors import ConfigError
 from training.export.formats import open_file
-from training.export.run import example_images, metadata
-from training.files import write_text
-from training.runs import load_run, read_run
+from training.files import output_file, write_text
+from training.runs import Run, read_run, restore_dataset, restore_model
 
 _BATCH_SIZE = 64
 
@@ -40,6 +39,7 @@ def run_predict(config: PredictConfig, console: Console | None = None) -> Tensor
     console = console or Console()
     check_predict(config)
     paths = find_images(config.images)
+    output = None if config.output is None else output_file(config.output)
     run, facts = _model(config)
     rows = []
     for start in range(0, len(paths), _BATCH_SIZE):
@@ -51,14 +51,14 @@ def run_predict(config: PredictConfig, console: Console | None = None) -> Tensor
     for path, row, classes in zip(paths, result.tolist(), best.indices.tolist(), strict=True):
         texts = [f"{names[k]} {100 * row[k]:.1f} %" for k in classes]
         say(console, f"{shown(path)}: {', '.join(texts)}")
-    if config.output is not None:
+    if output is not None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", *names])
         for path, row in zip(paths, result.tolist(), strict=True):
             writer.writerow([shown(path), *row])
-        write_text(Path(config.output), text.getvalue())
-        say(console, f"  {config.output}")
+        write_text(output, text.getvalue())
+        say(console, f"  {output}")
     return result
 
 
@@ -73,12 +73,14 @@ def find_images(given: list[str]) -> list[str]:
         if not os.path.isdir(name):
             found.append(name)  # what is wrong with it is said when it is opened
             continue
-        inside = [
-            os.path.join(folder, file)
-            for folder, _, files in os.walk(name)
-            for file in files
-            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-        ]
+        inside: list[str] = []
+        for folder, folders, files in os.walk(name):
+            folders[:] = [inner for inner in folders if not inner.startswith(".")]
+            inside.extend(
+                os.path.join(folder, file)
+                for file in files
+                if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+            )
         if not inside:
             raise ConfigError(
                 f"{name}: expected a folder with images ({', '.join(EXTENSIONS)}), found none."
@@ -91,18 +93,19 @@ def _model(config: PredictConfig) -> tuple[Callable[[Tensor], Tensor], Mapping[s
     """Return images [B, C, H, W] -> logits [B, K], and what `export` says of the model."""
     path = Path(config.run)
     if path.is_dir():
-        loaded = load_run(read_run(path), config.checkpoint, torch.device("cpu"))
-        facts = metadata(loaded, example_images(loaded).shape[2:], folded=False)
-        run: Callable[[Tensor], Tensor] = loaded.model.eval()
+        finished = read_run(path)
+        facts = {"class_names": finished.summary["class_names"], **_preparation(finished)}
+        model = restore_model(finished, facts["channels"], config.checkpoint, torch.device("cpu"))
+        run: Callable[[Tensor], Tensor] = model.eval()
     else:
         run, facts = open_file(path)
-    if "resize" not in facts:
+        if config.checkpoint not in ("last", facts["checkpoint"]):
+            raise ConfigError(
+                f"checkpoint: expected one of a run, got {config.checkpoint!r} with {path}, which "
+                f"holds {facts['checkpoint']!r} alone; leave the option out, or give the run."
+            )
+    if "white" not in facts:
         raise ConfigError(f"{path}: expected a file with its images' preparation; export it again.")
-    if facts["config"]["dataset"] == "digits-lt":
-        raise ConfigError(
-            f"{path}: expected a model of images as files have them, got one of digits-lt, whose "
-            "values go from 0 to 16; give it tensors yourself, as its metadata say."
-        )
 
     def without_gradient(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -111,8 +114,29 @@ def _model(config: PredictConfig) -> tuple[Callable[[Tensor], Tensor], Mapping[s
     return without_gradient, facts
 
 
+def _preparation(run: Run) -> dict[str, Any]:
+    """What a run says of its images; of an older run, what its data set says.
+
+    Raises:
+        ConfigError: If an older run's data set is not there.
+    """
+    try:
+        found: dict[str, Any] = run.summary.get("preparation") or restore_dataset(run).preparation()
+    except ConfigError as error:
+        raise ConfigError(
+            f"{run.folder.path}: expected a run that says how its images are prepared, got an "
+            f"older one, whose data set is needed for that ({error}); put it there, or train again."
+        ) from error
+    return found
+
+
 def prepare(image: Image.Image, facts: Mapping[str, Any]) -> Tensor:
-    """RGB image -> what the model takes, float32 [C, H, W], as its evaluation had it."""
+    """RGB image -> what the model takes, float32 [C, H, W], as its evaluation had it.
+
+    Args:
+        image: Of any size.
+        facts: See `LongTailedDataset.preparation`.
+    """
     height, width = facts["size"]
     if facts["resize"] is not None:
         pixels = evaluation_image(image, FileLoading(height, facts["resize"], 0.0, 0))
@@ -123,4 +147,4 @@ def prepare(image: Image.Image, facts: Mapping[str, Any]) -> Tensor:
         if facts["channels"] == 1:
             pixels = to_tensor(image.convert("L").convert("RGB"))[:1]
     mean, std = (torch.tensor(facts[name])[:, None, None] for name in ("mean", "std"))
-    return (pixels.float() - mean) / std
+    return ((pixels * (facts["white"] / 255)).round() - mean) / std

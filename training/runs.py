@@ -81,19 +81,20 @@ def restore_dataset(run: Run) -> LongTailedDataset:
 
 
 def restore_model(
-    run: Run, dataset: LongTailedDataset, checkpoint: str, device: torch.device
+    run: Run, channels: int, checkpoint: str, device: torch.device
 ) -> WhitenedClassifier:
     """Return the model of a run's checkpoint ("last" or "best") on a device, in training mode.
 
-    Its weights are the raw ones, also where the checkpoint holds their average too: the figures of
-    "last" and "best" in summary.json, and the choice of "best", belong to these.
+    It takes images of ``channels`` channels. Its weights are the raw ones, also where the
+    checkpoint holds their average too: the figures of "last" and "best" in summary.json, and the
+    choice of "best", belong to these.
 
     Raises:
         ConfigError: If the checkpoint is missing, corrupt or of another model.
     """
     path = run.folder.checkpoint(checkpoint)
     seed = run.seeds.initialisation
-    model = build_model(run.config, dataset.channels, dataset.num_classes, seed)
+    model = build_model(run.config, channels, len(run.summary["class_names"]), seed)
     try:
         model.load_state_dict(load_checkpoint(path)["model"])
     except ConfigError:
@@ -139,5 +140,5 @@ def load_run(run: Run, checkpoint: str, device: torch.device) -> LoadedRun:
         ConfigError: If there is no such checkpoint, or the run's data have changed.
     """
     dataset = restore_dataset(run)
-    model = restore_model(run, dataset, checkpoint, device)
+    model = restore_model(run, dataset.channels, checkpoint, device)
     return LoadedRun(run, checkpoint, dataset.to(device), model)

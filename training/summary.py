@@ -103,6 +103,7 @@ def _summarise(
         "class_names": list(dataset.class_names),
         "class_counts": counts,
         "cut": dataset.cut,
+        "preparation": dataset.preparation(),
         "shot_groups": ShotGroups.from_counts(counts).as_dict(),
         "split_sizes": {
             "train": len(dataset.train),

@@ -182,11 +182,13 @@ def _open_run(
 def _notes(config: TrainConfig, dataset: LongTailedDataset) -> list[str]:
     """What is not as the configuration alone would have it, a sentence each."""
     notes = [dataset.cut] if dataset.cut else []
-    given, warmup = config.optim.warmup_epochs, warmup_epochs(config.optim)
+    epochs, given = config.optim.epochs, config.optim.warmup_epochs
+    warmup = warmup_epochs(config.optim)
     if warmup != given:
-        notes.append(
-            f"a run of {config.optim.epochs} epochs has no warm-up of {given}: it takes {warmup}"
-        )
+        notes.append(f"a run of {epochs} epochs has no warm-up of {given}: it takes {warmup}")
+    late = [str(epoch) for epoch in config.optim.milestones if epoch >= epochs]
+    if late:
+        notes.append(f"a run of {epochs} epochs ends before its rate changes at {', '.join(late)}")
     return notes
 
 

@@ -59,6 +59,7 @@ def test_false_is_false():
         (["train", "--optim.lrr", "3"], "Did you mean 'optim.lr'?"),
         (["train", "--seed", "one"], "seed"),
         (["trian"], "'train'"),
+        (["train", "--whitening_options.foo", "1"], "Did you mean 'whitening_options."),
         ([], "train"),
     ],
 )
@@ -97,7 +98,8 @@ def test_a_complaint_is_short_and_says_where_all_options_are(
         parse(["train", option, "1"])
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) <= 3
-    assert lines[-1].endswith("train --help lists what there is.")
+    assert lines[-1].endswith(" train --help lists what there is.")
+    assert "[options]" not in lines[-1]  # what is named is a command that runs
 
 
 @pytest.mark.parametrize("command", ["eval", "diagnose", "plot", "export", "stage2 crt"])

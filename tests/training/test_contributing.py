@@ -10,16 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from training.config import Stage2Config, TrainConfig, validate
 from training.config.datasets import DATASETS
 from training.config.loss import LOSS_OPTIONS
 from training.config.sampler import SAMPLERS
 from training.config.stage2 import check_stage2
-from training.data import _LOADERS
+from training.data import _LOADERS, build_dataset
 from training.errors import ConfigError
-from training.losses.build import LOSSES
-from training.samplers.build import STREAMS
+from training.losses.build import LOSSES, build_loss
+from training.samplers.build import STREAMS, build_sampler
 
 REPOSITORY = Path(__file__).parents[2]
 LOSS = """
@@ -102,6 +103,19 @@ def test_every_name_is_in_both_tables():
 def test_an_unknown_name_says_which_there_are(option: str):
     with pytest.raises(ConfigError, match=f"{option}: expected a value out of .*, got 'mine'"):
         validate(TrainConfig(**{option: "mine"}))
+
+
+def test_a_line_that_was_forgotten_in_the_second_table_is_told():
+    """The first table is enough for the command line to take the name."""
+    labels = torch.tensor([0, 1])
+    with pytest.raises(
+        ConfigError, match=r"loss: expected a value out of .* \(LOSSES\), got 'mine'"
+    ):
+        build_loss(TrainConfig(loss="mine"), labels)
+    with pytest.raises(ConfigError, match=r"sampler: .* \(STREAMS\), got 'mine'"):
+        build_sampler(TrainConfig(sampler="mine"), labels, 0)
+    with pytest.raises(ConfigError, match=r"dataset: .* \(_LOADERS\), got 'mine'"):
+        build_dataset(TrainConfig(dataset="mine"), 0)
 
 
 def test_an_unknown_method_says_which_there_are():

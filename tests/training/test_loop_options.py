@@ -349,6 +349,15 @@ def test_a_run_shorter_than_its_warm_up_shortens_that_and_says_so(config: TrainC
     assert rates[1] < config.optim.lr / 2
 
 
+def test_a_run_that_ends_before_a_milestone_says_so(config: TrainConfig):
+    config.optim.epochs, config.optim.warmup_epochs, config.optim.schedule = 2, 0, "multi-step"
+    config.optim.milestones, config.optim.factors = [1, 2, 180], [0.5, 0.01, 0.01]
+    _, folder, text = _run(config)
+    assert "a run of 2 epochs ends before its rate changes at 2, 180" in text
+    rates = [record["learning_rate"] for record in _records(folder)]
+    assert rates == pytest.approx([config.optim.lr, config.optim.lr / 2])
+
+
 @pytest.mark.parametrize(
     "arguments", [["--compile"], ["--compile", "--seed=1"], ["--compile", "true"]]
 )
@@ -387,10 +396,11 @@ def test_the_bar_of_a_terminal_starts_where_the_run_is(config: TrainConfig):
     reporter = build_reporter(console, epochs=2, steps_per_epoch=5)
     reporter.start(7)
     reporter.epoch(record)
-    reporter.step(1.25)
     reporter.step(math.nan)  # a GPU is not waited for
+    reporter._progress.refresh()
+    reporter.step(1.25)
     reporter.close()
     shown = console.file.getvalue()
     assert "epoch 2/2" in shown
-    assert f"epoch loss {record['train']['loss']:.3f}  val" in shown
+    assert f"step loss 1.250  epoch loss {record['train']['loss']:.3f}  val" in shown
     assert "nan" not in shown

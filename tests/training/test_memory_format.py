@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,7 +147,6 @@ def test_a_run_from_elsewhere_keeps_the_usual_format(trained: Path):
     """What a GPU has trained in channels-last can be evaluated and diagnosed on a CPU."""
     run = read_run(trained)
     run.config.channels_last = True
-    dataset = SimpleNamespace(channels=1, num_classes=10)
-    model = restore_model(run, dataset, "last", CPU)
+    model = restore_model(run, 1, "last", CPU)
     assert run.config.model.width == 4
     assert model.backbone.stages[0].conv1.weight.is_contiguous()

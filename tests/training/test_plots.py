@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from torchmetrics.classification import MulticlassCalibrationError
 
@@ -91,6 +92,53 @@ def test_counts_are_legible_and_no_legend_covers_them(size: int, largest: int, m
     assert len(numbers) == size
     assert max(number.y1 for number in numbers) <= figure.axes[1].get_window_extent().y1
     assert not any(a.overlaps(b) for a, b in itertools.pairwise(numbers))
+
+
+def test_no_legend_covers_a_picture_and_panels_are_as_wide_as_the_page(folder: Path, monkeypatch):
+    drawn = {}
+    save = Figure.savefig
+
+    def keep(figure: Figure, path: Path, **options: object) -> None:
+        drawn[Path(path).stem] = figure
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    run_plot(PlotConfig(str(folder)), _quiet())
+    assert set(drawn) == set(_CAPTIONS)
+    legends = 0
+    for figure in drawn.values():
+        figure.canvas.draw()
+        for axis in (axis for axis in figure.axes if axis.get_legend()):
+            legend = axis.get_legend().get_window_extent()
+            assert legend.y0 >= axis.get_window_extent().y1 - 1
+            assert not axis.get_title() or not legend.overlaps(axis.title.get_window_extent())
+            legends += 1
+    assert legends == 8  # two of the accuracy, three of the curves, one each of three others
+    panels = [axis.get_position() for axis in drawn["curves"].axes]
+    assert len(panels) == 3 and all(panel.width > 0.8 for panel in panels)
+
+
+@pytest.mark.filterwarnings("error")  # that the pictures are no larger than nothing is a warning
+@pytest.mark.parametrize("size", [2, 30])
+def test_long_names_leave_room_for_the_picture(size: int, tmp_path: Path, monkeypatch):
+    result = {"epoch": 1, "test": {"per_class": [0.5] * size, "balanced_accuracy": 0.5}}
+    summary = {"dataset": "d", "imbalance_factor": 1.0, "whitening": "none", "loss": "ce"}
+    summary |= {
+        "class_counts": [9] * size,
+        "class_names": [f"{k} {'x' * 250}" for k in range(size)],
+    }
+    summary |= {"shot_groups": {"few": list(range(size))}, "last": result, "best": result}
+    drawn = []
+    for part in ("accuracy", "predictions", "features"):
+        name = f"training.plots.{part}.save_figure"
+        monkeypatch.setattr(name, lambda figure, path: drawn.append(figure))
+    plot_accuracy_over_frequency(tmp_path, summary)
+    plot_confusion(tmp_path, np.eye(size, dtype=int), summary, "last", "test")
+    plot_weight_norms(tmp_path, np.ones(size), summary, "last")
+    for figure in drawn:
+        figure.canvas.draw()
+        main = figure.axes[0].get_window_extent()
+        assert main.width > figure.bbox.width / 2 and main.height > figure.bbox.height / 4
 
 
 def test_a_picture_has_the_same_bytes_every_time(tmp_path: Path):

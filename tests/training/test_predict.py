@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from rich.console import Console
 from training.cli import run
 from training.config.inspect import PredictConfig
 from training.evaluate import evaluating
-from training.predict import run_predict
+from training.predict import find_images, run_predict
 from training.runs import load_run, read_run
 
 OPTIONS = (
@@ -75,6 +77,31 @@ def test_the_probabilities_are_those_of_the_evaluation(form, trained, tmp_path: 
     assert [row[0] for row in rows[1:]] == sorted(str(p) for p in images.rglob("*.png"))
 
 
+def test_what_is_hidden_in_a_folder_is_left_out(tmp_path: Path):
+    for name in (".trash/a.png", ".b.png", "c/d.png", "c/.e/f.png", "g.PNG", "h.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images([str(tmp_path)]) == [str(tmp_path / name) for name in ("c/d.png", "g.PNG")]
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_the_folder_of_the_output_is_made(command: str, trained: tuple, tmp_path: Path, capsys):
+    arguments = [command, str(trained[0]), *([str(trained[1])] if command == "predict" else [])]
+    output = tmp_path / "new folder" / "a"
+    assert run([*arguments, "--output", str(output)]) == 0
+    assert output.is_file()
+    for wrong in (output / "b", tmp_path):
+        assert run([*arguments, "--output", str(wrong)]) == 2
+        assert "output: expected a file" in capsys.readouterr().err
+
+
+def test_a_file_has_one_checkpoint(trained: tuple, tmp_path: Path, capsys):
+    model = tmp_path / "last.safetensors"
+    assert run(["export", str(trained[0]), "--output", str(model)]) == 0
+    assert run(["predict", str(model), str(trained[1]), "--checkpoint", "best"]) == 2
+    assert "which holds 'last' alone" in capsys.readouterr().err
+
+
 def test_what_is_no_model_or_no_image_is_named(trained, tmp_path: Path, capsys):
     folder, images = trained
     (tmp_path / "a.onnx").write_text("no model")
@@ -89,8 +116,37 @@ def test_what_is_no_model_or_no_image_is_named(trained, tmp_path: Path, capsys):
         assert text in capsys.readouterr().err
 
 
-def test_the_values_of_digits_are_no_images(trained: tuple, tmp_path: Path, capsys):
+def test_a_run_brings_along_what_it_needs(trained: tuple, tmp_path: Path, capsys):
+    folder, images = trained
+    expected = _expected(folder)
+    moved = Path(shutil.copytree(folder, tmp_path / "moved"))
+    images = Path(shutil.copytree(images, tmp_path / "images"))
+    config = moved / "config.yaml"
+    config.write_text(config.read_text().replace(str(folder.parent / "images"), "/gone"))
+    found = run_predict(PredictConfig(str(moved), [str(images)]), Console(quiet=True))
+    assert torch.equal(found, expected)
+    # A run from before the preparation was kept needs its data, and says so.
+    for run_folder, status in ((Path(shutil.copytree(folder, tmp_path / "old")), 0), (moved, 2)):
+        summary = json.loads((run_folder / "summary.json").read_text())
+        del summary["preparation"]
+        (run_folder / "summary.json").write_text(json.dumps(summary))
+        assert run(["predict", str(run_folder), str(images)]) == status
+    assert "whose data set is needed for that (data.root: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_digits_are_predicted_from_grey_images(exported: bool, tmp_path: Path):
+    """Their values go from 0 to 16, where files have 0 to 255."""
     small = ["--data.batch_size", "64", "--output.root", str(tmp_path), "--output.name", "run"]
     assert run(["train", *OPTIONS[:8], *small]) == 0
-    assert run(["predict", str(tmp_path / "run"), str(trained[1])]) == 2
-    assert "digits-lt, whose values go from 0 to 16" in capsys.readouterr().err
+    folder = model = tmp_path / "run"
+    if exported:
+        model = tmp_path / "model.safetensors"
+        assert run(["export", str(folder), "--output", str(model)]) == 0
+    test = load_run(read_run(folder), "last", torch.device("cpu")).dataset.test.images[:, 0]
+    (tmp_path / "images").mkdir()
+    for number, digit in enumerate(test[:20]):
+        grey = (digit.numpy() * (255 / 16)).round().astype(np.uint8)
+        Image.fromarray(grey).save(tmp_path / "images" / f"{number:02}.png")
+    found = run_predict(PredictConfig(str(model), [str(tmp_path / "images")]), Console(quiet=True))
+    assert torch.allclose(found, _expected(folder)[:20], atol=1e-6)

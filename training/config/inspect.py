@@ -60,9 +60,10 @@ class PredictConfig:
     """The classes of images, by a run or an exported model, which brings their preparation along.
 
     Attributes:
-        run: The run folder (its data set must be there too), or a file that `export` has written.
-        images: Image files, and folders whose images are taken, those of folders inside too.
-        checkpoint: Which checkpoint of a run.
+        run: The run folder, or a file that `export` has written; the data set is not needed.
+        images: Image files, and folders whose images are taken, those of folders inside too. Their
+            background is to be that of the training images: digits-lt's is black.
+        checkpoint: Which checkpoint of a run; a file has one.
         top: How many classes to print of each image, the likeliest first; >= 1.
         output: File for all probabilities as CSV, a line per image; null writes none.
     """

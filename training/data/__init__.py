@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 
 from training.config import DataConfig, TrainConfig
+from training.config.checks import check
 from training.data.base import FileSplit, LongTailedDataset, Split
 from training.data.cifar import load_cifar10_lt, load_cifar100_lt
 from training.data.digits import load_digits_lt
@@ -41,6 +42,10 @@ def build_dataset(
         ConfigError: If an option does not go with the data set, a file is not right, or the splits
             do not fit the data.
     """
+    known = ("digits-lt", *_LOADERS)
+    check(
+        "dataset", config.dataset, config.dataset in known, f"out of {', '.join(known)} (_LOADERS)"
+    )
     data = resolve_options(config)
     factor = resolve_cut(config)[1] or 1.0
     if config.dataset == "digits-lt":

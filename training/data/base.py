@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -97,6 +97,7 @@ class LongTailedDataset:
         loading: How files are decoded; null for resident images.
         cut: What a long-tail cut has dropped, a sentence; empty if all images are used.
         notes: What a person should know about the files, a sentence each.
+        white: The value of white in the images.
     """
 
     name: str
@@ -110,6 +111,7 @@ class LongTailedDataset:
     loading: FileLoading | None = None
     notes: tuple[str, ...] = ()
     cut: str = ""
+    white: int = 255
 
     @property
     def num_classes(self) -> int:
@@ -146,6 +148,22 @@ class LongTailedDataset:
         """Training images of the most frequent class over those of the rarest, as counted."""
         counts = self.class_counts
         return (counts.max() / counts.min()).item()
+
+    def preparation(self) -> dict[str, Any]:
+        """How an image becomes what a model takes, as `training.predict.prepare` reads it."""
+        if self.loading is not None:
+            size = [self.loading.image_size, self.loading.image_size]
+        else:
+            assert isinstance(self.train, Split)
+            size = list(self.train.images.shape[2:])
+        return {
+            "channels": self.channels,
+            "size": size,  # height, width
+            "resize": None if self.loading is None else self.loading.resize,
+            "white": self.white,
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+        }
 
     def split(self, name: SplitName) -> Split | FileSplit:
         """Return a split by its name."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, TiffImagePlugin
 from torch import Tensor
 
 from training.data.base import FileLoading
@@ -29,7 +29,7 @@ _ATTEMPTS = 10
 
 
 def open_image(path: str) -> Image.Image:
-    """Decode a file to RGB; of 16 bits a value, the upper 8 are taken.
+    """Decode a file to RGB; of 12 or 16 bits a value, the upper 8 are taken.
 
     Raises:
         ConfigError: If the file is missing, truncated or no image, or its values have no known
@@ -38,8 +38,7 @@ def open_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I;16"):  # as pillow reads 16-bit colours; convert would clip
-                values = np.asarray(image) >> 8  # [H, W]
-                return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+                return _upper_bits(image)
             if image.mode not in ("I", "F"):
                 return image.convert("RGB")
             kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
@@ -58,6 +57,16 @@ def open_image(path: str) -> Image.Image:
         f"{path}: expected 8 or 16 bits a value, got {kind}, whose black and white nobody knows; "
         "scale them to 0 .. 255 and save the image with 8 bits."
     )
+
+
+def _upper_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, or a TIFF of 12, which pillow reads as numbers up to 4095 -> RGB."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    values = (np.asarray(image) >> (bits - 8)).astype(np.uint8)  # [H, W]
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        values = 255 - values  # 0 is white, which pillow heeds in 8 bits only
+    return Image.fromarray(values).convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -63,4 +63,5 @@ def load_digits_lt(
         std=std,
         split_seed=seed,
         cut=indices.cut,
+        white=16,
     )

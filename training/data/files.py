@@ -114,8 +114,8 @@ def _check_size(path: str) -> None:
         size = os.stat(path).st_size
     except OSError as error:
         raise ConfigError(
-            f"{path}: expected an image file, got: {error.strerror}; check --data.root and the "
-            "list, or fetch the file again."
+            f"{path}: expected an image file, got: {reason(path, error)}; check --data.root and "
+            "the list, or fetch the file again."
         ) from error
     if size == 0:
         raise ConfigError(
@@ -141,6 +141,12 @@ def _decode_split(split: FileSplit, size: tuple[int, int]) -> Split:
         for position, image in enumerate(pool.map(decode, split.paths)):
             images[position] = image
     return Split(images, split.labels, split.indices)
+
+
+def reason(path: str, error: OSError) -> str:
+    """Why a file or folder cannot be read, for a person; a link is said to be one."""
+    link = f"a link to {shown(os.readlink(path))!r}: " if os.path.islink(path) else ""
+    return f"{link}{error.strerror}"
 
 
 def shown(name: str) -> str:

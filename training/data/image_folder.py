@@ -3,7 +3,8 @@
 ``root/train/<class>/*`` with ``root/test/<class>/*`` or ``root/val/<class>/*`` to test on; with
 both, val is the validation split. Without a train folder the classes lie in root itself, and
 without a test and a val folder a balanced test split is held out. What is hidden (.name) is left
-out, and of train, test and val the capitals do not matter.
+out, and of train, test and val the capitals do not matter. A train folder that has no folders, and
+neither test nor val beside it, is a class. A link that leads nowhere is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from training.config import DataConfig
 from training.data.base import FileSplit, LongTailedDataset
 from training.data.decode import EXTENSIONS
-from training.data.files import file_dataset, shown
+from training.data.files import file_dataset, reason, shown
 from training.data.longtail import Cut, SplitIndices, long_tailed_split, published_split
 from training.errors import ConfigError
 
@@ -42,6 +43,8 @@ def load_image_folder(
     """
     root = Path(data.root)
     parts = {name.lower(): root / name for name in _folders(root)}
+    if "train" in parts and not ({"test", "val"} & parts.keys() or _folders(parts["train"])):
+        del parts["train"]
     train_root = parts.get("train", root)
     class_names = _class_folders(train_root)
     source = scan(train_root, class_names)
@@ -103,10 +106,8 @@ def scan(folder: Path, class_names: tuple[str, ...]) -> FileSplit:
 def _images(folder: Path) -> list[str]:
     return [
         entry.path
-        for entry in os.scandir(folder)
-        if entry.is_file()
-        and entry.name.lower().endswith(EXTENSIONS)
-        and not entry.name.startswith(".")
+        for entry in _visible(folder)
+        if entry.name.lower().endswith(EXTENSIONS) and (_dangling(entry) or entry.is_file())
     ]
 
 
@@ -138,8 +139,23 @@ def _check_all_classes(folder: Path, class_names: tuple[str, ...], split: FileSp
 
 def _folders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted; hidden ones are left out."""
-    entries = (entry for entry in os.scandir(folder) if entry.is_dir())
-    return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    return sorted(entry.name for entry in _visible(folder) if _dangling(entry) or entry.is_dir())
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: expected a folder that can be read, got: {reason(str(folder), error)}; "
+            "mend or remove it."
+        ) from error
+
+
+def _dangling(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link that leads nowhere: taken for what is looked for, it is named then."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def _output_path(config: ExportConfig, loaded: LoadedRun) -> Path:
 
 
 def _write(config: ExportConfig, loaded: LoadedRun, path: Path, images: Tensor) -> None:
-    facts = metadata(loaded, images.shape[2:], config.fold)
+    facts = metadata(loaded, config.fold)
     model = loaded.model.eval()
     if config.fold:
         model = fold_whitening(model)
@@ -109,21 +108,18 @@ def example_images(loaded: LoadedRun) -> Tensor:
         return next(batches)[0]
 
 
-def metadata(loaded: LoadedRun, size: Sequence[int], folded: bool) -> dict[str, Any]:
+def metadata(loaded: LoadedRun, folded: bool) -> dict[str, Any]:
     """What one needs to use the file: classes, preparation of the images, and the run's options."""
     dataset = loaded.dataset
     return {
         "class_names": list(dataset.class_names),
-        "channels": dataset.channels,
-        "size": list(size),
-        "resize": None if dataset.loading is None else dataset.loading.resize,
-        "mean": dataset.mean.tolist(),
-        "std": dataset.std.tolist(),
+        **dataset.preparation(),
         "preprocessing": (
             "input float32 [batch, channels, height, width]: (pixels - mean) / std per channel, "
             "pixels in the units of the uint8 values. Files are decoded to RGB (one channel: "
             "grey); their shorter side becomes `resize` pixels, then the centre of `size` is cut "
-            "out, or where `resize` is null, the image becomes `size`; bilinear, as pillow does it"
+            "out, or where `resize` is null, the image becomes `size`; bilinear, as pillow does "
+            "it. `white` is the value that white has then"
         ),
         "output": "logits [batch, classes], unadjusted; the prediction is the largest",
         "checkpoint": loaded.checkpoint,

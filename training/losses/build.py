@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from training.config import TrainConfig
+from training.config.checks import check
 from training.errors import ConfigError
 from training.losses.base import ClassificationLoss
 from training.losses.cross_entropy import ClassBalanced, CrossEntropy, Focal
@@ -25,8 +26,10 @@ def build_loss(
         sampler: What the batches come from; needed for priors other than the data set's.
 
     Raises:
-        ConfigError: If a class without images, or one that is never drawn, makes a prior 0.
+        ConfigError: If there is no such loss in ``LOSSES``, or a class without images, or one that
+            is never drawn, makes a prior 0.
     """
+    check("loss", config.loss, config.loss in LOSSES, f"out of {', '.join(LOSSES)} (LOSSES)")
     return LOSSES[config.loss](config, class_counts, sampler)
 
 

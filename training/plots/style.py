@@ -24,6 +24,8 @@ _SHOT_LABELS = {"many": "many (> 100)", "medium": "medium (20 to 100)", "few": "
 _DPI = 150
 _MOST_NAMES = 30
 """More class names than these do not fit below an axis."""
+_LONGEST_NAME = 20
+"""Longer class names leave no room for the picture; they are cut, the report has them whole."""
 _MOST_DIGITS = 60
 """More digits than these do not fit side by side in a picture of seven inches."""
 
@@ -94,7 +96,7 @@ def legend_above(axis: Axes, ncols: int, **options: Any) -> None:
     legend = axis.legend(loc="lower left", frameon=False, **options)
     rows = -(-len(legend.get_texts()) // ncols)
     if axis.get_title():
-        axis.set_title(axis.get_title(), pad=8 + 12 * rows)
+        axis.set_title(axis.get_title(), pad=10 + 12 * rows)
 
 
 def class_order(summary: Mapping[str, Any]) -> ClassOrder:
@@ -102,7 +104,7 @@ def class_order(summary: Mapping[str, Any]) -> ClassOrder:
     counts = np.asarray(summary["class_counts"])  # [K]
     order = np.argsort(-counts, kind="stable")
     groups = {k: name for name, members in summary["shot_groups"].items() for k in members}
-    names = [plain(summary["class_names"][k]) for k in order]
+    names = [plain(_cut(summary["class_names"][k])) for k in order]
     return ClassOrder(order, counts[order], names, [SHOT_COLOURS[groups[k]] for k in order])
 
 
@@ -120,6 +122,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=_DPI)
     with matplotlib.rc_context({"svg.hashsalt": "fastwhiten"}):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def plain(text: object) -> str:

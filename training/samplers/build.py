@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from training.config import TrainConfig
+from training.config.checks import check
 from training.errors import ConfigError
 from training.reproducibility import derive_seed
 from training.samplers.apportion import Floats, Ints
@@ -48,8 +49,12 @@ def build_sampler(
         num_classes: K; by default the largest label + 1.
 
     Raises:
-        ConfigError: If the batches do not fit the data.
+        ConfigError: If there is no such sampler in ``STREAMS``, or the batches do not fit the data.
     """
+    known = ("instance", *STREAMS)
+    check(
+        "sampler", config.sampler, config.sampler in known, f"out of {', '.join(known)} (STREAMS)"
+    )
     labels = labels.cpu()
     counts = torch.bincount(labels, minlength=num_classes or 0)  # [K]
     batch_size, drop_last = config.data.batch_size, config.data.drop_last

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import struct
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from training.cli import run
 from training.data import FileSplit, Split, build_dataset
 from training.data.base import FileLoading
 from training.data.decode import evaluation_image, open_image, training_image
@@ -138,6 +140,10 @@ def test_folders_that_make_no_sense(image_root, data_config):
     (image_root / "test" / "dogs").rename(image_root / "test" / "Dog")
     with pytest.raises(ConfigError, match=r"but 'Dog' .*\('dog' has other capitals"):
         build_dataset(config, 0)
+    (image_root / "test" / "Dog").rename(image_root / "test" / "e\u0301te\u0301")
+    (image_root / "train" / "dog").rename(image_root / "train" / "\xe9t\xe9")
+    with pytest.raises(ConfigError, match=r"has other .* another Unicode form"):
+        build_dataset(config, 0)
     (image_root / "train" / "eel").mkdir()
     with pytest.raises(ConfigError, match=r"eel: expected images \(.bmp"):
         build_dataset(config, 0)
@@ -181,12 +187,54 @@ def test_capitals_of_the_parts_and_hidden_files_do_not_matter(image_root, data_c
     assert all("/TEST/" in path for path in data.test.paths)
 
 
+def test_trains_may_be_a_class(image_root, data_config):
+    root = image_root / "train"
+    (root / "cat").rename(root / "Train")
+    config = data_config("image-folder", root, None, validation_per_class=1, test_per_class=1)
+    assert build_dataset(config, 0).class_names == ("Train", "ant", "bee", "dog")
+    (root / "dog").rename(root / "test")  # now Train is the split, whatever is in it
+    with pytest.raises(ConfigError, match=r"train/Train: .* two or more classes, got 0 folder"):
+        build_dataset(config, 0)
+
+
+@pytest.mark.parametrize("to", ["nowhere", "itself"])
+@pytest.mark.parametrize("link", ["train", "train/eel", "test/ant", "train/ant/new.png"])
+def test_a_link_that_leads_nowhere_is_named(image_root, data_config, capsys, link, to):
+    path = image_root / link
+    if path.exists():
+        path.rename(image_root / f".{path.name}")
+    target = path.name if to == "itself" else to
+    path.symlink_to(target)
+    (image_root / "beside").symlink_to("nowhere")  # it is none of train, test and val
+    arguments = ["data", "verify", "--dataset=image-folder", f"--data.root={image_root}"]
+    assert run([*arguments, "--data.validation_per_class=1"]) == 2
+    assert f"{path}: expected " in (error := capsys.readouterr().err)
+    assert f"got: a link to '{target}': " in error
+    with pytest.raises(ConfigError, match=f"{link}: expected .*got: a link to '{target}'"):
+        build_dataset(data_config("image-folder", image_root, validation_per_class=1), 0)
+
+
 def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     wide = np.array([[0, 255, 256, 0x7F80], [0x8000, 0xFF00, 0xFFFE, 0xFFFF]], np.uint16)
     for name in ("a.png", "a.tif"):
         Image.fromarray(wide).save(tmp_path / name)
         found = np.asarray(open_image(str(tmp_path / name)))
         assert np.array_equal(found, np.repeat((wide >> 8)[:, :, None], 3, 2))
+
+
+def _write_tiff(path, data, bits, white):
+    """One row of four values, as the baseline of TIFF has it; pillow does not write these kinds."""
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: white, 273: 8, 277: 1, 278: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<I", 8 + len(data))
+    path.write_bytes(header + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+def test_twelve_bits_and_white_as_zero(tmp_path):
+    _write_tiff(tmp_path / "a.tif", bytes.fromhex("0000 0f01 0fff"), 12, 1)  # 0, 15, 16, 4095
+    _write_tiff(tmp_path / "b.tif", struct.pack("<4H", 0, 255, 256, 65535), 16, 0)
+    for name, expected in (("a.tif", [0, 0, 1, 255]), ("b.tif", [255, 255, 254, 0])):
+        assert np.asarray(open_image(str(tmp_path / name)))[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])

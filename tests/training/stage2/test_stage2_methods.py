@@ -20,7 +20,7 @@ Stage2 = Callable[..., Run]
 def _features(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Whitened features float64 [N, D] and labels [N]."""
     dataset = restore_dataset(run)
-    model = restore_model(run, dataset, "last", torch.device("cpu"))
+    model = restore_model(run, dataset.channels, "last", torch.device("cpu"))
     images = getattr(dataset, split)
     features = collect_features(model, dataset, images)[1]
     return features.double().numpy(), images.labels.numpy()

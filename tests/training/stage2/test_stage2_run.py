@@ -55,7 +55,7 @@ def test_nothing_is_chosen_on_the_test_split(run: Run, method: str, validation: 
         dataset = replace(dataset, validation=empty)
     epochs = {"epochs": 2} if method in ("crt", "lws") else {}
     config = _resolve(Stage2Config(method=method, run="", **epochs), run)
-    model = restore_model(run, dataset, "last", torch.device("cpu"))
+    model = restore_model(run, dataset.channels, "last", torch.device("cpu"))
     groups = ShotGroups.from_counts(dataset.class_counts.tolist())
     data = choice_data(dataset, 0.25, seed=0)
     choice = choose(config, run, dataset, data, model, groups)
@@ -116,7 +116,7 @@ def test_the_new_run_is_a_run(run: Run, stage2: Stage2, method: str, checkpoint:
 def test_cached_features_give_what_the_whole_model_gives(run: Run):
     """Epochs between the best and the last are evaluated on cached features alone."""
     dataset = restore_dataset(run)
-    model = restore_model(run, dataset, "last", torch.device("cpu"))
+    model = restore_model(run, dataset.channels, "last", torch.device("cpu"))
     groups = ShotGroups.from_counts(dataset.class_counts.tolist())
     features = feature_split(model, dataset, dataset.test)
     found = evaluate_features(model.classifier, dataset, features, groups)
