@@ -114,6 +114,17 @@ def test_the_parts_of_a_gpu(tmp_path) -> None:
     assert "not interpret" not in command and "not interpret" in parts["racecheck"][1]
 
 
+@pytest.mark.slow
+def test_the_tests_for_a_gpu_find_their_fixtures() -> None:
+    """They take over those of tests/, which move; only a GPU, or a dry run, collects them."""
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "--setup-plan", "-q"]
+    environment = {**os.environ, "FASTWHITEN_TEST_DEVICE": "cpu"}
+    done = subprocess.run(
+        with_parent(command), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+
+
 @pytest.mark.full
 def test_a_try_of_every_part_on_the_cpu() -> None:
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
