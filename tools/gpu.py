@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -50,13 +51,11 @@ def parts(device: str, folder: Path) -> dict[str, tuple[float, list[str]]]:
     tests = [*pytest, "--tier", "all", "tests/gpu/test_devices.py" if dry else "tests/gpu"]
     tests += [] if dry else ["-n", "auto", "--dist", "loadgroup"]
     cases = [*pytest, "--tier", "all", "tests/gpu/test_sanitized.py"]
+    check: Callable[[str], list[str]] = (lambda tool: []) if dry else sanitize
     native, triton = ["-m", "not interpret"], ["-m", "interpret"]
     bench = [*pytest, "--benchmark-only", "--device", device, "--benchmark-json"]
     others = [f"{folder}/benchmarks.json", "benchmarks", "--ignore=benchmarks/bench_targets.py"]
-
-    def check(tool: str) -> list[str]:
-        return [] if dry else sanitize(tool)
-
+    others += ["-k", "[1-16 or 128x64-apply or 8192x256-apply"] if dry else []
     # Shared memory and barriers of Triton's kernels are its compiler's: memcheck alone takes both.
     return {
         "build": (240, ["bash", "-c", BUILD, sys.executable, "native" if dry else "cuda"]),
@@ -66,10 +65,7 @@ def parts(device: str, folder: Path) -> dict[str, tuple[float, list[str]]]:
         "synccheck": (60, [*check("synccheck"), *cases, *native]),
         "triton": (180, [*tests, *triton]),
         "racecheck": (120, [*check("racecheck"), *cases, *native]),
-        "benchmarks": (
-            SECONDS,
-            [*bench, *others, *(["-k", "[1-16 or 128x64-apply or 8192x256-apply"] if dry else [])],
-        ),
+        "benchmarks": (SECONDS, [*bench, *others]),
     }
 
 
@@ -112,14 +108,13 @@ def perform(command: list[str], environment: dict[str, str], log: Path, seconds:
 
 def variables(device: str) -> dict[str, str]:
     """Return the environment of every part."""
-    found = dict(os.environ)
-    if device == "cuda":
-        arch = ".".join(map(str, torch.cuda.get_device_capability()))
-        found.setdefault("TORCH_CUDA_ARCH_LIST", arch)
-        found["FASTWHITEN_CUDA"] = "1"
-    # Triton's kernels, torch.compile's too, are to be compiled where there is a GPU.
-    found["TRITON_INTERPRET"] = "0" if device == "cuda" else "1"
-    return found | {"FASTWHITEN_TEST_DEVICE": device, "PYTHONUNBUFFERED": "1"}
+    found = {**os.environ, "FASTWHITEN_TEST_DEVICE": device, "PYTHONUNBUFFERED": "1"}
+    if device == "cpu":
+        return found | {"TRITON_INTERPRET": "1"}
+    arch = ".".join(map(str, torch.cuda.get_device_capability()))
+    found.setdefault("TORCH_CUDA_ARCH_LIST", arch)
+    # Triton's kernels, torch.compile's too, are to be compiled.
+    return found | {"TRITON_INTERPRET": "0", "FASTWHITEN_CUDA": "1"}
 
 
 def main(arguments: list[str]) -> int:
