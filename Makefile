@@ -2,6 +2,7 @@
 #   make check     install, lint, the tests of the inner loop: three minutes on two slow cores
 #   make test      install, the tests: ten minutes there
 #   make test-all  install, every case of every test, and what depends on the kernels: before a release
+#   make gpu       on a machine with a GPU: build, targets, tests, sanitizers, benchmarks (tools/gpu.py)
 #
 # They work in the active virtual or conda environment, else in .venv, which they create. A torch
 # that is installed there is used as it is (2.10 or later).
@@ -16,8 +17,11 @@ PYTEST_ARGS ?=
 # As many processes as there are cores; a group of tests stays on one (tests/helpers/tiers.py).
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n auto --dist loadgroup
+# For example: make gpu PART="targets native"; DEVICE=cpu tries it without a GPU
+PART ?=
+DEVICE ?= cuda
 
-.PHONY: demo install check test test-all bench lint clean
+.PHONY: demo install check test test-all bench gpu lint clean
 
 demo: $(BIN)/python
 	@$(INSTALL) train
@@ -38,6 +42,10 @@ test-all: install
 
 bench: install
 	$(PYTEST) benchmarks/ --benchmark-only $(PYTEST_ARGS)
+
+# Where there is no environment of ours, that of the machine: nothing is installed.
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) tools/gpu.py --device $(DEVICE) $(PART)
 
 lint: install
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt clang-format mypy ruff

@@ -12,10 +12,10 @@ from torch import Tensor
 import fastwhiten
 
 from . import memory
-from .providers import unavailable
+from .providers import require
 
 # (batch, order): one matrix of a whitening, the groups of one, and enough to fill a GPU
-CASES = [(1, 16), (1, 64), (8, 64), (64, 16), (512, 32), (512, 64), (1, 128)]
+CASES = [(1, 16), (1, 64), (8, 64), (64, 16), (512, 32), (512, 64), (1, 128), (8, 128)]
 SOLVERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "library": torch.linalg.eigh,
     "native": lambda a: fastwhiten.symmetric_eigh(a, backend="native"),
@@ -50,13 +50,11 @@ def verified(a: Tensor, values: Tensor, vectors: Tensor) -> dict[str, float]:
 @pytest.mark.parametrize(("batch", "size"), CASES, ids=lambda n: str(n))
 def bench_eigh(benchmark: Any, batch: int, size: int, solver: str, device: str) -> None:
     """Time one solver; its residual and the orthogonality of its vectors are verified before."""
-    reason = unavailable(solver, device)
-    if reason is not None:
-        pytest.skip(reason)
+    require(solver, device)
     if solver == "triton" and size > TRITON_UP_TO:
         pytest.skip(TRITON_BEYOND)
     a = covariances(batch, size, device)
     errors = verified(a, *SOLVERS[solver](a))
     benchmark.group = f"eigh {batch} x {size}"
     benchmark.extra_info.update(solver=solver, batch=batch, size=size, device=device, **errors)
-    memory.repeat(benchmark, memory.synchronised(SOLVERS[solver], device), lambda: ((a,), {}))
+    memory.repeat(benchmark, SOLVERS[solver], lambda: ((a,), {}), device)

@@ -12,8 +12,8 @@ import torch
 from fastwhiten import backends
 
 from . import memory
-from .providers import EPS, unavailable
-from .scenes import SCENES, Scene
+from .providers import EPS, require
+from .scenes import GPU_SCENES, SCENES, Scene
 
 FEATURE_STAGES = (
     "statistics",
@@ -25,8 +25,13 @@ FEATURE_STAGES = (
 )
 SAMPLE_STAGES = ("sample_statistics", "eigh", "sample_apply", "sample_backward")
 CASES = [
-    pytest.param(scene, stage, id=f"{scene.id}-{stage}")
-    for scene in SCENES
+    pytest.param(
+        scene,
+        stage,
+        id=f"{scene.id}-{stage}",
+        marks=[pytest.mark.cuda_only] if scene in GPU_SCENES else [],
+    )
+    for scene in (*SCENES, *GPU_SCENES)
     for stage in (SAMPLE_STAGES if scene.sample_side else FEATURE_STAGES)
 ]
 
@@ -82,15 +87,13 @@ def bench_stage(
     benchmark: Callable[..., Any], scene: Scene, stage: str, backend: str, device: str
 ) -> None:
     """Time one stage of one backend; results agree before the clock starts."""
-    reason = unavailable(backend, device)
-    if reason is not None:
-        pytest.skip(reason)
+    require(backend, device)
     calls = calls_of(scene, device)
     function = getattr(backends.get(backend), stage)
     expected = getattr(backends.reference, stage)(*calls[stage])
     agree(function(*calls[stage]), expected)
     benchmark.group = f"{stage} {scene.name}"
-    memory.repeat(benchmark, memory.synchronised(function, device), lambda: (calls[stage], {}))
+    memory.repeat(benchmark, function, lambda: (calls[stage], {}), device)
 
 
 def agree(ours: Any, expected: Any) -> None:

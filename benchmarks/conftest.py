@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +12,13 @@ import torch
 
 import fastwhiten
 from fastwhiten import info
+from tests.gpu.device import DRY_RUN
 
 from . import memory, report
 from .providers import unavailable
 from .scenes import SCENES
 
+HERE = Path(__file__).parent
 _ceilings: dict[str, Any] = {}
 
 
@@ -38,6 +42,23 @@ def pytest_configure(config: pytest.Config) -> None:
                 "--device cuda: TRITON_INTERPRET=1 is set, which interprets Triton kernels on CPU "
                 "tensors; unset it"
             )
+        torch.backends.cuda.matmul.allow_tf32 = False  # convolutions stay as PyTorch has them
+    if DRY_RUN:
+        torch.set_num_threads(1)  # threads that wait for each other would show nothing
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what runs on the device; torch.compile, which takes long, comes last."""
+    cuda = config.getoption("--device") == "cuda"
+
+    def kept(item: Any) -> bool:
+        elsewhere = (
+            "device" not in item.fixturenames if cuda else item.get_closest_marker("cuda_only")
+        )
+        return HERE not in item.path.parents or not elsewhere or (DRY_RUN and not cuda)
+
+    config.hook.pytest_deselected(items=[item for item in items if not kept(item)])
+    items[:] = sorted(filter(kept, items), key=lambda item: cuda and "compiled" in item.name)
 
 
 @pytest.fixture
@@ -98,11 +119,19 @@ def pytest_benchmark_update_machine_info(
     device = machine_info["device"] = config.getoption("--device")
     if device == "cuda":
         machine_info["gpu"] = torch.cuda.get_device_name()
+        machine_info["cuda"] = torch.version.cuda
+        machine_info["triton"] = importlib.metadata.version("triton")
     machine_info["ceilings"] = ceilings(device)
 
 
+@pytest.hookimpl(trylast=True)  # after pytest-benchmark's
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print the speed table and the targets that were missed."""
+    from .bench_targets import lines  # here: pytest rewrites its assertions when it collects it
+
+    if lines():
+        terminalreporter.section("targets of an H100")
+        terminalreporter.write_line("\n".join(lines()))
     session = getattr(config, "_benchmarksession", None)
     if session is None or not session.benchmarks:
         return
@@ -113,6 +142,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if few_rows:
         terminalreporter.section("fewer rows than channels: standard deviation of the output")
         terminalreporter.write_line(few_rows)
+    on_device = report.device_table(entries)
+    if on_device:
+        terminalreporter.section("microseconds by the device's clock, caches cold")
+        terminalreporter.write_line(on_device)
     results = report.collect(entries)
     device = config.getoption("--device")
     table = report.speed_table(results, ceilings(device))
@@ -124,6 +157,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         reason = unavailable(provider, device)
         if reason is not None:
             terminalreporter.write_line(f"{provider} was not measured: {reason}")
-    if device == "cpu":  # those for a GPU are checked by benchmarks/gpu.py
+    if device == "cpu":  # those for a GPU: benchmarks/bench_targets.py
         missed = report.misses(results)
         terminalreporter.write_line("\n".join(missed) if missed else "every target reached")

@@ -1,9 +1,10 @@
-"""How a case is timed on a GPU: caches cold, providers in turns, as a CUDA graph where it can be.
+"""How runs are timed on a GPU: caches cold, in turns, as a CUDA graph where it can be.
 
-Between two runs a buffer larger than the L2 cache is written, so that inputs come from memory;
-providers take turns, so that a clock that falls hits all. What can be captured runs as a CUDA graph
-too, without the host's launch times; what waits for the device (``torch.linalg.eigh``) cannot, and
-is timed by events around eager calls, as is everybody. Times are medians in microseconds.
+Between two runs a buffer larger than the L2 cache is written, so that inputs come from memory; runs
+take turns, so that a clock that falls hits all. What can be captured runs as a CUDA graph too,
+queued behind that buffer: the device's time alone. Everybody is timed by events around an eager
+call too, launches and Python included: all there is of what waits for the device, as
+``torch.linalg.eigh`` does.
 """
 
 from __future__ import annotations
@@ -16,49 +17,69 @@ from typing import Any
 import torch
 
 Run = Callable[[], Any]
-# Verifies a provider; returns what is to be timed, and facts to write down beside its times.
-Prepare = Callable[[], tuple[Run, dict[str, float]]]
-Entry = dict[str, Any]
+Times = dict[str, float]
 
 FLUSHED_BYTES = 256 << 20  # five times an H100's L2 cache of 50 MB
 
 
-class NotMeasured(Exception):
-    """A provider cannot be measured here; the text says why."""
+def measure(
+    runs: Mapping[str, Run], device: str, rounds: int, graphs: bool = True
+) -> dict[str, Times]:
+    """Return ``{name: {"eager_us": ..., "graph_us": ...}}``: medians in microseconds.
 
-
-class NotServed(NotMeasured):
-    """A provider is not made for this case: nothing is missing."""
-
-
-class Timer:
-    """Events on a GPU, the clock on a CPU (a dry run)."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Allocate what evicts the L2 cache."""
-        self.cuda = device.type == "cuda"
-        size = FLUSHED_BYTES if self.cuda else 1
-        self.flush = torch.empty(size, dtype=torch.int8, device=device)
-
-    def once(self, run: Run) -> float:
-        """Return microseconds of one run on a cold cache."""
-        self.flush.zero_()
-        if not self.cuda:
-            started = time.perf_counter()
-            run()
-            return 1e6 * (time.perf_counter() - started)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        begin.record()
+    Args:
+        runs: what to time, by name.
+        device: "cuda", or "cpu" for a dry run, which has no graphs.
+        rounds: in each, every run is timed once, eagerly and as a graph.
+        graphs: whether to try CUDA graphs at all.
+    """
+    ways: dict[tuple[str, str], Run] = {}
+    for name, run in runs.items():
         run()
-        end.record()
-        end.synchronize()
-        return 1e3 * begin.elapsed_time(end)
+        ways[name, "eager_us"] = run
+        replay = capture(run) if graphs and device == "cuda" else None
+        if replay is not None:
+            ways[name, "graph_us"] = replay
+    flush = torch.empty(FLUSHED_BYTES if device == "cuda" else 1, dtype=torch.int8, device=device)
+    samples: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for (name, way), run in ways.items():
+            flush.zero_()
+            samples[name, way].append(
+                _device_us(run, queued=way == "graph_us") if device == "cuda" else _host_us(run)
+            )
+    found: dict[str, Times] = {name: {} for name in runs}
+    for (name, way), values in samples.items():
+        found[name][way] = statistics.median(values)
+    return found
 
 
-def capture(run: Run, device: torch.device) -> Run | None:
+def best(times: Times) -> float:
+    """Return the faster way's microseconds: as a CUDA graph where it can be one."""
+    return min(times[way] for way in ("graph_us", "eager_us") if way in times)
+
+
+def _host_us(run: Run) -> float:
+    started = time.perf_counter()
+    run()
+    return 1e6 * (time.perf_counter() - started)
+
+
+def _device_us(run: Run, queued: bool) -> float:
+    """Return the time between events; one that is queued begins when the device is ready for it."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    if not queued:
+        torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return 1e3 * begin.elapsed_time(end)
+
+
+def capture(run: Run) -> Run | None:
     """Return a replay of ``run`` as a CUDA graph, or None where it cannot be captured."""
-    if device.type != "cuda" or waits(run):
+    if waits(run):
         return None
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -88,59 +109,3 @@ def waits(run: Run) -> bool:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return False
-
-
-def measure(
-    prepares: Mapping[str, Prepare], device: torch.device, rounds: int, graphs: bool = True
-) -> dict[str, Entry]:
-    """Return an entry for every name; nobody's failure keeps the others from being timed.
-
-    Args:
-        prepares: ``{name: prepare}``; what raises is written down and not timed.
-        device: where the runs take place.
-        rounds: in each, every name is timed once, eagerly and as a graph.
-        graphs: whether to try CUDA graphs at all.
-
-    Returns:
-        Per name ``{"eager_us": ..., "graph_us": ..., **facts}``, or ``{"failed": text}``, or
-        ``{"not_measured": reason}``, with ``"by_design": True`` where nothing is missing.
-    """
-    found: dict[str, Entry] = {}
-    ways: dict[tuple[str, str], Run] = {}
-    for name, prepare in prepares.items():
-        try:
-            run, found[name] = prepare()
-            run()
-            ways[name, "eager_us"] = run
-            replay = capture(run, device) if graphs else None
-        except NotMeasured as reason:
-            found[name] = {"not_measured": str(reason)}
-            if isinstance(reason, NotServed):
-                found[name]["by_design"] = True
-            continue
-        except Exception as error:  # whatever a kernel, a compiler or a check raises is a result
-            found[name] = failure(error)
-            ways.pop((name, "eager_us"), None)
-            continue
-        if replay is not None:
-            ways[name, "graph_us"] = replay
-    timer = Timer(device)
-    samples: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
-    for _ in range(rounds):
-        for way, run in ways.items():
-            if way in samples:
-                try:
-                    samples[way].append(timer.once(run))
-                except Exception as error:
-                    found[way[0]] = failure(error)
-                    del samples[way]
-    for (name, way), values in samples.items():
-        if "failed" not in found[name]:
-            found[name][way] = statistics.median(values)
-    return found
-
-
-def failure(error: Exception) -> Entry:
-    """Return the entry of who raised."""
-    lines = str(error).strip().splitlines() or [""]
-    return {"failed": f"{type(error).__name__}: {lines[0][:300]}"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -94,6 +95,13 @@ def unavailable(name: str, device: str) -> str | None:
     if name in ("fused", "native") and device != "cpu":
         return cuda_module.import_error
     return None
+
+
+def require(name: str, device: str) -> None:
+    """Skip a benchmark on a CPU, and fail it on a GPU, of who cannot be measured there."""
+    reason = unavailable(name, device)
+    if reason is not None:
+        (pytest.skip if device == "cpu" else pytest.fail)(reason)
 
 
 def exact(x: Tensor, grad: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .gpu_timing import best
 from .scenes import SCENES, Scene
 
 BEGIN, END = (
@@ -32,7 +33,10 @@ ORDER = (
 
 
 def collect(benchmarks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Return ``{(scene, mode, provider): extra_info plus median seconds and spread}``."""
+    """Return ``{(scene, mode, provider): extra_info plus median seconds and spread}``.
+
+    The median is by the device's clock where it was read.
+    """
     found = {}
     for bench in benchmarks:
         info = bench["extra_info"]
@@ -40,6 +44,8 @@ def collect(benchmarks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str
             key = (info["scene"], info["mode"], info["provider"])
             stats = bench["stats"]
             found[key] = {**info, "median": stats["median"], "iqr": stats["iqr"]}
+            if "eager_us" in info:
+                found[key]["median"] = 1e-6 * best(info)
     return found
 
 
@@ -101,6 +107,20 @@ def few_rows_table(benchmarks: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(lines) if infos else ""
 
 
+def device_table(benchmarks: Iterable[Mapping[str, Any]]) -> str:
+    """Return a line for every group that was timed by a GPU's clock; "" for none."""
+    groups: dict[str, list[str]] = {}
+    for bench in benchmarks:
+        info = bench["extra_info"]
+        if "eager_us" in info:
+            cell = f"{bench['name'].partition('[')[2][:-1]} {info['eager_us']:.1f}"
+            cell += f" (graph {info['graph_us']:.1f})" if "graph_us" in info else ""
+            if "operations" in info:
+                cell += f" = {1e-6 * info['operations'] / best(info):.1f} TFLOP/s"
+            groups.setdefault(bench["group"], []).append(cell)
+    return "\n".join(f"{group}: {', '.join(cells)}" for group, cells in groups.items())
+
+
 def misses(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[str]:
     """Return a line for every target that this run did not reach."""
     found = []
@@ -120,10 +140,9 @@ def misses(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[st
 def summarize(run: dict[str, Any]) -> dict[str, Any]:
     """Return a run as it is committed: statistics and versions, no raw samples, no host details."""
     kept = ("python_version", "system", "machine", "fastwhiten", "torch", "threads", "cores")
+    on_gpu = ("device", "gpu", "cuda", "triton")
     machine = {key: run["machine_info"][key] for key in (*kept, "ceilings")}
-    machine |= {
-        key: run["machine_info"][key] for key in ("device", "gpu") if key in run["machine_info"]
-    }
+    machine |= {key: run["machine_info"][key] for key in on_gpu if key in run["machine_info"]}
     machine["processor"] = run["machine_info"]["cpu"].get("brand_raw", "unknown")
     figures = ("min", "median", "iqr", "rounds")
     benchmarks = [
@@ -148,7 +167,7 @@ def main() -> None:
     run = json.loads(arguments.results.read_text())
     machine = run["machine_info"]
     table = speed_table(collect(run["benchmarks"]), machine["ceilings"])
-    print(table)
+    print(table, device_table(run["benchmarks"]), sep="\n\n")
     if arguments.save:
         arguments.save.write_text(json.dumps(summarize(run), indent=1) + "\n")
     if arguments.readme:

@@ -101,3 +101,5 @@ SCENES = (
     Scene("(512, 8 x 64)", (512, 512), 8, 2.5),
     Scene("map (64, 64, 32, 32)", (64, 64, 32, 32), 1, 3.0),
 )
+# Where one block of a GPU works on the largest matrix that it can hold.
+GPU_SCENES = (Scene("(128, 128)", (128, 128), 1, 1.0), Scene("(512, 128)", (512, 128), 1, 1.0))

@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Triton kernels of this process are compiled or interpreted: torch.compile's too.
     interpreted = pytest.mark.skip(
         reason="TRITON_INTERPRET=1 is set; TRITON_INTERPRET=0 pytest tests/gpu runs the compiled "
-        "kernels, and so does tools/gpu_check.sh"
+        "kernels, and so does make gpu"
     )
     elsewhere = pytest.mark.skip(reason="a dry run: tests/ interprets these Triton kernels")
     for item in items:

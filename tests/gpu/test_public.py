@@ -29,8 +29,10 @@ MODULES = (
     "shrinkage",
     "sides",
 )
-everything_wide = importlib.import_module("tests.test_sides").everything_wide  # a fixture
+FIXTURES = {"accuracy": "option", "determinism": "_few_chunks", "sides": "everything_wide"}
 
+for _module, _name in FIXTURES.items():
+    globals()[_name] = getattr(importlib.import_module(f"tests.test_{_module}"), _name)
 for _module in MODULES:
     for _name, _test in vars(importlib.import_module(f"tests.test_{_module}")).items():
         if _name.startswith("test_") and "backend" in inspect.signature(_test).parameters:

@@ -3,9 +3,9 @@
 From 256 channels of a group on, a stage is a matrix product in the first place. The CUDA kernels do
 it in tiles of 64 x 64 with float32 FMA, every width alike, and fuse centring, affine and weights;
 cuBLAS has better products, and the rest becomes passes over memory of its own. Which wins is to be
-measured: these are the stages made of ``torch.mm`` and ``torch.bmm``, with TF32 off, for uniform
-weights and one group. Arguments and results are those of :mod:`fastwhiten.backends.reference`,
-maps are read in place.
+measured on a GPU: these are the stages made of ``torch.mm`` and ``torch.bmm``, with TF32 off, for
+uniform weights and one group. Arguments and results are those of
+:mod:`fastwhiten.backends.reference`, maps are read in place.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from fastwhiten import backends
 
-from . import providers
-from .gpu_timing import NotMeasured, Prepare, Run
+from . import memory, providers
+from .gpu_timing import Run
 from .scenes import Scene
 
 STAGES = ("statistics", "apply", "backward_reduce", "backward_apply")
@@ -128,23 +129,22 @@ def error_of(results: Any, truth: Any) -> float:
     return max(providers.relative_error(value, exact) for value, exact in pairs)
 
 
-def prepares(shape: tuple[int, ...], stage: str, device: torch.device) -> dict[str, Prepare]:
-    """Return how each is verified: "ours" and "library", against the library's in float64."""
+@pytest.mark.cuda_only
+@pytest.mark.parametrize("whose", ["native", "library"])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def bench_products(
+    benchmark: Any, shape: tuple[int, ...], stage: str, whose: str, device: str
+) -> None:
+    """Time a stage of ours or of the library's, after comparing with the library's in float64."""
+    providers.require(whose, device)
     scene = Scene(str(list(shape)), shape, 1, 0.0)
-    x = scene.input(device=device.type)
+    x = scene.input(device=device)
     arguments = calls(x if x.dim() == 2 else x.flatten(2))[stage]
     truth = LIBRARY[stage](*(t.double() for t in arguments))
-
-    def verified(run: Run) -> tuple[Run, dict[str, float]]:
-        error = error_of(run(), truth)
-        if not error < TOLERANCE:
-            raise AssertionError(f"relative error {error:.1e}, expected below {TOLERANCE:.0e}")
-        return run, {"error": error, "operations": operations(scene, stage)}
-
-    def ours() -> tuple[Run, dict[str, float]]:
-        reason = providers.unavailable("native", device.type)
-        if reason is not None:
-            raise NotMeasured(reason)
-        return verified(native(stage, arguments))
-
-    return {"ours": ours, "library": lambda: verified(lambda: LIBRARY[stage](*arguments))}
+    run = native(stage, arguments) if whose == "native" else lambda: LIBRARY[stage](*arguments)
+    error = error_of(run(), truth)
+    assert error < TOLERANCE, f"relative error {error:.1e}, expected below {TOLERANCE:.0e}"
+    benchmark.group = f"{stage} {scene.name}"
+    benchmark.extra_info.update(error=error, operations=operations(scene, stage))
+    memory.repeat(benchmark, run, lambda: ((), {}), device)
