@@ -50,6 +50,8 @@ has = torch._C._dispatch_has_kernel_for_dispatch_key
 missing = [name for name in stages.STAGES if not has(f"fastwhiten::{name}", "CUDA")]
 assert not missing, f"no CUDA kernels for {missing}"
 PYTHON
+    # The kernels before their schemas.
+    cuda/bin/python -c 'import torch, fastwhiten_cuda, fastwhiten; fastwhiten.whiten(torch.randn(8, 3))'
   )
   "$python" tools/kernel_resources.py --check --log "$folder/cuda.log"
   stable "$folder"/cuda/lib/python3*/site-packages/fastwhiten_cuda.abi3.so

@@ -51,7 +51,6 @@ from fastwhiten.kernels import (  # noqa: E402
     factor,
     intensity,
     sample,
-    sample_backward,
     statistics,
     tuning,
 )
@@ -196,7 +195,7 @@ def _sample_stages(rows: int, dtype: torch.dtype, t: torch.dtype, options: bool)
         return
     values = gram[:, 0].contiguous()
     _, projected = sample.launch_sample_apply(scaled, values, gram, p, rho, 1e-3, dtype)
-    sample_backward.launch_sample_backward(x, projected, values, gram, p, rho, 1e-3)
+    sample.launch_sample_backward(x, projected, values, gram, p, rho, 1e-3)
 
 
 def configurations(largest: bool = False, candidates: bool = False) -> list[Configuration]:

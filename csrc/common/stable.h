@@ -87,25 +87,17 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, int3
   return Tensor(handle);
 }
 
-inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {  // on the CPU
-  return empty(sizes, dtype, aoti_torch_device_type_cpu(), 0);
-}
-
-inline Tensor uninitialized_like(const Tensor& x) {  // on the CPU
-  return x.dim() == 3 ? empty({x.size(0), x.size(1), x.size(2)}, x.scalar_type())
-                      : empty({x.size(0), x.size(1)}, x.scalar_type());
-}
-
+// The type is given as data<T>(tensor) or by what dispatch() hands over.
 template <class T>
-const T* data(const Tensor& t) {
+const T* data(const Tensor& t, Type<T> = {}) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 template <class T>
-const T* data(const OptionalTensor& t) {  // nullptr stands for None
+const T* data(const OptionalTensor& t, Type<T> = {}) {  // nullptr stands for None
   return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
 }
 template <class T>
-T* mutable_data(const Tensor& t) {
+T* mutable_data(const Tensor& t, Type<T> = {}) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 

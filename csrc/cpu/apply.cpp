@@ -3,8 +3,6 @@
 // gamma is folded into the columns of W: y = (x - mean) (W diag(gamma)) + beta, one product per
 // tile. The mean is subtracted from x before the product (x W - mean W would cancel when |mean| >>
 // std). Bytes: x read once, y written once. Determinism: every row's result is one dot product.
-#include "../ops/apply.h"
-
 #include "product.h"
 #include "stages.h"
 
@@ -27,8 +25,8 @@ void right_factor(int64_t G, int64_t D, const T* matrix, const T* gamma, T* B) {
 }  // namespace
 
 template <class In, class T>
-void run_apply(const Layout& s, const In* x, const T* mean, const T* matrix, const T* gamma,
-               const T* beta, In* y) {
+void run_apply(const Device&, const Layout& s, const In* x, const T* mean, const T* matrix,
+               const T* gamma, const T* beta, In* y) {
   const Plan plan = make_plan(s);
   const int64_t D = s.width, M = s.rows(), G = s.groups, ldb = padded<T>(D);
   const bool as_is = gamma == nullptr && ldb == D;
@@ -52,30 +50,10 @@ void run_apply(const Layout& s, const In* x, const T* mean, const T* matrix, con
   parallel(G * plan.tiles, 2.0 * static_cast<double>(s.numel()) * static_cast<double>(D), unit);
 }
 
-#define FASTWHITEN_INSTANTIATE(In, T) \
-  template void run_apply(const Layout&, const In*, const T*, const T*, const T*, const T*, In*);
+#define FASTWHITEN_INSTANTIATE(In, T)                                                            \
+  template void run_apply(const Device&, const Layout&, const In*, const T*, const T*, const T*, \
+                          const T*, In*);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 
-namespace {
-
-Tensor apply(const Tensor& x, const Tensor& mean, const Tensor& matrix, const OptionalTensor& gamma,
-             const OptionalTensor& beta) {
-  const Layout s = check_apply(x, mean, matrix, gamma, beta);
-  Tensor y = uninitialized_like(x);
-  if (s.numel() == 0) return y;
-  dispatch(x.scalar_type(), mean.scalar_type(), [&](auto in, auto accumulation) {
-    using In = typename decltype(in)::type;
-    using T = typename decltype(accumulation)::type;
-    run_apply(s, data<In>(x), data<T>(mean), data<T>(matrix), data<T>(gamma), data<T>(beta),
-              mutable_data<In>(y));
-  });
-  return y;
-}
-
-}  // namespace
 }  // namespace fastwhiten::cpu
-
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
-  m.impl("apply", TORCH_BOX(&fastwhiten::cpu::apply));
-}

@@ -3,8 +3,6 @@
 // One product of depth 2 D per tile: [ g_n - p_n grad_sum | p_n (x_n - mean) ] [ diag(gamma) W^T ;
 // -inner ], with p_n folded into the right factor when it is the same for all rows. Bytes: x and
 // grad read once, dx written once. Determinism: every row's result is one dot product.
-#include "../ops/backward_apply.h"
-
 #include "product.h"
 #include "stages.h"
 
@@ -36,7 +34,7 @@ void right_factor(int64_t G, int64_t D, const T* matrix, const T* inner, const T
 }  // namespace
 
 template <class In, class T>
-void run_backward_apply(const Layout& s, const In* x, const In* grad, const T* mean,
+void run_backward_apply(const Device&, const Layout& s, const In* x, const In* grad, const T* mean,
                         const T* grad_sum, const T* matrix, const T* inner, const T* gamma,
                         const T* p, In* dx) {
   const Plan plan = make_plan(s);
@@ -66,33 +64,10 @@ void run_backward_apply(const Layout& s, const In* x, const In* grad, const T* m
   parallel(G * plan.tiles, 4.0 * static_cast<double>(s.numel()) * static_cast<double>(D), unit);
 }
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                       \
-  template void run_backward_apply(const Layout&, const In*, const In*, const T*, const T*, \
-                                   const T*, const T*, const T*, const T*, In*);
+#define FASTWHITEN_INSTANTIATE(In, T)                                                            \
+  template void run_backward_apply(const Device&, const Layout&, const In*, const In*, const T*, \
+                                   const T*, const T*, const T*, const T*, const T*, In*);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 
-namespace {
-
-Tensor backward_apply(const Tensor& x, const Tensor& grad, const Tensor& mean,
-                      const Tensor& grad_sum, const Tensor& matrix, const Tensor& inner,
-                      const OptionalTensor& gamma, const OptionalTensor& row_weight) {
-  const Layout s = check_backward_apply(x, grad, mean, grad_sum, matrix, inner, gamma, row_weight);
-  Tensor dx = uninitialized_like(x);
-  if (s.numel() == 0) return dx;
-  dispatch(x.scalar_type(), mean.scalar_type(), [&](auto in, auto accumulation) {
-    using In = typename decltype(in)::type;
-    using T = typename decltype(accumulation)::type;
-    run_backward_apply(s, data<In>(x), data<In>(grad), data<T>(mean), data<T>(grad_sum),
-                       data<T>(matrix), data<T>(inner), data<T>(gamma), data<T>(row_weight),
-                       mutable_data<In>(dx));
-  });
-  return dx;
-}
-
-}  // namespace
 }  // namespace fastwhiten::cpu
-
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
-  m.impl("backward_apply", TORCH_BOX(&fastwhiten::cpu::backward_apply));
-}

@@ -5,8 +5,6 @@
 // divided by. pca: V = W, Q = I, w_ij = l_i / (l_i - l_j), a tied pair takes the symmetric part.
 // cholesky: V = W, Q = I, w = 1 above the diagonal, 0 below, 1/2 on it. Four products of D^3 (pca,
 // cholesky three), one of them symmetric.
-#include "../ops/backward_matrix.h"
-
 #include <cmath>
 #include <limits>
 
@@ -107,9 +105,9 @@ void gamma_of_group(int64_t D, const T* matrix, const T* cross, T* grad_gamma) {
 }  // namespace
 
 template <class T>
-void run_backward_matrix(int64_t G, int64_t D, const T* cross, const T* eigenvalues, const T* basis,
-                         const T* matrix, const T* gamma, const T* rho, double beta, int64_t kind,
-                         T* inner, T* grad_gamma) {
+void run_backward_matrix(const Device&, int64_t G, int64_t D, const T* cross, const T* eigenvalues,
+                         const T* basis, const T* matrix, const T* gamma, const T* rho, double beta,
+                         int64_t kind, T* inner, T* grad_gamma) {
   const double d = static_cast<double>(D);
   for_groups(G, 8.0 * d * d * d, [&](int64_t g) {
     const int64_t at = g * D * D;
@@ -124,36 +122,11 @@ void run_backward_matrix(int64_t G, int64_t D, const T* cross, const T* eigenval
   });
 }
 
-#define FASTWHITEN_INSTANTIATE(T)                                                             \
-  template void run_backward_matrix(int64_t, int64_t, const T*, const T*, const T*, const T*, \
-                                    const T*, const T*, double, int64_t, T*, T*);
+#define FASTWHITEN_INSTANTIATE(T)                                                                  \
+  template void run_backward_matrix(const Device&, int64_t, int64_t, const T*, const T*, const T*, \
+                                    const T*, const T*, const T*, double, int64_t, T*, T*);
 FASTWHITEN_INSTANTIATE(float)
 FASTWHITEN_INSTANTIATE(double)
 #undef FASTWHITEN_INSTANTIATE
 
-namespace {
-
-std::tuple<Tensor, Tensor> backward_matrix(const Tensor& cross, const Tensor& eigenvalues,
-                                           const Tensor& basis, const Tensor& matrix,
-                                           const OptionalTensor& gamma, const OptionalTensor& rho,
-                                           double batch_weight, int64_t kind) {
-  check_backward_matrix(cross, eigenvalues, basis, matrix, gamma, rho, kind);
-  const int64_t G = cross.size(0), D = cross.size(1);
-  Tensor inner = empty({G, D, D}, cross.scalar_type());
-  Tensor grad_gamma = empty({G * D}, cross.scalar_type());
-  if (cross.numel() == 0) return {inner, grad_gamma};
-  dispatch_accumulation(cross.scalar_type(), [&](auto accumulation) {
-    using T = typename decltype(accumulation)::type;
-    run_backward_matrix(G, D, data<T>(cross), data<T>(eigenvalues), data<T>(basis), data<T>(matrix),
-                        data<T>(gamma), data<T>(rho), batch_weight, kind, mutable_data<T>(inner),
-                        mutable_data<T>(grad_gamma));
-  });
-  return {inner, grad_gamma};
-}
-
-}  // namespace
 }  // namespace fastwhiten::cpu
-
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
-  m.impl("backward_matrix", TORCH_BOX(&fastwhiten::cpu::backward_matrix));
-}

@@ -3,8 +3,6 @@
 // One product per tile; grad is read in place where it has the accumulation dtype.
 // Bytes: x and grad once from memory, grad a second time from cache (its sum).
 // Determinism: tiles are added in order within a chunk, chunks in order at the end; no atomics.
-#include "../ops/backward_reduce.h"
-
 #include <type_traits>
 
 #include "product.h"
@@ -95,8 +93,8 @@ void add_up(int64_t count, int64_t n, const T* from, T* out) {
 }  // namespace
 
 template <class In, class T>
-void run_backward_reduce(const Layout& s, const In* x, const In* grad, const T* mean, T* grad_sum,
-                         T* cross) {
+void run_backward_reduce(const Device&, const Layout& s, const In* x, const In* grad, const T* mean,
+                         T* grad_sum, T* cross) {
   const Plan plan = make_plan(s);
   const int64_t D = s.width, G = s.groups, units = G * plan.chunks;
   Buffer<T> sums(units * D), zeros(D);
@@ -124,35 +122,10 @@ void run_backward_reduce(const Layout& s, const In* x, const In* grad, const T* 
   });
 }
 
-#define FASTWHITEN_INSTANTIATE(In, T) \
-  template void run_backward_reduce(const Layout&, const In*, const In*, const T*, T*, T*);
+#define FASTWHITEN_INSTANTIATE(In, T)                                                             \
+  template void run_backward_reduce(const Device&, const Layout&, const In*, const In*, const T*, \
+                                    T*, T*);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 
-namespace {
-
-std::tuple<Tensor, Tensor> backward_reduce(const Tensor& x, const Tensor& grad, const Tensor& mean,
-                                           int64_t groups) {
-  const Layout s = check_backward_reduce(x, grad, mean, groups);
-  Tensor grad_sum = empty({s.channels}, mean.scalar_type());
-  Tensor cross = empty({s.groups, s.width, s.width}, mean.scalar_type());
-  dispatch(x.scalar_type(), mean.scalar_type(), [&](auto in, auto accumulation) {
-    using In = typename decltype(in)::type;
-    using T = typename decltype(accumulation)::type;
-    if (s.numel() == 0) {
-      std::fill_n(mutable_data<T>(grad_sum), grad_sum.numel(), T(0));
-      std::fill_n(mutable_data<T>(cross), cross.numel(), T(0));
-      return;
-    }
-    run_backward_reduce(s, data<In>(x), data<In>(grad), data<T>(mean), mutable_data<T>(grad_sum),
-                        mutable_data<T>(cross));
-  });
-  return {grad_sum, cross};
-}
-
-}  // namespace
 }  // namespace fastwhiten::cpu
-
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
-  m.impl("backward_reduce", TORCH_BOX(&fastwhiten::cpu::backward_reduce));
-}

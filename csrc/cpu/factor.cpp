@@ -6,8 +6,6 @@
 // afterwards. The zca matrix is the product of U diag(l^-1/4) with its own transpose: half of it is
 // computed, the rest mirrored. A group that is not finite or not positive definite gives NaN for
 // itself alone; nothing throws.
-#include "../ops/factor.h"
-
 #include <cmath>
 
 #include "parallel.h"
@@ -77,8 +75,9 @@ bool factor_cholesky(int64_t D, T rho, T eps, T mean_diagonal, T* a, T* matrix) 
 }  // namespace
 
 template <class T>
-void run_factor(int64_t G, int64_t D, const T* batch, const T* running, const T* rho, double beta,
-                double eps, int64_t kind, T* values, T* basis, T* matrix) {
+void run_factor(const Device&, int64_t G, int64_t D, const T* batch, const T* running, const T* rho,
+                double beta, double eps, int64_t kind, const T* /* start */, T* values, T* basis,
+                T* matrix) {
   const double flops = kind == kCholesky ? 8.0 * static_cast<double>(D * D * D) : eigen_flops<T>(D);
   for_groups(G, flops, [&](int64_t g) {
     const int64_t at = g * D * D;
@@ -100,37 +99,11 @@ void run_factor(int64_t G, int64_t D, const T* batch, const T* running, const T*
   });
 }
 
-#define FASTWHITEN_INSTANTIATE(T)                                                          \
-  template void run_factor(int64_t, int64_t, const T*, const T*, const T*, double, double, \
-                           int64_t, T*, T*, T*);
+#define FASTWHITEN_INSTANTIATE(T)                                                                 \
+  template void run_factor(const Device&, int64_t, int64_t, const T*, const T*, const T*, double, \
+                           double, int64_t, const T*, T*, T*, T*);
 FASTWHITEN_INSTANTIATE(float)
 FASTWHITEN_INSTANTIATE(double)
 #undef FASTWHITEN_INSTANTIATE
 
-namespace {
-
-std::tuple<Tensor, Tensor, Tensor> factor(const Tensor& covariance,
-                                          const OptionalTensor& running_covariance,
-                                          const OptionalTensor& rho, double batch_weight,
-                                          double eps, int64_t kind, const OptionalTensor& start) {
-  check_factor(covariance, running_covariance, rho, kind, start);
-  const ScalarType dtype = covariance.scalar_type();
-  const int64_t G = covariance.size(0), D = covariance.size(1);
-  Tensor values = kind == kCholesky ? empty({0}, dtype) : empty({G, D}, dtype);
-  Tensor basis = kind == kCholesky ? empty({0}, dtype) : empty({G, D, D}, dtype);
-  Tensor matrix = empty({G, D, D}, dtype);
-  if (covariance.numel() == 0) return {values, basis, matrix};
-  dispatch_accumulation(dtype, [&](auto accumulation) {
-    using T = typename decltype(accumulation)::type;
-    run_factor(G, D, data<T>(covariance), data<T>(running_covariance), data<T>(rho), batch_weight,
-               eps, kind, mutable_data<T>(values), mutable_data<T>(basis), mutable_data<T>(matrix));
-  });
-  return {values, basis, matrix};
-}
-
-}  // namespace
 }  // namespace fastwhiten::cpu
-
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
-  m.impl("factor", TORCH_BOX(&fastwhiten::cpu::factor));
-}

@@ -5,8 +5,6 @@
 //   sec. 3.2)
 // clamped to [0, 1]; 1 where S' is a multiple of the identity already. Bytes: S' once; x once for
 // ledoit-wolf. Determinism: blocks of rows are cut by shape alone and added in order.
-#include "../ops/intensity.h"
-
 #include <algorithm>
 
 #include "kernels.h"
@@ -69,7 +67,7 @@ double estimate(int64_t D, const T* batch, const T* running, double share, doubl
 }  // namespace
 
 template <class In, class T>
-void run_intensity(const Layout& s, const In* x, const T* mean, const T* covariance,
+void run_intensity(const Device&, const Layout& s, const In* x, const T* mean, const T* covariance,
                    const T* running, const T* p, double batch_weight, int64_t method, double value,
                    T* rho) {
   const int64_t D = s.width, M = s.rows(), blocks = (M + kBlockRows - 1) / kBlockRows;
@@ -100,32 +98,10 @@ void run_intensity(const Layout& s, const In* x, const T* mean, const T* covaria
   }
 }
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                           \
-  template void run_intensity(const Layout&, const In*, const T*, const T*, const T*, const T*, \
-                              double, int64_t, double, T*);
+#define FASTWHITEN_INSTANTIATE(In, T)                                                      \
+  template void run_intensity(const Device&, const Layout&, const In*, const T*, const T*, \
+                              const T*, const T*, double, int64_t, double, T*);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 
-namespace {
-
-Tensor intensity(const Tensor& x, const Tensor& mean, const Tensor& covariance,
-                 const OptionalTensor& running_covariance, const OptionalTensor& row_weight,
-                 double batch_weight, int64_t method, double value) {
-  const Layout s = check_intensity(x, mean, covariance, running_covariance, row_weight, method);
-  STD_TORCH_CHECK(s.numel() > 0, "intensity: expected at least one row");
-  Tensor rho = empty({s.groups}, mean.scalar_type());
-  dispatch(x.scalar_type(), mean.scalar_type(), [&](auto in, auto accumulation) {
-    using In = typename decltype(in)::type;
-    using T = typename decltype(accumulation)::type;
-    run_intensity(s, data<In>(x), data<T>(mean), data<T>(covariance), data<T>(running_covariance),
-                  data<T>(row_weight), batch_weight, method, value, mutable_data<T>(rho));
-  });
-  return rho;
-}
-
-}  // namespace
 }  // namespace fastwhiten::cpu
-
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
-  m.impl("intensity", TORCH_BOX(&fastwhiten::cpu::intensity));
-}

@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-#include "../common/checks.h"
+#include "../common/layout.h"
+#include "../common/stable.h"
 
 namespace fastwhiten::cpu {
 

@@ -5,10 +5,7 @@
 // + P_t (m_t - mean)(m_t - mean)^T ]. Every product is of centred numbers, so |mean| >> std costs
 // nothing. Bytes: x once from memory, a second time from cache (the tile's mean, then its product).
 // Determinism: tiles are added in order within a chunk, chunks in order at the end; no atomics.
-#include "../ops/statistics.h"
-
 #include <cmath>
-#include <limits>
 
 #include "heaviest.h"
 #include "product.h"
@@ -122,7 +119,8 @@ void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const T* p, co
 }  // namespace
 
 template <class In, class T>
-void run_statistics(const Layout& s, const In* x, const T* p, T* mean, T* covariance) {
+void run_statistics(const Device&, const Layout& s, const In* x, const T* p, T* mean,
+                    T* covariance) {
   const Plan plan = make_plan(s);
   const int64_t D = s.width, M = s.rows(), G = s.groups;
   Buffer<double> tile_weights(plan.tiles), tile_means(G * plan.tiles * D);
@@ -165,36 +163,8 @@ void run_statistics(const Layout& s, const In* x, const T* p, T* mean, T* covari
 }
 
 #define FASTWHITEN_INSTANTIATE(In, T) \
-  template void run_statistics(const Layout&, const In*, const T*, T*, T*);
+  template void run_statistics(const Device&, const Layout&, const In*, const T*, T*, T*);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 
-namespace {
-
-std::tuple<Tensor, Tensor> statistics(const Tensor& x, const OptionalTensor& row_weight,
-                                      int64_t groups, bool double_precision) {
-  const Layout s = check_statistics(x, row_weight, groups, double_precision);
-  const ScalarType dtype = accumulation_type(x.scalar_type(), double_precision);
-  Tensor mean = empty({s.channels}, dtype);
-  Tensor covariance = empty({s.groups, s.width, s.width}, dtype);
-  dispatch(x.scalar_type(), dtype, [&](auto in, auto accumulation) {
-    using In = typename decltype(in)::type;
-    using T = typename decltype(accumulation)::type;
-    if (s.numel() == 0) {  // no rows: the mean of nothing
-      const T nan = std::numeric_limits<T>::quiet_NaN();
-      std::fill_n(mutable_data<T>(mean), mean.numel(), nan);
-      std::fill_n(mutable_data<T>(covariance), covariance.numel(), nan);
-      return;
-    }
-    run_statistics(s, data<In>(x), data<T>(row_weight), mutable_data<T>(mean),
-                   mutable_data<T>(covariance));
-  });
-  return {mean, covariance};
-}
-
-}  // namespace
 }  // namespace fastwhiten::cpu
-
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
-  m.impl("statistics", TORCH_BOX(&fastwhiten::cpu::statistics));
-}

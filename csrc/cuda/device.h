@@ -1,4 +1,5 @@
-// The Device of stages.h: the CUDA stream that PyTorch works on. Launches, scratch memory, checks.
+// The Device of stages.h and ops.h: the CUDA stream that PyTorch works on. Launches, scratch
+// memory, checks.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,18 +9,27 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "../common/checks.h"
+#include "../common/stable.h"
 #include "platform.cuh"
 #include "stages.h"
 
 namespace fastwhiten {
 namespace cuda {
 
-// The half types of torch's headers and of CUDA's have the same bits.
-template <class In>
-using DeviceType = std::conditional_t<
-    std::is_same_v<In, torch::headeronly::Half>, __half,
-    std::conditional_t<std::is_same_v<In, torch::headeronly::BFloat16>, __nv_bfloat16, In>>;
+// Every tensor lies on the device of the first one: the pointers of another would be read on it.
+inline void check_device(const char* op, const Tensor& x, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == x.get_device_index(), op,
+                  ": expected all tensors on one CUDA device");
+}
+inline void check_device(const char* op, const Tensor& x, const OptionalTensor& t) {
+  if (t.has_value()) check_device(op, x, *t);
+}
+template <class... Tensors>
+int32_t common_device(const char* op, const Tensor& x, const Tensors&... others) {
+  check_device(op, x, x);
+  (check_device(op, x, others), ...);
+  return x.get_device_index();
+}
 
 // Scratch memory of PyTorch's allocator: given back at scope end, to be used again by the same
 // stream, hence after the kernels that use it now.
@@ -37,15 +47,21 @@ class Scratch {
 
 class Device {
  public:
-  // The device of `x` and its current stream. The device stays current while this lives.
-  explicit Device(const Tensor& x) : index_(x.get_device_index()), guard_(index_) {
+  // The half types of torch's headers and of CUDA's have the same bits.
+  template <class In>
+  using Element = std::conditional_t<
+      std::is_same_v<In, torch::headeronly::Half>, __half,
+      std::conditional_t<std::is_same_v<In, torch::headeronly::BFloat16>, __nv_bfloat16, In>>;
+  static constexpr bool kIterates = true;
+
+  // The device of these tensors and its current stream. It stays current while this lives.
+  template <class... Tensors>
+  explicit Device(const char* op, const Tensors&... tensors)
+      : index_(common_device(op, tensors...)), guard_(index_) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
-
-  cudaStream_t stream() const { return stream_; }
-  int32_t index() const { return index_; }
 
   template <class P>
   Scratch<P> allocate(int64_t count) const {
@@ -53,10 +69,6 @@ class Device {
   }
   Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const {
     return fastwhiten::empty(sizes, dtype, aoti_torch_device_type_cuda(), index_);
-  }
-  Tensor empty_like(const Tensor& x) const {
-    return x.dim() == 3 ? empty({x.size(0), x.size(1), x.size(2)}, x.scalar_type())
-                        : empty({x.size(0), x.size(1)}, x.scalar_type());
   }
 
   // Shared memory that a block may ask for.
@@ -100,27 +112,6 @@ class Device {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
-
-// Every tensor lies on the device of the first one: the pointers of another would be read on it.
-inline void check_device(const char* op, const Tensor& x, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == x.get_device_index(), op,
-                  ": expected all tensors on one CUDA device");
-}
-inline void check_device(const char* op, const Tensor& x, const OptionalTensor& t) {
-  if (t.has_value()) check_device(op, x, *t);
-}
-template <class... Tensors>
-void check_devices(const char* op, const Tensor& x, const Tensors&... tensors) {
-  check_device(op, x, x);
-  (check_device(op, x, tensors), ...);
-}
-
-// As dispatch() of common/stable.h, with CUDA's half types.
-template <class F>
-void dispatch_device(ScalarType input, ScalarType accumulation, const F& f) {
-  dispatch(input, accumulation,
-           [&](auto in, auto wide) { f(Type<DeviceType<typename decltype(in)::type>>{}, wide); });
-}
 
 }  // namespace cuda
 }  // namespace fastwhiten

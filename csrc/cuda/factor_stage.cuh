@@ -21,5 +21,14 @@ void run_factor(Device& device, int64_t G, int64_t D, const T* blended, const T*
   }
 }
 
+template <class Device, class T>
+void run_factor(Device& device, int64_t G, int64_t D, const T* covariance, const T* running,
+                const T* rho, double batch_weight, double eps, int64_t kind, const T* start,
+                T* eigenvalues, T* basis, T* matrix) {
+  auto blended = device.template allocate<T>(G * D * D);
+  run_blend(device, G, D, covariance, running, batch_weight, blended.get());
+  run_factor(device, G, D, blended.get(), rho, eps, kind, start, eigenvalues, basis, matrix);
+}
+
 }  // namespace cuda
 }  // namespace fastwhiten

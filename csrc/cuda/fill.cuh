@@ -1,8 +1,6 @@
 // Constants in memory: what an empty batch leaves behind.
 #pragma once
 
-#include <limits>
-
 #include "platform.cuh"
 
 namespace fastwhiten {
@@ -17,11 +15,6 @@ __global__ void __launch_bounds__(256) fill_kernel(int64_t count, T value, T* ou
 template <class Device, class T>
 void fill(Device& device, T* out, int64_t count, T value) {
   device.launch(fill_kernel<T>, (count + 255) / 256, 256, 0, count, value, out);
-}
-
-template <class Device, class T>
-void fill_nan(Device& device, T* out, int64_t count) {
-  fill(device, out, count, std::numeric_limits<T>::quiet_NaN());
 }
 
 }  // namespace cuda

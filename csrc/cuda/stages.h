@@ -8,15 +8,16 @@
 
 #include <cstdint>
 
-#include "../common/layout.h"
+#include "../common/passes.h"
 
 namespace fastwhiten {
 namespace cuda {
 
-// blended [G, D, D]: batch_weight covariance + (1 - batch_weight) running; null if not wanted.
+// blended [G, D, D]: batch_weight covariance + (1 - batch_weight) running, if wanted.
 template <class Device, class In, class T>
 void run_statistics(Device& device, const Layout& s, const In* x, const T* p, T* mean,
-                    T* covariance, const T* running, double batch_weight, T* blended);
+                    T* covariance, const T* running = nullptr, double batch_weight = 1,
+                    T* blended = nullptr);
 
 // rho [G]; method: 1 fixed (value), 2 oas, 3 ledoit-wolf.
 template <class Device, class In, class T>
@@ -30,10 +31,11 @@ template <class Device, class T>
 void run_factor(Device& device, int64_t G, int64_t D, const T* blended, const T* rho, double eps,
                 int64_t kind, const T* start, T* eigenvalues, T* basis, T* matrix);
 
-// out [G, D, D] = batch_weight batch + (1 - batch_weight) running, symmetrised.
+// The same of a covariance that is blended first, and symmetrised.
 template <class Device, class T>
-void run_blend(Device& device, int64_t G, int64_t D, const T* batch, const T* running,
-               double batch_weight, T* out);
+void run_factor(Device& device, int64_t G, int64_t D, const T* covariance, const T* running,
+                const T* rho, double batch_weight, double eps, int64_t kind, const T* start,
+                T* eigenvalues, T* basis, T* matrix);
 
 template <class Device, class In, class T>
 void run_apply(Device& device, const Layout& s, const In* x, const T* mean, const T* matrix,
@@ -52,6 +54,12 @@ template <class Device, class In, class T>
 void run_backward_apply(Device& device, const Layout& s, const In* x, const In* grad, const T* mean,
                         const T* grad_sum, const T* matrix, const T* inner, const T* gamma,
                         const T* p, In* dx);
+
+template <class Device, class In, class T>
+void run_whiten_forward(Device& device, const WhitenForward<In, T>& in);
+
+template <class Device, class In, class T>
+void run_whiten_backward(Device& device, const WhitenBackward<In, T>& in);
 
 template <class Device, class In, class T>
 void run_sample_statistics(Device& device, const Layout& s, const In* x, const T* p, T* mean,

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "heaviest.cuh"
+#include "stages.h"
 
 namespace fastwhiten {
 namespace cuda {

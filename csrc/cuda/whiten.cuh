@@ -15,19 +15,6 @@
 namespace fastwhiten {
 namespace cuda {
 
-template <class In, class T>
-struct WhitenForward {
-  Layout s;
-  const In* x;
-  const T *gamma, *beta, *p, *running;
-  double batch_weight, eps;
-  int64_t kind, method;  // method: 0 no shrinkage, else as run_intensity
-  double value;
-  const T* start;  // [G, D, D] where the eigensolver begins, or null
-  In* y;
-  T *mean, *covariance, *eigenvalues, *basis, *matrix, *rho;
-};
-
 template <class Device, class In, class T>
 void run_whiten_forward(Device& device, const WhitenForward<In, T>& in) {
   const int64_t G = in.s.groups, D = in.s.width;
@@ -68,17 +55,6 @@ void run_whiten_forward(Device& device, const WhitenForward<In, T>& in) {
   run_apply(device, in.s, in.x, static_cast<const T*>(in.mean), static_cast<const T*>(in.matrix),
             in.gamma, in.beta, in.y);
 }
-
-template <class In, class T>
-struct WhitenBackward {
-  Layout s;
-  const In *grad, *x;
-  const T *mean, *eigenvalues, *basis, *matrix, *gamma, *rho, *p;
-  double batch_weight;
-  int64_t kind;
-  In* dx;
-  T *grad_gamma, *grad_sum;
-};
 
 template <class Device, class In, class T>
 void run_whiten_backward(Device& device, const WhitenBackward<In, T>& in) {

@@ -95,7 +95,6 @@ def _kernels() -> Any:
         factor,
         intensity,
         sample,
-        sample_backward,
         statistics,
     )
 
@@ -112,7 +111,7 @@ def _kernels() -> Any:
         sample_statistics=sample.launch_sample_statistics,
         sample_serves=sample.serves,
         sample_apply=sample.launch_sample_apply,
-        sample_backward=sample_backward.launch_sample_backward,
+        sample_backward=sample.launch_sample_backward,
     )
 
 

@@ -18,7 +18,7 @@
 #include "cuda/fill.cuh"
 #include "cuda/intensity.cuh"
 #include "cuda/library.cuh"
-#include "cuda/sample_products.cuh"
+#include "cuda/sample.cuh"
 #include "cuda/statistics.cuh"
 #include "cuda/whiten.cuh"
 #include "emulation/recorder.h"
@@ -26,6 +26,8 @@
 namespace {
 
 using fastwhiten::Layout;
+using fastwhiten::WhitenBackward;
+using fastwhiten::WhitenForward;
 using namespace fastwhiten::cuda;
 using emulation::AnyArray;
 
@@ -96,7 +98,7 @@ void passes(Device& device, const Layout& s) {
 // The stages as ops of their own, of the input.
 template <class In, class T>
 void stages(Device& device, const Layout& s) {
-  run_statistics<Device, In, T>(device, s, kAny, kAny, kAny, kAny, nullptr, 1, nullptr);
+  run_statistics<Device, In, T>(device, s, kAny, kAny, kAny, kAny);
   for (const int64_t method : {1, 2, 3}) {
     run_intensity<Device, In, T>(device, s, kAny, kAny, kAny, kAny, kAny, 0.5, method, 0.1, kAny);
   }
@@ -110,11 +112,10 @@ void stages(Device& device, const Layout& s) {
 template <class T>
 void stages_of_matrices(Device& device, int64_t G, int64_t D) {
   device.eigh<T>(G, D, kAny, kAny, kAny, kAny, kAny);
-  run_blend<Device, T>(device, G, D, kAny, kAny, 0.5, kAny);
   for (int64_t kind = 0; kind < 3; ++kind) {
     for (const bool shrunk : {false, true}) {
       const T* const rho = if_so<T>(shrunk);
-      run_factor<Device, T>(device, G, D, kAny, rho, kEps, kind, kAny, kAny, kAny, kAny);
+      run_factor<Device, T>(device, G, D, kAny, kAny, rho, 0.5, kEps, kind, kAny, kAny, kAny, kAny);
       run_backward_matrix<Device, T>(device, G, D, kAny, kAny, kAny, kAny, kAny, rho, 0.5, kind,
                                      kAny, kAny);
     }
@@ -165,7 +166,7 @@ void of_types(Device& device) {
   for (int64_t D = kWarpUpTo + 1; D <= kTwoSidedUpTo; ++D) {
     for (int64_t M = 2; M <= kSmallRows; ++M) passes<In, T>(device, {M, D, 1, 1, D});
   }
-  fill_nan<Device, T>(device, kAny, 1);  // no rows
+  fill<Device, T>(device, kAny, 1, T(0));  // no rows
 }
 
 void every_type(Device& device) {

@@ -8,7 +8,7 @@
 #include "cuda/eigh.cuh"
 #include "cuda/factor_stage.cuh"
 #include "cuda/intensity.cuh"
-#include "cuda/sample_products.cuh"
+#include "cuda/sample.cuh"
 #include "cuda/statistics.cuh"
 #include "cuda/whiten.cuh"
 #include "emulation/driver.h"
@@ -16,6 +16,8 @@
 namespace {
 
 using fastwhiten::Layout;
+using fastwhiten::WhitenBackward;
+using fastwhiten::WhitenForward;
 using namespace fastwhiten::cuda;
 using emulation::Arguments;
 
@@ -162,9 +164,6 @@ void of_matrices(Arguments& a) {
         a.output<T>("out_inner", matrices), a.output<T>("out_grad_gamma", C));
     return;
   }
-  auto blended = device.allocate<T>(G * D * D);
-  run_blend<Emulator, T>(device, G, D, a.array<T>("covariance"), a.array<T>("running_covariance"),
-                         a.real("batch_weight"), blended.get());
   const auto spectral = [&](std::size_t n) { return kind == 2 ? std::size_t{0} : n; };
   T* const eigenvalues = a.output<T>("out_eigenvalues", spectral(C));
   T* const basis = a.output<T>("out_basis", spectral(matrices));
@@ -175,8 +174,10 @@ void of_matrices(Arguments& a) {
     run_matrix<Emulator, T>(device, G, D, a.array<T>("spectrum"), basis, a.array<T>("rho"),
                             a.real("eps"), kind, eigenvalues, matrix);
   } else {
-    run_factor<Emulator, T>(device, G, D, blended.get(), a.array<T>("rho"), a.real("eps"), kind,
-                            a.array<T>("start"), eigenvalues, basis, matrix);
+    run_factor<Emulator, T>(device, G, D, a.array<T>("covariance"),
+                            a.array<T>("running_covariance"), a.array<T>("rho"),
+                            a.real("batch_weight"), a.real("eps"), kind, a.array<T>("start"),
+                            eigenvalues, basis, matrix);
   }
 }
 

@@ -1,9 +1,9 @@
-// Invariants shared by the ops. The friendly errors are raised in Python before an op is reached:
+// What the ops check. The friendly errors are raised in Python before an op is reached:
 // what fails here is a caller of the raw ops, or a bug.
 #pragma once
 
-#include "layout.h"
-#include "stable.h"
+#include "../common/layout.h"
+#include "../common/stable.h"
 
 namespace fastwhiten {
 
@@ -31,6 +31,12 @@ inline Layout check_layout(const char* op, const Tensor& x, int64_t groups) {
   const int64_t kMax = 2147483647;  // BLAS and LAPACK take 32-bit leading dimensions
   STD_TORCH_CHECK(channels <= kMax && length <= kMax, op, ": expected C and L below 2^31");
   return {x.size(0), channels, length, groups, channels / groups};
+}
+
+// [M, C] only.
+inline Layout check_rows(const char* op, const Tensor& x, int64_t groups) {
+  STD_TORCH_CHECK(x.dim() == 2, op, ": expected rows [M, C], got ", x.dim(), " dimensions");
+  return check_layout(op, x, groups);
 }
 
 inline void check_sizes(const char* op, const char* name, const Tensor& t, ScalarType dtype,
@@ -74,6 +80,25 @@ inline void check_kind(const char* op, int64_t kind) {
 inline void check_method(const char* op, int64_t method, int64_t least) {
   STD_TORCH_CHECK(method >= least && method <= kLedoitWolf, op, ": expected a method from ", least,
                   " to 3 (1 fixed, 2 oas, 3 ledoit-wolf), got ", method);
+}
+
+// What factor returns; eigenvalues and basis count for the kinds that have them.
+inline void check_factors(const char* op, ScalarType dtype, int64_t G, int64_t D, int64_t kind,
+                          const Tensor& eigenvalues, const Tensor& basis, const Tensor& matrix) {
+  check_sizes(op, "matrix", matrix, dtype, {G, D, D});
+  if (kind == kCholesky) return;
+  check_sizes(op, "eigenvalues", eigenvalues, dtype, {G, D});
+  check_sizes(op, "basis", basis, dtype, {G, D, D});
+}
+
+// The eigensystem of Gram matrices, and what goes with it.
+inline void check_gram(const char* op, const Layout& s, ScalarType dtype, const Tensor& eigenvalues,
+                       const Tensor& eigenvectors, const OptionalTensor& row_weight,
+                       const OptionalTensor& rho) {
+  check_sizes(op, "eigenvalues", eigenvalues, dtype, {s.groups, s.samples});
+  check_sizes(op, "eigenvectors", eigenvectors, dtype, {s.groups, s.samples, s.samples});
+  check_sizes(op, "row_weight", row_weight, dtype, {s.samples});
+  check_sizes(op, "rho", rho, dtype, {s.groups});
 }
 
 }  // namespace fastwhiten
