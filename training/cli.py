@@ -12,13 +12,13 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from docstring_parser import parse as parse_docstring  # comes with jsonargparse[signatures]
 from jsonargparse import ArgumentParser
 
+from training.commands.presets import PresetsConfig, run_presets
 from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Config, TrainConfig
 from training.config.data_command import DataCommandConfig
 from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig, PredictConfig
+from training.engine.signals import sigterm_as_exit
 from training.errors import ConfigError, TrainingDiverged, TrainingStopped
 from training.presets import expand_presets
-from training.presets.command import PresetsConfig, run_presets
-from training.signals import sigterm_as_exit
 
 
 class _Parser(ArgumentParser):
@@ -57,14 +57,14 @@ def _parsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
 
 
 def _run_train(options: Any) -> int:
-    from training.train import run_training  # imports torch: --help stays fast without it
+    from training.commands.train import run_training  # imports torch: --help stays fast without it
 
     run_training(options)
     return 0
 
 
 def _run_data(options: Any) -> int:
-    from training.data.command import run_data
+    from training.commands.data import run_data
 
     run_data(options)
     return 0
@@ -78,33 +78,33 @@ def _run_stage2(options: Any) -> int:
 
 
 def _run_eval(options: Any) -> int:
-    from training.evaluate_run import run_eval
+    from training.commands.eval import run_eval
 
     return run_eval(options)
 
 
 def _run_compare(options: Any) -> int:
-    from training.compare import run_compare
+    from training.commands.compare import run_compare
 
     run_compare(options)
     return 0
 
 
 def _run_ablate(options: Any) -> int:
-    from training.ablate import run_ablate
+    from training.commands.ablate import run_ablate
 
     return run_ablate(options)
 
 
 def _run_diagnose(options: Any) -> int:
-    from training.diagnostics.run import run_diagnose
+    from training.commands.diagnose import run_diagnose
 
     run_diagnose(options)
     return 0
 
 
 def _run_plot(options: Any) -> int:
-    from training.plot import run_plot
+    from training.commands.plot import run_plot
 
     run_plot(options)
     return 0
@@ -118,7 +118,7 @@ def _run_export(options: Any) -> int:
 
 
 def _run_predict(options: Any) -> int:
-    from training.predict import run_predict
+    from training.commands.predict import run_predict
 
     run_predict(options)
     return 0

@@ -21,12 +21,12 @@ import torch
 from rich.console import Console
 
 from tests.helpers.processes import die_with_parent
-from training.checkpoint import load_checkpoint
+from training.commands.train import run_training
 from training.config import TrainConfig
 from training.data import build_dataset
 from training.reproducibility import deterministic_algorithms
-from training.run_folder import RunFolder
-from training.train import run_training
+from training.runs.checkpoint import load_checkpoint
+from training.runs.folder import RunFolder
 
 GOT_ON = 5  # kills, at least, before which a run has made steps
 TIMES = ("train_seconds", "images_per_second")

@@ -12,14 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-import training.train
+import training.commands.train
 from tests.helpers.processes import is_gone
 from training.cli import run
 
-save = training.train.Run.save
+save = training.commands.train.Run.save
 
 
-def save_and_stop(self: training.train.Run, best: bool = False) -> None:
+def save_and_stop(self: training.commands.train.Run, best: bool = False) -> None:
     """Save, then do what is asked for."""
     save(self, best)
     if FILE is None:
@@ -32,5 +32,5 @@ if __name__ == "__main__":
     at = sys.argv.index("-m")
     FILE = None if sys.argv[1] == "kill" else Path(sys.argv[1])
     PID = int(sys.argv[at - 1]) if FILE else 0
-    training.train.Run.save = save_and_stop
+    training.commands.train.Run.save = save_and_stop
     sys.exit(run(sys.argv[at + 2 :]))

@@ -19,16 +19,16 @@ import yaml
 from rich.console import Console
 
 from tests.helpers.processes import started, until
-from training.ablate import execute, run_ablate
-from training.ablate.plan import plan, resolve_axes
-from training.ablate.state import is_finished, locked, prepare
-from training.checkpoint import load_checkpoint
 from training.cli import parse
 from training.cli import run as run_command
+from training.commands.ablate import execute, run_ablate
+from training.commands.ablate.plan import plan, resolve_axes
+from training.commands.ablate.state import is_finished, locked, prepare
 from training.config import AblateConfig, TrainConfig, to_dict
 from training.config.ablate import GRIDS
 from training.config.load import load_config
 from training.errors import ConfigError
+from training.runs.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -14,12 +14,12 @@ import yaml
 from rich.console import Console
 
 from training.cli import run as run_command
-from training.compare import Comparison, as_markdown, compare, run_compare, write_tables
-from training.compare_statistics import paired_differences, spread
+from training.commands.compare import Comparison, as_markdown, compare, run_compare, write_tables
+from training.commands.compare_statistics import paired_differences, spread
 from training.config import CompareConfig, TrainConfig, to_dict
 from training.config.load import change_config
 from training.errors import ConfigError
-from training.runs import Run, read_run
+from training.runs.finished import Run, read_run
 
 pytestmark = pytest.mark.slow
 

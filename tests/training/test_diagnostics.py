@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from training import diagnostics
-from training.diagnostics import hessian_condition
+from training.evaluation import hessian_condition
 
 
 def _features(rows: int = 60, size: int = 5, seed: int = 0) -> torch.Tensor:

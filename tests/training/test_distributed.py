@@ -18,17 +18,17 @@ from rich.console import Console
 
 from tests.helpers.processes import started, until, with_parent
 from tests.training.two_processes import evaluate_split, small_config, train_steps
-from training.checkpoint import load_checkpoint
+from training.commands.train import run_training
 from training.config import TrainConfig
 from training.data import build_dataset
 from training.data.feed import Examples
-from training.distributed import Processes, loss_weight
+from training.engine.distributed import Processes, loss_weight
+from training.engine.trainer import build_trainer
 from training.errors import ConfigError
-from training.loop import build_trainer
 from training.losses import CrossEntropy
 from training.reproducibility import resolve_seeds
+from training.runs.checkpoint import load_checkpoint
 from training.samplers import Batch, rank_rows
-from training.train import run_training
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -116,7 +116,11 @@ def test_an_error_ends(images: Path, tmp_path: Path):
 def test_a_signal_ends(
     where: str, signals: tuple[int, ...], status: int, images: Path, trained: Path, tmp_path: Path
 ):
-    method = ("training.step", "Meter") if where == "train" else ("training.tally", "Tally")
+    method = (
+        ("training.engine.meter", "Meter")
+        if where == "train"
+        else ("training.evaluation.tally", "Tally")
+    )
     arguments = _train(images, tmp_path) if where == "train" else ["eval", str(trained)]
     program = str(Path(__file__).with_name("signalled.py"))
     numbers = ",".join(str(int(number)) for number in signals)

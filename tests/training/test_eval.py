@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from training.cli import run as run_command
+from training.commands.eval import evaluate_run
+from training.commands.train import run_training
 from training.config import TrainConfig
-from training.evaluate_run import evaluate_run
-from training.runs import read_run
-from training.train import run_training
+from training.runs.finished import read_run
 
 
 @pytest.fixture

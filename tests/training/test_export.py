@@ -28,7 +28,7 @@ from training.export import (
 from training.export import run as export_run
 from training.export.formats import METADATA_KEY
 from training.models import WhitenedClassifier, build_model
-from training.runs import load_run, read_run
+from training.runs.finished import load_run, read_run
 
 LAYERS: list[dict[str, Any]] = [
     {"whitening": "none"},

@@ -10,7 +10,7 @@ import torch
 from training.config import TrainConfig
 from training.data import build_dataset
 from training.data.feed import Examples
-from training.loop import Trainer, build_trainer
+from training.engine.trainer import Trainer, build_trainer
 from training.reproducibility import resolve_seeds
 
 STEPS = 20

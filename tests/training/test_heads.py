@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 
 from fastwhiten import ChannelWhitening
-from training.batch_rules import BatchRules
 from training.config import TrainConfig
+from training.engine.batch_rules import BatchRules
 from training.models import CosineClassifier, build_model, class_balanced_weights
 from training.models.peers import CholeskyWhitening, EagerWhitening, IterNorm
 from training.models.whitening import apply_whitening, build_whitening, keep_statistics
@@ -307,7 +307,7 @@ def test_one_seed_gives_the_same_weights_with_every_layer():
 def test_the_loop_passes_kind_and_epoch_on(config: TrainConfig):
     """One epoch of BET: every batch reaches model and loss with its own kind."""
     from training.data import build_dataset
-    from training.loop import build_trainer
+    from training.engine.trainer import build_trainer
     from training.reproducibility import resolve_seeds
 
     config.whitening, config.sampler, config.bet_period = "fused", "b3rs", 2

@@ -18,15 +18,15 @@ import pytest
 import torch
 from rich.console import Console
 
-import training.train
+import training.commands.train
 from tests.helpers.processes import started, until, with_parent
-from training.checkpoint import CorruptCheckpoint, load_checkpoint, save_last
+from training.commands.train import run_training
 from training.config import TrainConfig
 from training.data import LongTailedDataset, Split
 from training.errors import ConfigError, TrainingStopped
-from training.resume import load_newest
-from training.run_folder import RunFolder
-from training.train import run_training
+from training.runs.checkpoint import CorruptCheckpoint, load_checkpoint, save_last
+from training.runs.folder import RunFolder
+from training.runs.resume import load_newest
 
 ROOT = Path(__file__).parents[2]
 
@@ -250,14 +250,14 @@ def test_lines_that_the_checkpoint_does_not_know_are_cut_off(config: TrainConfig
 def test_other_data_is_an_error(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     """The configuration is the same; the message names what differs: labels, or their number."""
     folder = _ended_after_an_epoch(config)
-    build = training.train.build_dataset
+    build = training.commands.train.build_dataset
 
     def changed(change: Callable[[Split], Split]) -> str:
         def other(*arguments: Any) -> LongTailedDataset:
             dataset = build(*arguments)
             return replace(dataset, train=change(dataset.train))
 
-        monkeypatch.setattr(training.train, "build_dataset", other)
+        monkeypatch.setattr(training.commands.train, "build_dataset", other)
         with pytest.raises(ConfigError, match="expected the plan of batches") as error:
             run_training(config, _quiet())
         return str(error.value)
@@ -282,7 +282,7 @@ def test_saved_between_the_last_step_of_an_epoch_and_its_evaluation(
         def stop(*_: Any) -> None:
             raise Stop
 
-        patch.setattr(training.train, "evaluate_epoch", stop)
+        patch.setattr(training.commands.train, "evaluate_epoch", stop)
         with pytest.raises(Stop):
             run_training(config, _quiet())
     folder = RunFolder(Path(config.output.root) / "run")
@@ -327,7 +327,7 @@ def test_stopped_in_the_middle_of_an_epoch_and_continued(
     whole = run_training(config, _quiet())
     config.output.name = "run"
     with monkeypatch.context() as patch:
-        from training.progress import PlainReporter
+        from training.report.progress import PlainReporter
 
         count = itertools.count(1)
         patch.setattr(

@@ -17,18 +17,18 @@ import torch
 import yaml
 from rich.console import Console
 
-import training.train
-from training.checkpoint import load_checkpoint
+import training.commands.train
 from training.cli import parse, run
+from training.commands.train import run_training
 from training.config import OptimConfig, TrainConfig
 from training.data import build_dataset
+from training.engine.meter import Meter
+from training.engine.optim import RateSchedule, build_optimizer, parameter_groups, schedule_factor
+from training.engine.trainer import Trainer, build_trainer
 from training.errors import ConfigError, TrainingDiverged
-from training.loop import Trainer, build_trainer
-from training.optim import RateSchedule, build_optimizer, parameter_groups, schedule_factor
-from training.progress import build_reporter
+from training.report.progress import build_reporter
 from training.reproducibility import random_states, resolve_seeds, seeded_globals
-from training.step import Meter
-from training.train import run_training
+from training.runs.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -91,7 +91,7 @@ def test_an_overflow_of_fp16_skips_the_step_and_halves_the_scale(config: TrainCo
 
 
 def test_channels_last_is_the_same_up_to_rounding(config: TrainConfig):
-    config.model.width = 16  # see training/memory_format.py
+    config.model.width = 16  # see training/engine/memory_format.py
     plain = _first_loss(config)
     config.channels_last = True
     trainer = _trainer(config)
@@ -109,7 +109,7 @@ def test_channels_last_is_the_same_up_to_rounding(config: TrainConfig):
 
 @pytest.mark.slow
 def test_compiled_training_is_the_same_up_to_rounding(config: TrainConfig):
-    config.model.width = 16  # see training/memory_format.py
+    config.model.width = 16  # see training/engine/memory_format.py
     plain = _first_loss(config)
     config.compile = True
     trainer = _trainer(config)
@@ -307,7 +307,7 @@ def test_without_a_validation_split_best_is_last(
         )
         return replace(dataset, validation=empty)
 
-    monkeypatch.setattr(training.train, "build_dataset", without_validation)
+    monkeypatch.setattr(training.commands.train, "build_dataset", without_validation)
     summary, folder, text = _run(config)
     assert summary["selection"] == {"split": "none", "metric": None}
     assert summary["best"] == summary["last"] and summary["best"]["validation"] is None

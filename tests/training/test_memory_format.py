@@ -18,13 +18,13 @@ from training.cli import run
 from training.config import TrainConfig
 from training.config.model import ModelConfig
 from training.data import build_dataset
+from training.engine.memory_format import check_channels_last, unsafe_convolutions
+from training.engine.trainer import build_trainer
 from training.errors import ConfigError
-from training.loop import build_trainer
-from training.memory_format import check_channels_last, unsafe_convolutions
 from training.models.backbones import _BACKBONES, build_backbone
 from training.models.resnet import SmallResNet
 from training.reproducibility import resolve_seeds
-from training.runs import read_run, restore_model
+from training.runs.finished import read_run, restore_model
 
 CPU = torch.device("cpu")
 
@@ -70,7 +70,7 @@ def test_torch_corrupts_memory(isa: str, needed: tuple[str, ...], corrupts: int,
     status, errors = gradient_in_a_process(isa, corrupts)
     assert status != 0, (
         f"torch {torch.__version__} no longer crashes here: remove `check_channels_last` and "
-        "`unsafe_convolutions` (training/memory_format.py) with this test as soon as all versions "
+        "`unsafe_convolutions` (training/engine/memory_format.py) with this test as soon as all versions "
         "of torch that are supported have it mended"
     )
     assert -status in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS), errors

@@ -10,12 +10,12 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from training.diagnostics import correlation_matrix, mean_abs_off_diagonal
-from training.files import without_nan
+from training.engine.optim import learning_rate_factor
+from training.evaluation import correlation_matrix, mean_abs_off_diagonal
+from training.evaluation.metrics import ShotGroups, confusion_matrix, evaluate_confusion
+from training.evaluation.tally import Tally
 from training.losses import evaluation_loss
-from training.metrics import ShotGroups, confusion_matrix, evaluate_confusion
-from training.optim import learning_rate_factor
-from training.tally import Tally
+from training.runs.files import without_nan
 
 
 def test_schedule_by_hand():

@@ -19,28 +19,28 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torchmetrics.classification import MulticlassCalibrationError
 
-from training.calibration import reliability
 from training.cli import run
+from training.commands.diagnose import batch_diagnostics, feature_diagnostics, run_diagnose
+from training.commands.plot import run_plot
 from training.config import TrainConfig
 from training.config.inspect import DiagnoseConfig, PlotConfig
 from training.data import build_dataset
-from training.diagnostics import covariance_matrix, weight_norms
-from training.diagnostics.run import batch_diagnostics, feature_diagnostics, run_diagnose
 from training.errors import ConfigError
-from training.inspection import inspect_split, view_model
+from training.evaluation import covariance_matrix, weight_norms
+from training.evaluation.calibration import reliability
+from training.evaluation.inspection import inspect_split, view_model
 from training.models import build_model
-from training.plot import run_plot
-from training.plots import (
+from training.report.plot_style import class_order
+from training.report.plots import (
     plot_accuracy_over_frequency,
     plot_confusion,
     plot_curves,
     plot_singular_values,
     plot_weight_norms,
 )
-from training.plots.style import class_order
-from training.report import _CAPTIONS, write_report
-from training.run_folder import RunFolder
-from training.runs import load_run, read_run
+from training.report.report import _CAPTIONS, write_report
+from training.runs.finished import load_run, read_run
+from training.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -79,7 +79,9 @@ def test_counts_are_legible_and_no_legend_covers_them(size: int, largest: int, m
     summary |= {"class_counts": counts, "class_names": [f"class {k}" for k in range(size)]}
     summary |= {"shot_groups": groups, "last": result, "best": result}
     drawn = []
-    monkeypatch.setattr("training.plots.accuracy.save_figure", lambda f, path: drawn.append(f))
+    monkeypatch.setattr(
+        "training.report.plot_accuracy.save_figure", lambda f, path: drawn.append(f)
+    )
     plot_accuracy_over_frequency(Path("unused"), summary)
     (figure,) = drawn
     figure.canvas.draw()
@@ -130,7 +132,7 @@ def test_long_names_leave_room_for_the_picture(size: int, tmp_path: Path, monkey
     summary |= {"shot_groups": {"few": list(range(size))}, "last": result, "best": result}
     drawn = []
     for part in ("accuracy", "predictions", "features"):
-        name = f"training.plots.{part}.save_figure"
+        name = f"training.report.plots.{part}.save_figure"
         monkeypatch.setattr(name, lambda figure, path: drawn.append(figure))
     plot_accuracy_over_frequency(tmp_path, summary)
     plot_confusion(tmp_path, np.eye(size, dtype=int), summary, "last", "test")

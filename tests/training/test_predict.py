@@ -15,10 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 from training.cli import run
+from training.commands.predict import find_images, run_predict
 from training.config.inspect import PredictConfig
-from training.evaluate import evaluating
-from training.predict import find_images, run_predict
-from training.runs import load_run, read_run
+from training.evaluation.evaluate import evaluating
+from training.runs.finished import load_run, read_run
 
 OPTIONS = (
     "--model.width 4 --optim.epochs 1 --output.plots false --output.tensorboard false "

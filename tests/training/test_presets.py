@@ -11,9 +11,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from training.cli import build_parser, parse, run
+from training.commands.presets import PresetsConfig, run_presets
 from training.config import TrainConfig, validate
 from training.presets import FOLDER, expand_presets, methods, preset_files, protocols
-from training.presets.command import PresetsConfig, run_presets
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-import training.plot
+import training.commands.plot
 from tests.training.trained import train_briefly
-from training.checkpoint import load_checkpoint
 from training.cli import run
+from training.commands.diagnose import run_diagnose
+from training.commands.plot import run_plot
 from training.config.inspect import DiagnoseConfig, PlotConfig
-from training.diagnostics import weight_norms
-from training.diagnostics.run import run_diagnose
-from training.plot import run_plot
-from training.runs import load_run, read_run
+from training.evaluation import weight_norms
+from training.runs.checkpoint import load_checkpoint
+from training.runs.finished import load_run, read_run
 
 NAME = "classifier.weight"
 
@@ -69,8 +69,10 @@ def test_plot(
     folder: Path, checkpoint: str, raw: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ):
     drawn: list[Any] = []
-    monkeypatch.setattr(training.plot, "draw_plots", lambda *arguments: drawn.append(arguments[-1]))
-    monkeypatch.setattr(training.plot, "write_report", lambda *_: None)
+    monkeypatch.setattr(
+        training.commands.plot, "draw_plots", lambda *arguments: drawn.append(arguments[-1])
+    )
+    monkeypatch.setattr(training.commands.plot, "write_report", lambda *_: None)
     run_plot(PlotConfig(str(folder), checkpoint, device="cpu"), _quiet())
     (view,) = drawn
     assert torch.equal(view.weight_norms, weight_norms(raw[NAME]))

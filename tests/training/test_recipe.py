@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 
 from training.cli import parse
+from training.commands.train import run_training
 from training.config import TrainConfig
 from training.data import build_dataset
-from training.loop import build_trainer
+from training.engine.trainer import build_trainer
 from training.reproducibility import resolve_seeds
-from training.train import run_training
 
 RUNS = [
     "--sampler b3rs --bet-period 3 --statistics-batches ordinary --whitening fused "

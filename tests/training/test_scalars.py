@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.checkpoint import load_checkpoint
+from training.commands.train import run_training
 from training.config import TrainConfig, validate
 from training.errors import ConfigError
-from training.scalars import ScalarReporter
-from training.train import run_training
+from training.report.scalars import ScalarReporter
+from training.runs.checkpoint import load_checkpoint
 
 
 def _read(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -12,17 +12,17 @@ import torch
 import yaml
 from rich.console import Console
 
-from training.checkpoint import load_checkpoint
 from training.cli import parse
+from training.commands.train import History, run_training, select_device
 from training.config import TrainConfig
 from training.data import build_dataset
+from training.engine.trainer import build_trainer
 from training.errors import ConfigError, TrainingDiverged
-from training.loop import build_trainer
 from training.models import build_model
-from training.report import _CAPTIONS
+from training.report.report import _CAPTIONS
 from training.reproducibility import resolve_seeds
-from training.run_folder import create_run_folder
-from training.train import History, run_training, select_device
+from training.runs.checkpoint import load_checkpoint
+from training.runs.folder import create_run_folder
 
 
 def _run(config: TrainConfig) -> tuple[dict, Path, str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from training.commands.train import run_training
 from training.config import TrainConfig
 from training.reproducibility import cpu_threads
-from training.train import run_training
 
 
 def train_briefly(root: Path, whitening: str = "fused", ema_decay: float | None = None) -> Path:

@@ -21,21 +21,21 @@ from rich.console import Console
 from torch import nn
 from torch._dynamo.utils import counters
 
-import training.loop
-import training.train
+import training.commands.train
+import training.engine.trainer
+from training.commands.train import run_training
 from training.config import TrainConfig
 from training.data import build_dataset
 from training.data.base import LongTailedDataset
-from training.distributed import Processes, average_running_statistics, open_processes
+from training.engine.distributed import Processes, average_running_statistics, open_processes
+from training.engine.trainer import build_trainer
 from training.errors import ConfigError, TrainingStopped
-from training.evaluate import evaluate
-from training.loop import build_trainer
-from training.metrics import ShotGroups
+from training.evaluation.evaluate import evaluate
+from training.evaluation.metrics import ShotGroups
 from training.models import build_model
-from training.progress import PlainReporter
+from training.report.progress import PlainReporter
 from training.reproducibility import resolve_seeds
 from training.samplers import rank_rows
-from training.train import run_training
 
 CPU = torch.device("cpu")
 
@@ -79,14 +79,16 @@ def train_steps(folder: Path, processes: Processes, whitening: str = "none") -> 
     config.sync_whitening = None
     config.optim.clip_norm, config.optim.ema_decay = 0.5, 0.9
     torch.set_default_dtype(torch.float64)
-    training.loop.build_model = lambda *arguments: without_batchnorm(build_model(*arguments))
+    training.engine.trainer.build_model = lambda *arguments: without_batchnorm(
+        build_model(*arguments)
+    )
     try:
         seeds = resolve_seeds(0, config.seeds)
         trainer = build_trainer(config, double_dataset(config), seeds, CPU, processes)
         seen = [trainer.run_epoch() for _ in range(2)]
     finally:
         torch.set_default_dtype(torch.float32)
-        training.loop.build_model = build_model
+        training.engine.trainer.build_model = build_model
     own = rank_rows(processes.rank, processes.world_size)
     result = {
         "model": trainer.model.state_dict(),
@@ -111,7 +113,7 @@ def compiled_steps(folder: Path, processes: Processes) -> None:
         for name in ("plain", "compiled"):
             config = small_config(folder)
             config.whitening, config.sync_whitening = "fused", None
-            config.model.width = 16  # see training/memory_format.py
+            config.model.width = 16  # see training/engine/memory_format.py
             config.data.drop_last = True  # one shape, one compilation
             config.compile = name == "compiled"
             seeds = resolve_seeds(0, config.seeds)
@@ -199,7 +201,7 @@ def fail_on_one(folder: Path, processes: Processes) -> None:
         def broken(*arguments: object) -> LongTailedDataset:
             raise ConfigError("data: expected a file, got none on this machine.")
 
-        training.train.build_dataset = broken
+        training.commands.train.build_dataset = broken
     run_training(small_config(folder), Console(file=io.StringIO()))
 
 

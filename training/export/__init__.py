@@ -1,8 +1,8 @@
 """A trained model for use without this package: safetensors, torch.export, ONNX."""
 
+from training.commands.export import run_export
 from training.export.fold import affine_map, fold_whitening, freeze_whitening
 from training.export.formats import load_safetensors
-from training.export.run import run_export
 
 __all__ = [
     "affine_map",

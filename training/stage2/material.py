@@ -12,10 +12,10 @@ from torch import Tensor
 from training.config import Stage2Config
 from training.data import LongTailedDataset
 from training.data.feed import TrainFeed, build_feed
-from training.evaluate import collect_features
+from training.evaluation.evaluate import collect_features
 from training.models import WhitenedClassifier, build_model
 from training.reproducibility import derive_seed
-from training.runs import Run
+from training.runs.finished import Run
 from training.samplers.base import Batch
 from training.stage2.batches import ClassBalancedBatches
 from training.stage2.methods import Material

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.config import OptimConfig, Stage2Config
+from training.engine.optim import build_optimizer
 from training.errors import TrainingDiverged
-from training.optim import build_optimizer
 
 
 class FeatureBatches:

@@ -8,7 +8,7 @@ import torch
 from training.config import TrainConfig
 from training.config.loss import LOSS_OPTIONS
 from training.data.feed import Examples
-from training.distributed import Processes, loss_weight
+from training.engine.distributed import Processes, loss_weight
 from training.losses import build_loss
 from training.samplers import Batch, rank_rows
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.checkpoint import load_checkpoint
-from training.evaluate import collect_features
-from training.runs import Run, restore_dataset, restore_model
+from training.evaluation.evaluate import collect_features
+from training.runs.checkpoint import load_checkpoint
+from training.runs.finished import Run, restore_dataset, restore_model
 from training.stage2.batches import ClassBalancedBatches
 from training.stage2.material import SAMPLER, derive_seed
 

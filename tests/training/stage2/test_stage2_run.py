@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-import training.runs
-from training.checkpoint import load_checkpoint
+import training.runs.finished
 from training.cli import parse
 from training.cli import run as run_command
+from training.commands.eval import evaluate_run, with_confusion
+from training.commands.stage2 import _resolve, choose, evaluate_features, feature_split
 from training.config import Stage2Config
 from training.config.stage2 import check_stage2
 from training.data import LongTailedDataset
 from training.errors import ConfigError
-from training.evaluate import evaluate
-from training.evaluate_run import evaluate_run, with_confusion
-from training.metrics import ShotGroups
+from training.evaluation.evaluate import evaluate
+from training.evaluation.metrics import ShotGroups
 from training.models import build_model
-from training.runs import Run, read_run, restore_dataset, restore_model
-from training.stage2.run import _resolve, choose, evaluate_features, feature_split
+from training.runs.checkpoint import load_checkpoint
+from training.runs.finished import Run, read_run, restore_dataset, restore_model
 from training.stage2.split import choice_data
 
 Stage2 = Callable[..., Run]
@@ -73,13 +73,13 @@ def test_other_test_labels_give_the_same_classifier(
 ):
     options = {"epochs": 2} if method in ("crt", "lws") else {}
     first = stage2(method, name="first", **options)
-    build = training.runs.build_dataset
+    build = training.runs.finished.build_dataset
 
     def poisoned(*arguments: Any) -> LongTailedDataset:
         data = build(*arguments)
         return replace(data, test=replace(data.test, labels=data.test.labels.flip(0)))
 
-    monkeypatch.setattr(training.runs, "build_dataset", poisoned)
+    monkeypatch.setattr(training.runs.finished, "build_dataset", poisoned)
     second = stage2(method, name="second", **options)
     assert first.summary["last"]["test"] != second.summary["last"]["test"]
     for name in ("last", "best"):

@@ -1,5 +1,0 @@
-"""Grids of runs: planned from axes, carried out in processes of their own, compared at the end."""
-
-from training.ablate.run import run_ablate
-
-__all__ = ["run_ablate"]

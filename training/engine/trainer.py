@@ -1,0 +1,183 @@
+"""The trainer: what changes during training, and the training epoch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from training.config import TrainConfig
+from training.data.base import LongTailedDataset
+from training.data.feed import Examples, TrainFeed, build_feed
+from training.engine.batch_rules import BatchRules
+from training.engine.distributed import Processes, synchronise_layers, wrap_model
+from training.engine.ema import WeightAverage
+from training.engine.memory_format import check_channels_last, to_channels_last
+from training.engine.meter import Meter, is_time_to_check, reported_loss, take_step
+from training.engine.optim import RateSchedule, build_optimizer
+from training.engine.precision import Precision
+from training.losses import ClassificationLoss, build_loss
+from training.models import WhitenedClassifier, build_model
+from training.reproducibility import Seeds
+from training.samplers import BatchSampler, PlanCursor, build_sampler, check_world_size
+
+
+@dataclass(frozen=True)
+class EpochStatistics:
+    """What one epoch of training saw, over all processes.
+
+    Attributes:
+        loss: Mean training loss (of the configured loss) over images.
+        accuracy: Fraction of images classified correctly by the unadjusted logits, in training
+            mode, while the weights changed.
+        learning_rate: Rate of the epoch's last step.
+        images: Number of images.
+        seconds: Wall time of the steps.
+    """
+
+    loss: float
+    accuracy: float
+    learning_rate: float
+    images: int
+    seconds: float
+
+
+@dataclass
+class Trainer:
+    """Everything that changes during training, and what it is trained on.
+
+    Attributes:
+        model: The plain model: what is evaluated and saved.
+        forward: What the training step calls; the model, wrapped for several processes and
+            compiled if so configured.
+        average: Moving average of the model, or None.
+        cursor: The next batch of the plan.
+        meter: Sums over the batches of the current epoch that are done.
+    """
+
+    model: WhitenedClassifier
+    loss: ClassificationLoss
+    optimizer: Optimizer
+    schedule: RateSchedule
+    cursor: PlanCursor
+    dataset: LongTailedDataset
+    seeds: Seeds
+    feed: TrainFeed
+    rules: BatchRules
+    forward: Callable[..., Tensor]
+    precision: Precision
+    meter: Meter
+    device: torch.device
+    processes: Processes = field(default_factory=Processes)
+    average: WeightAverage | None = None
+    clip_norm: float | None = None
+    channels_last: bool = False
+
+    @property
+    def sampler(self) -> BatchSampler:
+        """The plan of batches."""
+        return self.cursor.sampler
+
+    @property
+    def step(self) -> int:
+        """Steps done in the run: its batches, those whose update fp16's scaler skipped included."""
+        return self.cursor.steps
+
+    def run_epoch(
+        self,
+        on_step: Callable[[float], None] | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> EpochStatistics:
+        """Train on the batches of the cursor's epoch that are not done yet; go to the next epoch.
+
+        Args:
+            on_step: Called with the loss of each step (NaN on a GPU, which is not waited for).
+            after_step: Called between steps, for saving; its time is not counted.
+
+        Raises:
+            TrainingDiverged: If a loss is not finite.
+        """
+        epoch = self.cursor.epoch
+        self.model.train()
+        self.loss.set_epoch(epoch)
+        started = time.perf_counter()
+        for examples in self.feed.examples(self.cursor.batches(), epoch):
+            loss, logits = self.training_step(examples)
+            self.cursor.advance(examples.batch)
+            self.meter.add(loss, logits, examples.labels, self.step)
+            if is_time_to_check(self.step, self.device):
+                self.meter.check(epoch, self.processes)
+            if on_step is not None:
+                on_step(reported_loss(loss))
+            if after_step is not None:
+                self.meter.seconds += time.perf_counter() - started
+                after_step()
+                started = time.perf_counter()
+        self.meter.check(epoch, self.processes)
+        mean_loss, accuracy, images = self.meter.totals(self.processes)
+        seconds = self.meter.seconds + time.perf_counter() - started
+        self.meter = Meter.on(self.device)
+        self.cursor.next_epoch()
+        return EpochStatistics(mean_loss, accuracy, self.last_rate(), images, seconds)
+
+    def training_step(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """One step of SGD on this process' rows -> loss [], logits [B, K], detached."""
+        return take_step(self, examples)
+
+    def last_rate(self) -> float:
+        """Return the learning rate of the last step."""
+        return self.schedule.rate(self.step - 1)
+
+
+def build_trainer(
+    config: TrainConfig,
+    dataset: LongTailedDataset,
+    seeds: Seeds,
+    device: torch.device,
+    processes: Processes | None = None,
+) -> Trainer:
+    """Put model, loss, optimiser and sampler together on a device.
+
+    Raises:
+        ConfigError: If the batches do not fit the data or the processes, or the model cannot be
+            trained in the channels-last format on this device.
+    """
+    processes = processes or Processes()
+    labels = dataset.train.labels
+    sampler = build_sampler(config, labels, seeds.sampler, dataset.num_classes)
+    check_world_size(sampler, processes.world_size)
+    model = build_model(config, dataset.channels, dataset.num_classes, seeds.initialisation)
+    model = synchronise_layers(model, processes, config.sync_bn, config.sync_whitening)
+    model = model.to(device)
+    if config.compile:
+        check_channels_last(model, device, "compile")
+    if config.channels_last:
+        check_channels_last(model, device, "channels_last")
+        model = to_channels_last(model)
+    forward = wrap_model(model, processes)
+    decay = config.optim.ema_decay
+    optimizer, schedule = build_optimizer(model, config.optim, len(sampler))
+    dataset = dataset.to(device)
+    return Trainer(
+        model=model,
+        loss=build_loss(config, dataset.class_counts, sampler).to(device),
+        optimizer=optimizer,
+        schedule=schedule,
+        cursor=PlanCursor(sampler, labels),
+        dataset=dataset,
+        seeds=seeds,
+        rules=BatchRules.from_config(config, dataset.class_counts.to(device)),
+        feed=build_feed(config, dataset, seeds.augmentation, processes.rank, processes.world_size),
+        forward=torch.compile(forward) if config.compile else forward,
+        precision=Precision(config.precision, device),
+        meter=Meter.on(device),
+        device=device,
+        processes=processes,
+        average=None if decay is None else WeightAverage(model, decay),
+        clip_norm=config.optim.clip_norm,
+        channels_last=config.channels_last,
+    )
