@@ -14,8 +14,13 @@ from jsonargparse import ArgumentParser
 
 from training.commands.presets import PresetsConfig, run_presets
 from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Config, TrainConfig
-from training.config.data_command import DataCommandConfig
-from training.config.inspect import DiagnoseConfig, ExportConfig, PlotConfig, PredictConfig
+from training.config.commands import (
+    DataCommandConfig,
+    DiagnoseConfig,
+    ExportConfig,
+    PlotConfig,
+    PredictConfig,
+)
 from training.engine.signals import sigterm_as_exit
 from training.errors import ConfigError, TrainingDiverged, TrainingStopped
 from training.presets import expand_presets

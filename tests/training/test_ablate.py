@@ -25,7 +25,7 @@ from training.commands.ablate import execute, run_ablate
 from training.commands.ablate.plan import plan, resolve_axes
 from training.commands.ablate.state import is_finished, locked, prepare
 from training.config import AblateConfig, TrainConfig, to_dict
-from training.config.ablate import GRIDS
+from training.config.commands import GRIDS
 from training.config.load import load_config
 from training.errors import ConfigError
 from training.runs.checkpoint import load_checkpoint

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.runs.checkpoint import load_checkpoint, save_checkpoint
-from training.runs.files import append_json_line, write_atomic, write_json
+from training.runs.folder import append_json_line, write_atomic, write_json
 
 
 def test_round_trip_with_weights_only(tmp_path: Path):

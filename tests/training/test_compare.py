@@ -14,8 +14,15 @@ import yaml
 from rich.console import Console
 
 from training.cli import run as run_command
-from training.commands.compare import Comparison, as_markdown, compare, run_compare, write_tables
-from training.commands.compare_statistics import paired_differences, spread
+from training.commands.compare import (
+    Comparison,
+    as_markdown,
+    compare,
+    paired_differences,
+    run_compare,
+    spread,
+    write_tables,
+)
 from training.config import CompareConfig, TrainConfig, to_dict
 from training.config.load import change_config
 from training.errors import ConfigError

@@ -119,7 +119,7 @@ def test_a_signal_ends(
     method = (
         ("training.engine.meter", "Meter")
         if where == "train"
-        else ("training.evaluation.tally", "Tally")
+        else ("training.evaluation.metrics", "Tally")
     )
     arguments = _train(images, tmp_path) if where == "train" else ["eval", str(trained)]
     program = str(Path(__file__).with_name("signalled.py"))

@@ -16,7 +16,7 @@ from torch import nn
 
 from training.cli import run
 from training.config import TrainConfig
-from training.config.inspect import ExportConfig
+from training.config.commands import ExportConfig
 from training.errors import ConfigError
 from training.export import (
     affine_map,

@@ -12,10 +12,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from training.engine.optim import learning_rate_factor
 from training.evaluation import correlation_matrix, mean_abs_off_diagonal
-from training.evaluation.metrics import ShotGroups, confusion_matrix, evaluate_confusion
-from training.evaluation.tally import Tally
+from training.evaluation.metrics import ShotGroups, Tally, confusion_matrix, evaluate_confusion
 from training.losses import evaluation_loss
-from training.runs.files import without_nan
+from training.runs.folder import without_nan
 
 
 def test_schedule_by_hand():

@@ -14,7 +14,7 @@ from training.config import ModelConfig, TrainConfig, validate
 from training.config.model import MODEL_NAMES, check_model
 from training.errors import ConfigError
 from training.models import build_backbone, build_model, feature_dim
-from training.models.resnet_cifar import CifarBlock
+from training.models.resnet import CifarBlock
 
 
 def _parameters(module: nn.Module) -> int:

@@ -23,7 +23,7 @@ from training.cli import run
 from training.commands.diagnose import batch_diagnostics, feature_diagnostics, run_diagnose
 from training.commands.plot import run_plot
 from training.config import TrainConfig
-from training.config.inspect import DiagnoseConfig, PlotConfig
+from training.config.commands import DiagnoseConfig, PlotConfig
 from training.data import build_dataset
 from training.errors import ConfigError
 from training.evaluation import covariance_matrix, weight_norms

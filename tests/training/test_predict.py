@@ -16,7 +16,7 @@ from rich.console import Console
 
 from training.cli import run
 from training.commands.predict import find_images, run_predict
-from training.config.inspect import PredictConfig
+from training.config.commands import PredictConfig
 from training.evaluation.evaluate import evaluating
 from training.runs.finished import load_run, read_run
 

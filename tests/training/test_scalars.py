@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training.commands.train import run_training
 from training.config import TrainConfig, validate
 from training.errors import ConfigError
-from training.report.scalars import ScalarReporter
+from training.report.progress import ScalarReporter
 from training.runs.checkpoint import load_checkpoint
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from training.commands.data_stats import plot_class_counts, print_stats
-from training.commands.data_verify import verify
-from training.config import validate
-from training.config.data_command import DataCommandConfig
+from training.config import DataConfig, TrainConfig, validate
+from training.config.commands import DataCommandConfig
 from training.console import say
 from training.data import build_dataset
+from training.data.base import FileSplit, LongTailedDataset
 from training.errors import ConfigError
 from training.reproducibility import resolve_seeds
 
@@ -39,3 +41,71 @@ def run_data(config: DataCommandConfig, console: Console | None = None) -> None:
     path = Path(config.picture or f"runs/class-counts-{config.dataset}.png")
     plot_class_counts(path, dataset)
     say(console, f"picture: {path}")
+
+
+_SHOWN = 20
+
+
+def verify(config: TrainConfig, split_seed: int, console: Console) -> None:
+    """Check all files of a data set; print what was checked.
+
+    Whole-format files are parsed, and compared with the published checksums; of folders and lists
+    every image is decoded, those that a long-tail cut would drop included.
+
+    Raises:
+        ConfigError: Naming every file (up to 20) that is not right.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the notes are printed below
+        dataset = build_dataset(_uncut(config), split_seed, check_files=False)
+    lines = [f"{dataset.name}: {_describe(dataset)}"]
+    if not dataset.resident:
+        count, plain = _decode_all(dataset)
+        lines.append(f"decoded {count} image files, none is broken")
+        if plain:
+            lines.append(f"note: {len(plain)} images are of one colour, for instance {plain[0]}")
+    lines.extend(f"note: {note}" for note in dataset.notes)
+    for line in lines:
+        say(console, line)
+
+
+def _uncut(config: TrainConfig) -> TrainConfig:
+    """Return the configuration in which every image is in a split."""
+    if config.dataset == "digits-lt":
+        return config
+    data: DataConfig = replace(
+        config.data, imbalance_type="natural", class_order_seed=None, validation_from=None
+    )
+    if config.dataset != "image-folder":
+        data = replace(data, validation_per_class=0)
+    return replace(config, data=data, imbalance_factor=None)
+
+
+def _describe(dataset: LongTailedDataset) -> str:
+    sizes = {
+        "training": len(dataset.train),
+        "validation": len(dataset.validation),
+        "test": len(dataset.test),
+    }
+    return (
+        ", ".join(f"{size} {name} images" for name, size in sizes.items() if size)
+        + f" of {dataset.num_classes} classes; format and labels are right"
+    )
+
+
+def _decode_all(dataset: LongTailedDataset) -> tuple[int, list[str]]:
+    """Decode every file once; return their number, and those of one colour."""
+    from training.data.files import look_at_files
+
+    splits = (dataset.train, dataset.validation, dataset.test)
+    paths = [path for split in splits if isinstance(split, FileSplit) for path in split.paths]
+    paths = list(dict.fromkeys(paths))  # validation and test may be one list
+    broken, plain = look_at_files(paths)
+    if broken:
+        more = f"\n... and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        raise ConfigError(
+            f"{len(broken)} of {len(paths)} image files are not right:\n"
+            + "\n".join(broken[:_SHOWN])
+            + more
+        )
+    return len(paths), plain

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from training.config import TrainConfig
-from training.config.inspect import DiagnoseConfig, check_diagnose
+from training.config.commands import DiagnoseConfig, check_diagnose
 from training.console import say
 from training.data.base import LongTailedDataset
 from training.evaluation.batches import (
@@ -38,8 +38,8 @@ from training.evaluation.inspection import Inspection, inspect_split
 from training.losses import ClassificationLoss, build_loss
 from training.models import WhitenedClassifier
 from training.reproducibility import cpu_threads, resolve_seeds
-from training.runs.files import write_json
 from training.runs.finished import load_run, read_run
+from training.runs.folder import write_json
 from training.samplers import Batch, build_sampler
 
 

@@ -18,8 +18,8 @@ from training.evaluation.evaluate import evaluate
 from training.evaluation.metrics import Evaluation, ShotGroups
 from training.report.progress import percent
 from training.reproducibility import cpu_threads, deterministic_algorithms
-from training.runs.files import output_file, without_nan, write_json
 from training.runs.finished import Run, load_run, read_run
+from training.runs.folder import output_file, without_nan, write_json
 
 _COLUMNS = {
     "many": "many",

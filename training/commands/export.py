@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.commands.diagnose import evenly_spread
 from training.config import to_dict
-from training.config.inspect import ExportConfig
+from training.config.commands import ExportConfig
 from training.console import say
 from training.errors import ConfigError
 from training.evaluation.evaluate import evaluating

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from training.config.inspect import PlotConfig
+from training.config.commands import PlotConfig
 from training.console import say
 from training.errors import ConfigError
 from training.evaluation.inspection import view_model

@@ -14,15 +14,15 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from training.config.inspect import PredictConfig, check_predict
+from training.config.commands import PredictConfig, check_predict
 from training.console import say
 from training.data.base import FileLoading
 from training.data.decode import EXTENSIONS, evaluation_image, open_image, to_tensor
 from training.data.files import shown
 from training.errors import ConfigError
 from training.export.formats import open_file
-from training.runs.files import output_file, write_text
 from training.runs.finished import Run, read_run, restore_dataset, restore_model
+from training.runs.folder import output_file, write_text
 
 _BATCH_SIZE = 64
 

@@ -23,10 +23,16 @@ from training.models import WhitenedClassifier
 from training.report.progress import print_results
 from training.reproducibility import cpu_threads, derive_seed, deterministic_algorithms
 from training.runs.checkpoint import save_checkpoint
-from training.runs.environment import describe_environment, versions
-from training.runs.files import append_json_line, write_json, write_text
 from training.runs.finished import Run, load_run, read_run
-from training.runs.folder import RunFolder, create_run_folder
+from training.runs.folder import (
+    RunFolder,
+    append_json_line,
+    create_run_folder,
+    describe_environment,
+    versions,
+    write_json,
+    write_text,
+)
 from training.stage2.material import HOLDOUT, build_material
 from training.stage2.methods import METHODS, Candidate
 from training.stage2.split import ChoiceData, choice_data

@@ -24,10 +24,9 @@ from training.engine.distributed import (
 from training.engine.signals import StopSignals
 from training.engine.trainer import Trainer, build_trainer
 from training.errors import ConfigError, TrainingStopped
+from training.evaluation.evaluate import epoch_record, evaluate_epoch
 from training.evaluation.metrics import ShotGroups
-from training.evaluation.records import epoch_record, evaluate_epoch
-from training.report.progress import Reporter, build_reporter
-from training.report.scalars import with_scalars
+from training.report.progress import Reporter, build_reporter, with_scalars
 from training.report.summary import finish_run
 from training.reproducibility import (
     Seeds,
@@ -37,9 +36,13 @@ from training.reproducibility import (
     seeded_globals,
 )
 from training.runs.checkpoint import save_checkpoint, save_last
-from training.runs.environment import describe_environment
-from training.runs.files import write_json
-from training.runs.folder import RunFolder, create_run_folder, remove_leftovers
+from training.runs.folder import (
+    RunFolder,
+    create_run_folder,
+    describe_environment,
+    remove_leftovers,
+    write_json,
+)
 from training.runs.history import History, append_record, restore_history, truncate_metrics
 from training.runs.resume import find_run, load_newest, restore_training, training_state
 

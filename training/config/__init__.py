@@ -3,17 +3,14 @@
 To add an option: a field with its line in the docstring, and its range in the section's ``check_``.
 """
 
-from training.config.ablate import AblateConfig
+from training.config.commands import AblateConfig, CompareConfig, EvalConfig
 from training.config.data import DataConfig
 from training.config.datasets import DatasetName
-from training.config.evaluation import CompareConfig, EvalConfig
 from training.config.loss import LossName, LossOptions
 from training.config.model import ModelConfig
 from training.config.optim import OptimConfig
-from training.config.output import OutputConfig
-from training.config.runtime import RuntimeConfig
+from training.config.runtime import OutputConfig, RuntimeConfig, SeedConfig
 from training.config.sampler import SamplerName, SamplerOptions, StatisticsBatches
-from training.config.seeds import SeedConfig
 from training.config.stage2 import Stage2Config
 from training.config.train import TrainConfig, to_dict, validate
 from training.config.whitening import (

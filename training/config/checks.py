@@ -16,3 +16,8 @@ def check(name: str, value: Any, ok: bool, allowed: str) -> None:
     """
     if not ok or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(f"{name}: expected a value {allowed}, got {value!r}.")
+
+
+POSITIONAL = {"positional": "yes"}
+"""Metadata of a field that the command line takes without a name: one value, or for a field of type
+list any number of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from training.config.checks import check
@@ -66,3 +66,55 @@ def check_runtime(runtime: RuntimeConfig, whitening: str) -> None:
             f"--whitening {whitening}, which has no synchronised statistics, got true; "
             "use --whitening fused, or leave the option out."
         )
+
+
+@dataclass
+class SeedConfig:
+    """Seeds of the single sources of randomness; null derives one from ``seed``.
+
+    Attributes:
+        split: Which images are tested on, validated on and kept by the long-tail cut.
+        sampler: Order of the training images.
+        augmentation: Random augmentation.
+        initialisation: Initial weights.
+    """
+
+    split: int | None = None
+    sampler: int | None = None
+    augmentation: int | None = None
+    initialisation: int | None = None
+
+
+def check_seeds(seeds: SeedConfig) -> None:
+    """Check the ranges."""
+    for name, value in asdict(seeds).items():
+        check(f"seeds.{name}", value, value is None or value >= 0, ">= 0 or null")
+
+
+@dataclass
+class OutputConfig:
+    """Where results go.
+
+    Attributes:
+        root: Folder that holds the run folders.
+        name: Name of the run folder; null is <dataset>-<whitening>-<loss>-<seed>, with
+            sampler and BET period before the seed where they are not the defaults.
+        overwrite: Replace a run folder of the same name; otherwise a new one gets a suffix.
+        plots: Draw the pictures and write the report.
+        tensorboard: Write the figures of every epoch for TensorBoard, into the run folder.
+        diagnostics_every: Epochs from one diagnosis of features, batches and classifier to the
+            next, written for TensorBoard; the last epoch is diagnosed too. 0 is never.
+    """
+
+    root: str = "runs"
+    name: str | None = None
+    overwrite: bool = False
+    plots: bool = True
+    tensorboard: bool = True
+    diagnostics_every: int = 10
+
+
+def check_output(output: OutputConfig) -> None:
+    """Check the ranges."""
+    every = output.diagnostics_every
+    check("output.diagnostics_every", every, every >= 0, ">= 0 epochs")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from training.config.arguments import POSITIONAL
-from training.config.checks import check
+from training.config.checks import POSITIONAL, check
 from training.errors import ConfigError
 
 Stage2Method = Literal["crt", "lws", "tau-norm", "ncm"]

@@ -11,8 +11,14 @@ from training.config.datasets import DATASETS, DatasetName
 from training.config.loss import LossName, LossOptions, check_loss
 from training.config.model import ModelConfig, check_model
 from training.config.optim import OptimConfig, check_optim
-from training.config.output import OutputConfig, check_output
-from training.config.runtime import RuntimeConfig, check_runtime
+from training.config.runtime import (
+    OutputConfig,
+    RuntimeConfig,
+    SeedConfig,
+    check_output,
+    check_runtime,
+    check_seeds,
+)
 from training.config.sampler import (
     SamplerName,
     SamplerOptions,
@@ -21,7 +27,6 @@ from training.config.sampler import (
     check_statistics_batches,
     check_statistics_layers,
 )
-from training.config.seeds import SeedConfig, check_seeds
 from training.config.whitening import (
     WhiteningName,
     WhiteningOptions,

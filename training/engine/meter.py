@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.engine.distributed import Processes, loss_weight
-from training.engine.precision import at_least_float32
+from training.engine.optim import at_least_float32
 from training.errors import TrainingDiverged
 
 if TYPE_CHECKING:

@@ -15,11 +15,9 @@ from training.data.base import LongTailedDataset
 from training.data.feed import Examples, TrainFeed, build_feed
 from training.engine.batch_rules import BatchRules
 from training.engine.distributed import Processes, synchronise_layers, wrap_model
-from training.engine.ema import WeightAverage
 from training.engine.memory_format import check_channels_last, to_channels_last
 from training.engine.meter import Meter, is_time_to_check, reported_loss, take_step
-from training.engine.optim import RateSchedule, build_optimizer
-from training.engine.precision import Precision
+from training.engine.optim import Precision, RateSchedule, WeightAverage, build_optimizer
 from training.losses import ClassificationLoss, build_loss
 from training.models import WhitenedClassifier, build_model
 from training.reproducibility import Seeds

@@ -21,8 +21,7 @@ from training.report.plots import (
     plot_weight_norms,
 )
 from training.report.progress import percent
-from training.runs.files import write_text
-from training.runs.folder import RunFolder
+from training.runs.folder import RunFolder, write_text
 
 _CAPTIONS = {
     "accuracy_over_frequency": "Test accuracy per class over the number of training images.",

@@ -18,9 +18,7 @@ from training.evaluation.metrics import ShotGroups
 from training.report.progress import print_results
 from training.report.report import draw_plots, write_report
 from training.runs.checkpoint import load_checkpoint
-from training.runs.environment import versions
-from training.runs.files import write_json
-from training.runs.folder import RunFolder
+from training.runs.folder import RunFolder, versions, write_json
 from training.runs.history import SELECTION_METRIC, SELECTION_SPLIT, History
 
 

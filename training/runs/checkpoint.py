@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from training.errors import ConfigError
-from training.runs.files import sync_folder, write_atomic
-from training.runs.folder import RunFolder
+from training.runs.folder import RunFolder, sync_folder, write_atomic
 
 FORMAT = 3
 

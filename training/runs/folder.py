@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
+import os
+import platform
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO, Any
 
+import torch
+
+from fastwhiten import backends, info
 from training.config import OutputConfig
 from training.errors import ConfigError
-from training.runs.files import sync_folder, write_text
 
 # What rename reports where a folder with something in it, or a file, has the name.
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -113,3 +123,133 @@ def remove_leftovers(folder: RunFolder) -> None:
     for pattern in (".*.tmp", "checkpoints/.*.tmp", "plots/.*.tmp"):
         for path in folder.path.glob(pattern):
             path.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that a reader, or a crash, finds the old file or the new one, never a part.
+
+    A temporary file in the same folder is written, flushed to the disk and renamed.
+
+    Args:
+        path: Where the file shall be; its folder exists.
+        write: Writes the content to a binary file object. If it raises, the old file stays.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's 0600 would lock out colleagues
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def output_file(name: str) -> Path:
+    """Return the path of a file that a person has asked for; its folder is made.
+
+    Called before the work begins, so that none is lost.
+
+    Raises:
+        ConfigError: If it is a folder, or its folder cannot be made.
+    """
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output: expected a file whose folder can be made, got {name!r}: {error.strerror}."
+        ) from error
+    if path.is_dir():
+        raise ConfigError(f"output: expected a file, got {name!r}, which is a folder.")
+    return path
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's names to the disk: a rename must survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain containers as indented JSON, atomically; NaN and infinities become null."""
+    write_text(path, json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Append plain containers as one line of JSON, on the disk; NaN and infinities become null."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(without_nan(value), allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def without_nan(value: Any) -> Any:
+    """Replace floats that JSON does not know by None, in nested lists and dicts."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return value
+
+
+_PACKAGES = ("fastwhiten", "torch", "numpy", "scikit-learn", "matplotlib", "jsonargparse", "rich")
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of Python and of each package; null if it is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None  # for instance fastwhiten imported from a checkout
+    return found
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return what is needed to understand, or repeat, a run. Bits depend on the thread count."""
+    cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "gpu": cuda,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "backend": backends.choose("auto", device),
+        "kernels": info.build(),
+        "argv": sys.argv,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Return the checkout's commit, with "+changes" if files differ from it; null if unknown."""
+    folder = Path(__file__).parent
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None  # not a git checkout, or no git: a release archive runs as well
+    return f"{commit}+changes" if changed else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        ["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True
+    )
+    return result.stdout.strip()

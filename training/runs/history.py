@@ -15,8 +15,7 @@ from torch import Tensor
 
 from training.engine.trainer import EpochStatistics
 from training.errors import ConfigError
-from training.runs.files import append_json_line, write_text
-from training.runs.folder import RunFolder
+from training.runs.folder import RunFolder, append_json_line, write_text
 
 SELECTION_SPLIT = "validation"
 SELECTION_METRIC = "balanced_accuracy"

@@ -15,8 +15,7 @@ from training.samplers.base import (
 from training.samplers.build import build_sampler
 from training.samplers.cursor import PlanCursor
 from training.samplers.instance import InstanceSampler
-from training.samplers.schedule import Schedule
-from training.samplers.scheduled import ScheduledSampler
+from training.samplers.scheduled import Schedule, ScheduledSampler
 
 __all__ = [
     "MIN_ROWS",

@@ -18,8 +18,7 @@ from training.samplers.apportion import Floats, Ints
 from training.samplers.b3rs import B3RSStream
 from training.samplers.base import BatchSampler
 from training.samplers.instance import InstanceSampler, checked_bounds
-from training.samplers.schedule import Schedule
-from training.samplers.scheduled import ScheduledSampler
+from training.samplers.scheduled import Schedule, ScheduledSampler
 from training.samplers.streams import BatchCount, DeckStream, ImageStream, Stream
 
 BuildStream = Callable[[TrainConfig, list[Ints], BatchCount, int], tuple[Stream, Floats]]

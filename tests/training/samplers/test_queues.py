@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.samplers.queues import ShuffledQueues, hash_words, shuffled
+from training.samplers.streams import ShuffledQueues, hash_words, shuffled
 
 
 def test_hash_is_splitmix64():

@@ -15,7 +15,7 @@ import yaml
 from training.commands.ablate.plan import Plan, PlannedRun
 from training.commands.ablate.state import RunState, prepare
 from training.config import to_dict
-from training.runs.files import write_text
+from training.runs.folder import write_text
 
 POLL_SECONDS = 0.05
 _CHECKOUT = Path(__file__).parents[2]  # the folder to import `training` from

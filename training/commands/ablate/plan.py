@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import AblateConfig, TrainConfig, to_dict, validate
-from training.config.ablate import GRIDS
+from training.config.commands import GRIDS
 from training.config.load import change_config, flatten
 from training.errors import ConfigError
 

@@ -15,7 +15,7 @@ from training.config import TrainConfig, to_dict
 from training.config.load import flatten, load_config
 from training.errors import ConfigError
 from training.runs.comparable import UNRELATED
-from training.runs.files import write_json
+from training.runs.folder import write_json
 
 Status = Literal["waiting", "running", "finished", "failed"]
 
