@@ -70,8 +70,8 @@ def test_torch_corrupts_memory(isa: str, needed: tuple[str, ...], corrupts: int,
     status, errors = gradient_in_a_process(isa, corrupts)
     assert status != 0, (
         f"torch {torch.__version__} no longer crashes here: remove `check_channels_last` and "
-        "`unsafe_convolutions` (training/engine/memory_format.py) with this test as soon as all versions "
-        "of torch that are supported have it mended"
+        "`unsafe_convolutions` (training/engine/memory_format.py) with this test as soon as all "
+        "versions of torch that are supported have it mended"
     )
     assert -status in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS), errors
 

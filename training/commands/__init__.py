@@ -1,0 +1,1 @@
+"""The commands of ``python -m training``, each in the module of its name."""

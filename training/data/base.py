@@ -150,7 +150,7 @@ class LongTailedDataset:
         return (counts.max() / counts.min()).item()
 
     def preparation(self) -> dict[str, Any]:
-        """How an image becomes what a model takes, as `training.commands.predict.prepare` reads it."""
+        """How an image becomes what a model takes, as the command ``predict`` reads it."""
         if self.loading is not None:
             size = [self.loading.image_size, self.loading.image_size]
         else:

@@ -1,0 +1,1 @@
+"""What trains: the trainer, its optimiser, its processes, its signals."""

@@ -1,0 +1,1 @@
+"""Run folders: what is written to them, read from them, and continued."""

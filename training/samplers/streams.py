@@ -266,9 +266,6 @@ class ClassesTimesImages(ClassStream):
         return np.repeat(table, images, axis=1)
 
 
-Ints = npt.NDArray[np.int64]
-
-
 class ShuffledQueues:
     """Several queues over disjoint sets of positions.
 
