@@ -1,18 +1,22 @@
-"""The command line: ``python -m training <command>``. One entry of ``_COMMANDS`` per command."""
+"""The command line: ``python -m training <command>``.
+
+To add a command: a line in ``_COMMANDS``, its configuration, and ``run_<command>`` in the module of
+its name in `training.commands`, which returns an exit status, or anything else for 0.
+"""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring  # comes with jsonargparse[signatures]
 from jsonargparse import ArgumentParser
 
-from training.commands.presets import PresetsConfig, run_presets
 from training.config import AblateConfig, CompareConfig, EvalConfig, Stage2Config, TrainConfig
 from training.config.commands import (
     DataCommandConfig,
@@ -20,6 +24,7 @@ from training.config.commands import (
     ExportConfig,
     PlotConfig,
     PredictConfig,
+    PresetsConfig,
 )
 from training.engine.signals import sigterm_as_exit
 from training.errors import ConfigError, TrainingDiverged, TrainingStopped
@@ -61,91 +66,18 @@ def _parsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
     return found
 
 
-def _run_train(options: Any) -> int:
-    from training.commands.train import run_training  # imports torch: --help stays fast without it
-
-    run_training(options)
-    return 0
-
-
-def _run_data(options: Any) -> int:
-    from training.commands.data import run_data
-
-    run_data(options)
-    return 0
-
-
-def _run_stage2(options: Any) -> int:
-    from training.stage2 import run_stage2
-
-    run_stage2(options)
-    return 0
-
-
-def _run_eval(options: Any) -> int:
-    from training.commands.eval import run_eval
-
-    return run_eval(options)
-
-
-def _run_compare(options: Any) -> int:
-    from training.commands.compare import run_compare
-
-    run_compare(options)
-    return 0
-
-
-def _run_ablate(options: Any) -> int:
-    from training.commands.ablate import run_ablate
-
-    return run_ablate(options)
-
-
-def _run_diagnose(options: Any) -> int:
-    from training.commands.diagnose import run_diagnose
-
-    run_diagnose(options)
-    return 0
-
-
-def _run_plot(options: Any) -> int:
-    from training.commands.plot import run_plot
-
-    run_plot(options)
-    return 0
-
-
-def _run_export(options: Any) -> int:
-    from training.export import run_export
-
-    run_export(options)
-    return 0
-
-
-def _run_predict(options: Any) -> int:
-    from training.commands.predict import run_predict
-
-    run_predict(options)
-    return 0
-
-
-def _run_presets(options: Any) -> int:
-    run_presets(options)
-    return 0
-
-
-_COMMANDS: dict[str, tuple[type, Callable[[Any], int], str]] = {
-    "train": (TrainConfig, _run_train, "train a classifier and write a run folder"),
-    "data": (DataCommandConfig, _run_data, "show or verify a data set"),
-    "stage2": (Stage2Config, _run_stage2, "put another classifier on a run's frozen features"),
-    "eval": (EvalConfig, _run_eval, "evaluate a checkpoint of a run"),
-    "compare": (CompareConfig, _run_compare, "compare runs over their seeds"),
-    "ablate": (AblateConfig, _run_ablate, "train a grid of runs and compare them"),
-    "diagnose": (DiagnoseConfig, _run_diagnose, "diagnostics of a checkpoint's features"),
-    "plot": (PlotConfig, _run_plot, "draw the pictures of a run and write its report"),
-    "export": (ExportConfig, _run_export, "write a run's model as safetensors, pt2 or ONNX"),
-    "predict": (PredictConfig, _run_predict, "classes of images, by a run or an exported model"),
-    "presets": (PresetsConfig, _run_presets, "list the presets for --config"),
+_COMMANDS: dict[str, tuple[type, str]] = {
+    "train": (TrainConfig, "train a classifier and write a run folder"),
+    "data": (DataCommandConfig, "show or verify a data set"),
+    "stage2": (Stage2Config, "put another classifier on a run's frozen features"),
+    "eval": (EvalConfig, "evaluate a checkpoint of a run"),
+    "compare": (CompareConfig, "compare runs over their seeds"),
+    "ablate": (AblateConfig, "train a grid of runs and compare them"),
+    "diagnose": (DiagnoseConfig, "diagnostics of a checkpoint's features"),
+    "plot": (PlotConfig, "draw the pictures of a run and write its report"),
+    "export": (ExportConfig, "write a run's model as safetensors, pt2 or ONNX"),
+    "predict": (PredictConfig, "classes of images, by a run or an exported model"),
+    "presets": (PresetsConfig, "list the presets for --config"),
 }
 
 
@@ -158,7 +90,7 @@ def build_parser() -> ArgumentParser:
     )
     commands = parser.add_subcommands(required=True, dest="command")
     parsers: dict[str, ArgumentParser] = {}
-    for name, (config, _, text) in _COMMANDS.items():
+    for name, (config, text) in _COMMANDS.items():
         command = _Parser(description=text, allow_abbrev=False)
         command.add_argument(
             "--config", action="config", help="YAML file, or preset PROTOCOL/METHOD"
@@ -220,7 +152,10 @@ def run(arguments: Sequence[str]) -> int:
         print(f"{command}: starting", file=sys.stderr, flush=True)
     try:
         with sigterm_as_exit():
-            return _COMMANDS[command][1](config)
+            # The module imports torch: --help stays fast without it.
+            module = importlib.import_module(f"training.commands.{command}")
+            status = getattr(module, f"run_{command}")(config)
+            return status if isinstance(status, int) else 0
     except (ConfigError, TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
@@ -234,7 +169,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _with_values(arguments: list[str]) -> list[str]:
     """Let a flag stand alone: ``--compile`` is ``--compile=true``."""
-    flags = {f"--{name}" for config, _, _ in _COMMANDS.values() for name in _flags(config)}
+    flags = {f"--{name}" for config, _ in _COMMANDS.values() for name in _flags(config)}
     following = [*arguments, "--"][1:]
     return [
         f"{argument}=true" if argument in flags and after.startswith("--") else argument

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 from tests.helpers.processes import die_with_parent
-from training.commands.train import run_training
+from training.commands.train import run_train
 from training.config import TrainConfig
 from training.data import build_dataset
 from training.reproducibility import deterministic_algorithms
@@ -50,7 +50,7 @@ def fork_run(config: TrainConfig) -> int:
     if child == 0:
         try:
             die_with_parent()
-            run_training(config, Console(file=io.StringIO()))
+            run_train(config, Console(file=io.StringIO()))
             os._exit(0)
         except BaseException:
             import traceback

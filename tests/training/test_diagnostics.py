@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training import diagnostics
-from training.evaluation import hessian_condition
+from training.evaluation import batches, features, gradients, hessian
+from training.evaluation.hessian import hessian_condition
 
 
 def _features(rows: int = 60, size: int = 5, seed: int = 0) -> torch.Tensor:
@@ -24,49 +24,49 @@ def _features(rows: int = 60, size: int = 5, seed: int = 0) -> torch.Tensor:
 def test_covariance_and_correlation_are_numpys():
     x = _features()
     np.testing.assert_allclose(
-        diagnostics.covariance_matrix(x), np.cov(x.numpy().T, bias=True), rtol=1e-12
+        features.covariance_matrix(x), np.cov(x.numpy().T, bias=True), rtol=1e-12
     )
-    r = diagnostics.correlation_matrix(x)
+    r = features.correlation_matrix(x)
     np.testing.assert_allclose(r, np.corrcoef(x.numpy().T), atol=1e-13)
     upper = np.abs(r.numpy())[np.triu_indices(5, 1)]
-    assert diagnostics.mean_abs_off_diagonal(r) == pytest.approx(upper.mean(), rel=1e-12)
+    assert features.mean_abs_off_diagonal(r) == pytest.approx(upper.mean(), rel=1e-12)
 
 
 def test_singular_values_squared_are_the_covariances_eigenvalues():
     x = _features()
     eigenvalues = np.linalg.eigvalsh(np.cov(x.numpy().T, bias=True))[::-1]
-    np.testing.assert_allclose(diagnostics.singular_values(x).square(), eigenvalues, rtol=1e-10)
+    np.testing.assert_allclose(features.singular_values(x).square(), eigenvalues, rtol=1e-10)
 
 
 def test_entropies_of_known_spectra():
-    assert diagnostics.spectral_entropy(torch.tensor([0.5, 0.25, 0.25])) == pytest.approx(
+    assert features.spectral_entropy(torch.tensor([0.5, 0.25, 0.25])) == pytest.approx(
         1.5 * math.log(2)
     )
-    assert diagnostics.spectral_entropy(torch.tensor([7.0, 0.0])) == 0
-    assert diagnostics.effective_rank(torch.full((6,), 3.0)) == pytest.approx(6)
-    assert math.isnan(diagnostics.spectral_entropy(torch.zeros(3)))
+    assert features.spectral_entropy(torch.tensor([7.0, 0.0])) == 0
+    assert features.effective_rank(torch.full((6,), 3.0)) == pytest.approx(6)
+    assert math.isnan(features.spectral_entropy(torch.zeros(3)))
 
 
 def test_gaussian_entropy_is_that_of_torchs_distribution():
-    covariance = diagnostics.covariance_matrix(_features())
+    covariance = features.covariance_matrix(_features())
     expected = torch.distributions.MultivariateNormal(
         torch.zeros(5, dtype=torch.float64), covariance
     ).entropy()
     eigenvalues = torch.linalg.eigvalsh(covariance)
-    assert diagnostics.gaussian_entropy(eigenvalues) == pytest.approx(expected.item(), rel=1e-12)
+    assert features.gaussian_entropy(eigenvalues) == pytest.approx(expected.item(), rel=1e-12)
     # Scale: twice the features, four times the variance, log 2 per dimension more.
-    assert diagnostics.gaussian_entropy(4 * eigenvalues) == pytest.approx(
+    assert features.gaussian_entropy(4 * eigenvalues) == pytest.approx(
         expected.item() + 5 * math.log(2), rel=1e-12
     )
-    assert diagnostics.gaussian_entropy(torch.tensor([1.0, 0.0])) == -math.inf
+    assert features.gaussian_entropy(torch.tensor([1.0, 0.0])) == -math.inf
 
 
 def test_condition_of_the_second_moment_is_numpys():
     x = _features()
     expected = np.linalg.cond((x.T @ x / len(x)).numpy())
-    assert diagnostics.second_moment_condition(x) == pytest.approx(expected, rel=1e-9)
-    assert diagnostics.second_moment_condition(x[:4]) == math.inf  # 4 rows, 5 dimensions
-    assert diagnostics.second_moment_condition(torch.eye(3)) == pytest.approx(1)
+    assert features.second_moment_condition(x) == pytest.approx(expected, rel=1e-9)
+    assert features.second_moment_condition(x[:4]) == math.inf  # 4 rows, 5 dimensions
+    assert features.second_moment_condition(torch.eye(3)) == pytest.approx(1)
 
 
 def test_hessian_is_autograds():
@@ -78,14 +78,14 @@ def test_hessian_is_autograds():
         return functional.cross_entropy(x @ flat.view(4, 3).T, labels)
 
     expected = torch.autograd.functional.hessian(loss, weight.flatten())
-    torch.testing.assert_close(diagnostics.classifier_hessian(x, x @ weight.T), expected)
+    torch.testing.assert_close(hessian.classifier_hessian(x, x @ weight.T), expected)
 
 
 @pytest.mark.parametrize("rank", [5, 3])
 def test_hessian_condition_is_that_of_the_spectrum_that_is_not_zero(rank: int):
     x = _features() * torch.tensor([1.0] * rank + [0.0] * (5 - rank), dtype=torch.float64)
     logits = x @ torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    eigenvalues = torch.linalg.eigvalsh(diagnostics.classifier_hessian(x, logits))
+    eigenvalues = torch.linalg.eigvalsh(hessian.classifier_hessian(x, logits))
     nonzero = eigenvalues[
         -(4 - 1) * rank :
     ]  # K D - D - (K - 1)(D - rank) are not in the null space
@@ -120,34 +120,34 @@ def test_certain_predictions_have_no_curvature(exact_size: int):
 def test_covariance_fluctuation_by_hand_and_without_scale():
     # M = diag(2, 1); deviations diag(-1, 0) and diag(1, 0): spread 1, ||M|| = sqrt(5).
     covariances = [torch.diag(torch.tensor([1.0, 1.0])), torch.diag(torch.tensor([3.0, 1.0]))]
-    assert diagnostics.covariance_fluctuation(covariances) == pytest.approx(1 / math.sqrt(5))
+    assert batches.covariance_fluctuation(covariances) == pytest.approx(1 / math.sqrt(5))
     scaled = [100 * c for c in covariances]
-    assert diagnostics.covariance_fluctuation(scaled) == pytest.approx(1 / math.sqrt(5))
+    assert batches.covariance_fluctuation(scaled) == pytest.approx(1 / math.sqrt(5))
 
 
 def test_distance_to_a_reference_in_groups_ignores_what_is_between_groups():
     covariance = torch.tensor([[2.0, 9.0], [9.0, 1.0]])
     grouped = torch.ones(2, 1, 1)
-    assert diagnostics.relative_distance([covariance], grouped) == pytest.approx(1 / math.sqrt(2))
-    whole = diagnostics.relative_distance([covariance], torch.eye(2))
+    assert batches.relative_distance([covariance], grouped) == pytest.approx(1 / math.sqrt(2))
+    whole = batches.relative_distance([covariance], torch.eye(2))
     assert whole == pytest.approx(math.sqrt(1 + 2 * 81) / math.sqrt(2))
 
 
 def test_batches_of_positions():
     x = _features()
     batches = [torch.arange(10), torch.tensor([3, 3, 59])]
-    first, second = diagnostics.batch_covariances(x, batches)
+    first, second = batches.batch_covariances(x, batches)
     np.testing.assert_allclose(first, np.cov(x[:10].numpy().T, bias=True), rtol=1e-12)
     np.testing.assert_allclose(second, np.cov(x[[3, 3, 59]].numpy().T, bias=True), rtol=1e-9)
     labels = torch.arange(60) // 6
-    assert diagnostics.mean_distinct_classes(labels, batches) == 2.0  # {0, 1} and {0, 9}
+    assert batches.mean_distinct_classes(labels, batches) == 2.0  # {0, 1} and {0, 9}
 
 
 def test_class_gradients_are_the_closed_form():
     x = _features(12, 3)
     classifier = nn.Linear(3, 4).double()
     labels = torch.arange(12) % 4
-    found = diagnostics.class_gradients(classifier, functional.cross_entropy, x, labels)
+    found = gradients.class_gradients(classifier, functional.cross_entropy, x, labels)
     with torch.no_grad():
         p = classifier(x).softmax(1)
         expected = (p - functional.one_hot(labels, 4)).T @ x / 12
@@ -158,8 +158,8 @@ def test_class_gradients_are_the_closed_form():
 def test_cosine_and_norms_by_hand():
     rows = torch.tensor([[3.0, 4.0], [4.0, 3.0], [-3.0, -4.0]])
     # |cos|: 24/25, 1, 24/25.
-    assert diagnostics.mean_abs_cosine(rows) == pytest.approx((0.96 + 1 + 0.96) / 3)
-    assert math.isnan(diagnostics.mean_abs_cosine(torch.zeros(3, 2)))
+    assert gradients.mean_abs_cosine(rows) == pytest.approx((0.96 + 1 + 0.96) / 3)
+    assert math.isnan(gradients.mean_abs_cosine(torch.zeros(3, 2)))
     with_zero = torch.cat([rows, torch.zeros(1, 2)])  # has no direction, so it does not count
-    assert diagnostics.mean_abs_cosine(with_zero) == pytest.approx((0.96 + 1 + 0.96) / 3)
-    assert diagnostics.weight_norms(rows).tolist() == [5.0, 5.0, 5.0]
+    assert gradients.mean_abs_cosine(with_zero) == pytest.approx((0.96 + 1 + 0.96) / 3)
+    assert gradients.weight_norms(rows).tolist() == [5.0, 5.0, 5.0]

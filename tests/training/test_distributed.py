@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tests.helpers.processes import started, until, with_parent
 from tests.training.two_processes import evaluate_split, small_config, train_steps
-from training.commands.train import run_training
+from training.commands.train import run_train
 from training.config import TrainConfig
 from training.data import build_dataset
 from training.data.feed import Examples
@@ -164,7 +164,7 @@ def test_one_process_continues_a_run_of_two(folder: Path):
     state = load_checkpoint(folder / "left-by-two/checkpoints/last.pt")
     assert (state["epoch"], state["sampler"]["index"]) == (1, 3)
     console = Console(file=io.StringIO(), width=300)
-    summary = run_training(config, console)
+    summary = run_train(config, console)
     assert "note: 1 processes continue a run of 2" in console.file.getvalue()
     correct = 342 * summary["last"]["train"]["accuracy"]  # of all 342 images of the epoch
     assert correct == pytest.approx(round(correct), abs=1e-6) and correct > 0

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from training.cli import run as run_command
 from training.commands.eval import evaluate_run
-from training.commands.train import run_training
+from training.commands.train import run_train
 from training.config import TrainConfig
 from training.runs.finished import read_run
 
@@ -20,7 +20,7 @@ from training.runs.finished import read_run
 def folder(config: TrainConfig) -> Path:
     """A finished run."""
     config.output.name = "run"
-    run_training(config, Console(file=io.StringIO()))
+    run_train(config, Console(file=io.StringIO()))
     return Path(config.output.root) / "run"
 
 

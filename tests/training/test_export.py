@@ -15,6 +15,8 @@ from rich.console import Console
 from torch import nn
 
 from training.cli import run
+from training.commands import export as export_run
+from training.commands.export import run_export
 from training.config import TrainConfig
 from training.config.commands import ExportConfig
 from training.errors import ConfigError
@@ -23,9 +25,7 @@ from training.export import (
     fold_whitening,
     freeze_whitening,
     load_safetensors,
-    run_export,
 )
-from training.export import run as export_run
 from training.export.formats import METADATA_KEY
 from training.models import WhitenedClassifier, build_model
 from training.runs.finished import load_run, read_run

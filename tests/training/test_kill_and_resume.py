@@ -20,7 +20,7 @@ from rich.console import Console
 
 import training.commands.train
 from tests.helpers.processes import started, until, with_parent
-from training.commands.train import run_training
+from training.commands.train import run_train
 from training.config import TrainConfig
 from training.data import LongTailedDataset, Split
 from training.errors import ConfigError, TrainingStopped
@@ -179,7 +179,7 @@ class _StopAt:
 def _ended_after_an_epoch(config: TrainConfig) -> RunFolder:
     config.resume, config.output.name = "auto", "run"
     with pytest.raises(Stop):
-        run_training(config, _StopAt("epoch 1/"))
+        run_train(config, _StopAt("epoch 1/"))
     return RunFolder(Path(config.output.root) / "run")
 
 
@@ -188,7 +188,7 @@ def test_another_configuration_is_an_error_that_names_the_options(config: TrainC
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     config.optim.lr, config.whitening = 0.2, "none"
     with pytest.raises(ConfigError) as error:
-        run_training(config, _quiet())
+        run_train(config, _quiet())
     assert "optim.lr (0.1 there, 0.2 now), whitening ('eager' there, 'none' now)" in str(
         error.value
     )
@@ -200,7 +200,7 @@ def test_options_that_change_no_result_may_differ(config: TrainConfig):
     config.checkpoint_every_steps = 2
     config.output.overwrite = True  # continues all the same: auto found something to continue
     console = _quiet()
-    summary = run_training(config, console)
+    summary = run_train(config, console)
     assert "1 epochs and 0 batches done" in console.file.getvalue()
     assert summary["last"]["epoch"] == 2
     lines = folder.metrics.read_text().splitlines()
@@ -212,18 +212,18 @@ def test_resume_from_a_path(config: TrainConfig, kind: str):
     folder = _ended_after_an_epoch(config)
     config.output.name = None
     config.resume = str(folder.path if kind == "folder" else folder.checkpoint("best"))
-    assert run_training(config, _quiet())["last"]["epoch"] == 2
+    assert run_train(config, _quiet())["last"]["epoch"] == 2
     assert folder.summary.exists()
     config.resume = str(folder.path.parent / "nothing")
     with pytest.raises(ConfigError, match="expected auto, none, a run folder or a checkpoint"):
-        run_training(config, _quiet())
+        run_train(config, _quiet())
 
 
 def test_a_finished_run_is_summarised_again(config: TrainConfig):
     config.resume, config.output.name = "auto", "run"
-    first = run_training(config, _quiet())
+    first = run_train(config, _quiet())
     config.evaluate_every = 1
-    again = run_training(config, _quiet())
+    again = run_train(config, _quiet())
     for key in ("last", "best", "images_per_second", "mean_abs_correlation"):
         assert json.dumps(first[key]) == json.dumps(again[key])
 
@@ -232,14 +232,14 @@ def test_lost_metrics_are_an_error(config: TrainConfig):
     folder = _ended_after_an_epoch(config)
     folder.metrics.write_text("")
     with pytest.raises(ConfigError, match=r"expected at least the 1 epochs .* got 0 bytes"):
-        run_training(config, _quiet())
+        run_train(config, _quiet())
 
 
 def test_lines_that_the_checkpoint_does_not_know_are_cut_off(config: TrainConfig):
     folder = _ended_after_an_epoch(config)
     known = folder.metrics.read_text()
     folder.metrics.write_text(known + '{"epoch": 2, "cut of')
-    run_training(config, _quiet())
+    run_train(config, _quiet())
     text = folder.metrics.read_text()
     assert text.startswith(known)
     assert [json.loads(line)["epoch"] for line in text.splitlines()] == [1, 2]
@@ -259,7 +259,7 @@ def test_other_data_is_an_error(config: TrainConfig, monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(training.commands.train, "build_dataset", other)
         with pytest.raises(ConfigError, match="expected the plan of batches") as error:
-            run_training(config, _quiet())
+            run_train(config, _quiet())
         return str(error.value)
 
     text = changed(lambda split: split.take(torch.arange(len(split) - 1)))
@@ -275,7 +275,7 @@ def test_saved_between_the_last_step_of_an_epoch_and_its_evaluation(
 ):
     """All five batches of epoch 1 are done and the epoch is not: it is evaluated after resuming."""
     config.output.name, config.resume, config.checkpoint_every_steps = "whole", "auto", 5
-    whole = run_training(config, _quiet())
+    whole = run_train(config, _quiet())
     config.output.name = "run"
     with monkeypatch.context() as patch:
 
@@ -284,13 +284,13 @@ def test_saved_between_the_last_step_of_an_epoch_and_its_evaluation(
 
         patch.setattr(training.commands.train, "evaluate_epoch", stop)
         with pytest.raises(Stop):
-            run_training(config, _quiet())
+            run_train(config, _quiet())
     folder = RunFolder(Path(config.output.root) / "run")
     state = load_checkpoint(folder.checkpoint("last"))
     assert (state["sampler"]["epoch"], state["sampler"]["index"]) == (1, 5)
     assert (state["epoch"], state["step"]) == (0, 5)
     console = _quiet()
-    resumed = run_training(config, console)
+    resumed = run_train(config, console)
     assert "0 epochs and 5 batches done" in console.file.getvalue()
     assert json.dumps(resumed["last"]) == json.dumps(whole["last"])
     lines = folder.metrics.read_text().splitlines()
@@ -324,7 +324,7 @@ def test_stopped_in_the_middle_of_an_epoch_and_continued(
 ):
     """SIGTERM after the third of five steps; the end is that of a run without it."""
     config.output.name, config.resume = "whole", "auto"
-    whole = run_training(config, _quiet())
+    whole = run_train(config, _quiet())
     config.output.name = "run"
     with monkeypatch.context() as patch:
         from training.report.progress import PlainReporter
@@ -336,12 +336,12 @@ def test_stopped_in_the_middle_of_an_epoch_and_continued(
             lambda self, loss: next(count) == 3 and os.kill(os.getpid(), signal.SIGTERM),
         )
         with pytest.raises(TrainingStopped) as stopped:
-            run_training(config, _quiet())
+            run_train(config, _quiet())
     assert stopped.value.signal == signal.SIGTERM
     folder = RunFolder(Path(config.output.root) / "run")
     assert load_checkpoint(folder.checkpoint("last"))["sampler"]["index"] == 3
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as it was before
-    resumed = run_training(config, _quiet())
+    resumed = run_train(config, _quiet())
     assert json.dumps(resumed["last"]) == json.dumps(whole["last"])
     models = [
         load_checkpoint(Path(config.output.root) / name / "checkpoints/last.pt")["model"]

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import training.commands.train
 from training.cli import parse, run
-from training.commands.train import run_training
+from training.commands.train import run_train
 from training.config import OptimConfig, TrainConfig
 from training.data import build_dataset
 from training.engine.meter import Meter
@@ -48,7 +48,7 @@ def _run(config: TrainConfig) -> tuple[dict, Path, str]:
     console = Console(file=io.StringIO(), width=120)
     config.output.name = "run"
     config.output.overwrite = True
-    return run_training(config, console), Path(config.output.root) / "run", console.file.getvalue()
+    return run_train(config, console), Path(config.output.root) / "run", console.file.getvalue()
 
 
 def _records(folder: Path) -> list[dict]:
@@ -318,7 +318,7 @@ def test_without_a_validation_split_best_is_last(
 
 def test_sync_bn_needs_cuda(config: TrainConfig):
     with pytest.raises(ConfigError, match="sync_bn: expected false on cpu"):
-        run_training(replace(config, sync_bn=True, device="cpu"))
+        run_train(replace(config, sync_bn=True, device="cpu"))
 
 
 def test_dry_run_prints_the_configuration_and_does_nothing(

@@ -11,10 +11,21 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from training.engine.optim import learning_rate_factor
-from training.evaluation import correlation_matrix, mean_abs_off_diagonal
-from training.evaluation.metrics import ShotGroups, Tally, confusion_matrix, evaluate_confusion
+from training.evaluation.features import correlation_matrix, mean_abs_off_diagonal
+from training.evaluation.metrics import (
+    Evaluation,
+    ShotGroups,
+    Tally,
+    confusion_matrix,
+    evaluate_counts,
+)
 from training.losses import evaluation_loss
 from training.runs.folder import without_nan
+
+
+def _evaluate(confusion: torch.Tensor, groups: ShotGroups, loss: float) -> Evaluation:
+    counts = (confusion.diagonal(), confusion.sum(1), confusion.sum(0))
+    return evaluate_counts(*counts, groups, loss, math.nan, confusion)
 
 
 def test_schedule_by_hand():
@@ -37,7 +48,7 @@ def test_accuracies_by_hand():
     predictions = torch.tensor([0, 0, 0, 1, 1, 0, 2, 2])
     confusion = confusion_matrix(labels, predictions, 3)
     assert confusion.tolist() == [[3, 1, 0], [1, 1, 0], [0, 0, 2]]
-    result = evaluate_confusion(confusion, ShotGroups(many=(0, 1), medium=(2,), few=()), loss=0.5)
+    result = _evaluate(confusion, ShotGroups(many=(0, 1), medium=(2,), few=()), loss=0.5)
     assert result.per_class == [0.75, 0.5, 1.0]
     assert result.accuracy == 0.75
     assert result.balanced_accuracy == 0.75
@@ -52,7 +63,7 @@ def test_macro_figures_are_those_of_scikit_learn():
     predictions = torch.randint(6, (60,), generator=generator)
     predictions[predictions == 2] = 3  # class 2 is never predicted
     groups = ShotGroups.from_counts([1] * 6)
-    result = evaluate_confusion(confusion_matrix(labels, predictions, 6), groups, loss=0.0)
+    result = _evaluate(confusion_matrix(labels, predictions, 6), groups, loss=0.0)
     options = {"labels": range(5), "average": "macro", "zero_division": 0}
     precision, _, f1, _ = precision_recall_fscore_support(labels, predictions, **options)
     assert result.macro_precision == pytest.approx(precision)
@@ -82,7 +93,7 @@ def test_a_tally_is_that_of_torchmetrics(num_classes: int):
     present = torch.bincount(labels, minlength=num_classes) > 0
     assert torch.allclose(torch.tensor(result.per_class)[present], recall[present])
     assert (result.confusion is None) == (num_classes > 1000)
-    whole = evaluate_confusion(
+    whole = _evaluate(
         confusion_matrix(labels, logits.argmax(1), num_classes),
         ShotGroups.from_counts([1] * num_classes),
         result.loss,
@@ -92,7 +103,7 @@ def test_a_tally_is_that_of_torchmetrics(num_classes: int):
 
 def test_a_class_without_images_is_nan_and_null():
     confusion = torch.tensor([[2, 0], [0, 0]])
-    result = evaluate_confusion(confusion, ShotGroups(many=(0,), medium=(), few=(1,)), loss=0.0)
+    result = _evaluate(confusion, ShotGroups(many=(0,), medium=(), few=(1,)), loss=0.0)
     assert math.isnan(result.per_class[1])
     assert result.balanced_accuracy == 1.0
     plain = without_nan(result.as_dict())

@@ -20,24 +20,22 @@ from rich.console import Console
 from torchmetrics.classification import MulticlassCalibrationError
 
 from training.cli import run
-from training.commands.diagnose import batch_diagnostics, feature_diagnostics, run_diagnose
+from training.commands.diagnose import run_diagnose
 from training.commands.plot import run_plot
 from training.config import TrainConfig
 from training.config.commands import DiagnoseConfig, PlotConfig
 from training.data import build_dataset
 from training.errors import ConfigError
-from training.evaluation import covariance_matrix, weight_norms
-from training.evaluation.calibration import reliability
+from training.evaluation.diagnose import batch_diagnostics, feature_diagnostics
+from training.evaluation.features import covariance_matrix
+from training.evaluation.gradients import weight_norms
 from training.evaluation.inspection import inspect_split, view_model
+from training.evaluation.metrics import reliability
 from training.models import build_model
+from training.report.plot_accuracy import plot_accuracy_over_frequency, plot_curves
+from training.report.plot_features import plot_singular_values, plot_weight_norms
+from training.report.plot_predictions import plot_confusion
 from training.report.plot_style import class_order
-from training.report.plots import (
-    plot_accuracy_over_frequency,
-    plot_confusion,
-    plot_curves,
-    plot_singular_values,
-    plot_weight_norms,
-)
 from training.report.report import _CAPTIONS, write_report
 from training.runs.finished import load_run, read_run
 from training.runs.folder import RunFolder
@@ -132,7 +130,7 @@ def test_long_names_leave_room_for_the_picture(size: int, tmp_path: Path, monkey
     summary |= {"shot_groups": {"few": list(range(size))}, "last": result, "best": result}
     drawn = []
     for part in ("accuracy", "predictions", "features"):
-        name = f"training.report.plots.{part}.save_figure"
+        name = f"training.report.plot_{part}.save_figure"
         monkeypatch.setattr(name, lambda figure, path: drawn.append(figure))
     plot_accuracy_over_frequency(tmp_path, summary)
     plot_confusion(tmp_path, np.eye(size, dtype=int), summary, "last", "test")
@@ -235,13 +233,14 @@ def test_calibration_error_is_torchmetrics():
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(500, 7, generator=generator)
     labels = torch.randint(7, (500,), generator=generator)
+    logits[:5, 0], logits[5:9] = 1e9, 0.0  # confidences of 1 exactly, some right and some wrong
     expected = MulticlassCalibrationError(7, n_bins=15, norm="l1")(logits.softmax(1), labels)
     found = reliability(logits, labels)
     assert found.error == pytest.approx(expected.item(), abs=1e-6)
     assert found.images.sum() == 500
     used = found.images > 0
     edges = torch.arange(15) / 15
-    assert (found.confidence[used] > edges[used]).all()
+    assert (found.confidence[used] >= edges[used]).all()
     assert (found.confidence[used] <= edges[used] + 1 / 15).all()
 
 

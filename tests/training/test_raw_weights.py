@@ -18,7 +18,7 @@ from training.cli import run
 from training.commands.diagnose import run_diagnose
 from training.commands.plot import run_plot
 from training.config.commands import DiagnoseConfig, PlotConfig
-from training.evaluation import weight_norms
+from training.evaluation.gradients import weight_norms
 from training.runs.checkpoint import load_checkpoint
 from training.runs.finished import load_run, read_run
 

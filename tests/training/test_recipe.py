@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from training.cli import parse
-from training.commands.train import run_training
+from training.commands.train import run_train
 from training.config import TrainConfig
 from training.data import build_dataset
 from training.engine.trainer import build_trainer
@@ -34,7 +34,7 @@ def test_a_run_from_the_command_line(tmp_path, arguments: str):
         f"--output.root {tmp_path} --output.plots false"
     )
     _, config = parse(["train", *arguments.split(), *small.split()])
-    summary = run_training(config, Console(file=io.StringIO()))
+    summary = run_train(config, Console(file=io.StringIO()))
     assert summary["last"]["epoch"] == 10
     assert summary["last"]["train"]["loss"] > 0
     # Guessing has 10 %.

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.commands.train import run_training
+from training.commands.train import run_train
 from training.config import TrainConfig, validate
 from training.errors import ConfigError
 from training.report.progress import ScalarReporter
@@ -30,7 +30,7 @@ def _read(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def _train(config: TrainConfig, name: str) -> Path:
     config.output.name = name
-    run_training(config, Console(file=io.StringIO()))
+    run_train(config, Console(file=io.StringIO()))
     return Path(config.output.root) / name
 
 

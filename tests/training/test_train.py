@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from training.cli import parse
-from training.commands.train import History, run_training, select_device
+from training.commands.train import History, run_train, select_device
 from training.config import TrainConfig
 from training.data import build_dataset
 from training.engine.trainer import build_trainer
@@ -27,7 +27,7 @@ from training.runs.folder import create_run_folder
 
 def _run(config: TrainConfig) -> tuple[dict, Path, str]:
     console = Console(file=io.StringIO(), width=120)
-    summary = run_training(config, console)
+    summary = run_train(config, console)
     newest = max(Path(config.output.root).iterdir(), key=lambda path: path.stat().st_mtime_ns)
     return summary, newest, console.file.getvalue()
 

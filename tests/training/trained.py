@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from training.commands.train import run_training
+from training.commands.train import run_train
 from training.config import TrainConfig
 from training.reproducibility import cpu_threads
 
@@ -25,5 +25,5 @@ def train_briefly(root: Path, whitening: str = "fused", ema_decay: float | None 
     config.output.plots = False
     config.output.tensorboard = False
     with cpu_threads(1):
-        run_training(config, Console(file=io.StringIO()))
+        run_train(config, Console(file=io.StringIO()))
     return root / whitening

@@ -23,7 +23,7 @@ from torch._dynamo.utils import counters
 
 import training.commands.train
 import training.engine.trainer
-from training.commands.train import run_training
+from training.commands.train import run_train
 from training.config import TrainConfig
 from training.data import build_dataset
 from training.data.base import LongTailedDataset
@@ -156,7 +156,7 @@ def whole_runs(folder: Path, processes: Processes) -> None:
     config = small_config(folder)
     config.whitening, config.resume = "eager", "auto"  # batch normalisation and whitening: local
     config.output.name = "whole"
-    run_training(config, console)
+    run_train(config, console)
     config.output.name = "stopped"
     said = PlainReporter.step
     count = 0
@@ -169,17 +169,17 @@ def whole_runs(folder: Path, processes: Processes) -> None:
 
     PlainReporter.step = signal_last_rank
     try:
-        run_training(config, console)
+        run_train(config, console)
     except TrainingStopped as stopped:
         (folder / f"stopped-{processes.rank}").write_text(f"{stopped.signal} {count}")
         if processes.first:
             shutil.copytree(folder / "runs/stopped", folder / "left-by-two")
     processes.maximum(0)  # the copy is made
     PlainReporter.step = said
-    run_training(config, console)
+    run_train(config, console)
     config.resume = str(folder / "nothing")
     try:
-        run_training(config, console)
+        run_train(config, console)
     except ConfigError as error:
         (folder / f"refused-{processes.rank}").write_text(str(error))
 
@@ -202,7 +202,7 @@ def fail_on_one(folder: Path, processes: Processes) -> None:
             raise ConfigError("data: expected a file, got none on this machine.")
 
         training.commands.train.build_dataset = broken
-    run_training(small_config(folder), Console(file=io.StringIO()))
+    run_train(small_config(folder), Console(file=io.StringIO()))
 
 
 def all_scenes(folder: Path, processes: Processes) -> None:

@@ -18,17 +18,11 @@ from training.config import CompareConfig
 from training.config.commands import check_compare
 from training.console import say
 from training.errors import ConfigError
+from training.evaluation.metrics import COLUMNS
 from training.runs.comparable import Group, find_runs, group_runs
 from training.runs.finished import Run
 from training.runs.folder import write_text
 
-METRICS = {
-    "many": "many",
-    "medium": "medium",
-    "few": "few",
-    "accuracy": "all",
-    "balanced_accuracy": "balanced",
-}
 CHECKPOINTS = ("last", "best")
 
 
@@ -119,7 +113,7 @@ def _figures(group: Group, kind: str, split: str) -> dict[str, dict[int, float |
             seed: (run.summary[kind][split] or {}).get(metric)
             for seed, run in group.runs.items()
         }
-        for metric in METRICS
+        for metric in COLUMNS
     }
 
 
@@ -147,7 +141,7 @@ def _differences(
             continue
         for kind in CHECKPOINTS:
             ours, theirs = (_figures(g, kind, split) for g in (group, partner))
-            spreads = {m: spread(paired_differences(ours[m], theirs[m])) for m in METRICS}
+            spreads = {m: spread(paired_differences(ours[m], theirs[m])) for m in COLUMNS}
             seeds = tuple(sorted(group.runs.keys() & partner.runs.keys()))
             lines.append(Line(group.key, kind, seeds, spreads))
     if not found:
@@ -173,7 +167,7 @@ def _commit_notes(runs: Sequence[Run]) -> list[str]:
 
 def as_markdown(comparison: Comparison, split: str, confidence: float) -> str:
     """The tables in markdown, columns aligned so that they read well as plain text too."""
-    heads = [*comparison.keys, "checkpoint", "seeds", *METRICS.values()]
+    heads = [*comparison.keys, "checkpoint", "seeds", *COLUMNS.values()]
     title = f"Accuracy in % on the {split} split: mean ± sample standard deviation over seeds"
     rows = [_row(line, lambda s: _plus_minus(s.mean, s.std)) for line in comparison.means]
     parts = [f"{title}.", _table(heads, rows)]
@@ -193,7 +187,7 @@ def as_markdown(comparison: Comparison, split: str, confidence: float) -> str:
 
 def _row(line: Line, cell: Any) -> list[str]:
     key = [_text(value) for value in line.key]
-    figures = [cell(line.figures[metric]) for metric in METRICS]
+    figures = [cell(line.figures[metric]) for metric in COLUMNS]
     return [*key, line.checkpoint, str(len(line.seeds)), *figures]
 
 
@@ -213,7 +207,7 @@ def _plus_minus(mean: float, width: float, sign: str = "") -> str:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     columns = list(zip(heads, *rows, strict=True))
     widths = [max(3, *(len(cell) for cell in column)) for column in columns]
-    right = len(heads) - len(METRICS) - 1  # the number of seeds and the figures
+    right = len(heads) - len(COLUMNS) - 1  # the number of seeds and the figures
     rule = [
         f"{'-' * (width - 1)}:" if position >= right else "-" * width
         for position, width in enumerate(widths)
@@ -249,11 +243,11 @@ def _as_csv(keys: Sequence[str], lines: Sequence[Line], confidence: float) -> st
     writer = csv.writer(text, lineterminator="\n")
     figures = ("n", "mean", "std", "half_width")
     writer.writerow(
-        [*keys, "checkpoint", "seeds", *(f"{m}_{figure}" for m in METRICS for figure in figures)]
+        [*keys, "checkpoint", "seeds", *(f"{m}_{figure}" for m in COLUMNS for figure in figures)]
     )
     for line in lines:
         cells: list[Any] = []
-        for metric in METRICS:
+        for metric in COLUMNS:
             s = line.figures[metric]
             numbers = (s.mean, s.std, s.half_width(confidence))
             cells += [s.n, *("" if math.isnan(number) else repr(number) for number in numbers)]

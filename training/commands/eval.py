@@ -15,19 +15,11 @@ from training.console import say
 from training.data.base import SplitName
 from training.errors import ConfigError
 from training.evaluation.evaluate import evaluate
-from training.evaluation.metrics import Evaluation, ShotGroups
+from training.evaluation.metrics import COLUMNS, Evaluation, ShotGroups
 from training.report.progress import percent
 from training.reproducibility import cpu_threads, deterministic_algorithms
 from training.runs.finished import Run, load_run, read_run
 from training.runs.folder import output_file, without_nan, write_json
-
-_COLUMNS = {
-    "many": "many",
-    "medium": "medium",
-    "few": "few",
-    "balanced_accuracy": "balanced",
-    "accuracy": "all",
-}
 
 
 def run_eval(config: EvalConfig, console: Console | None = None) -> int:
@@ -101,10 +93,10 @@ def _print(console: Console, run: Run, result: dict[str, Any]) -> None:
     )
     table = Table(title=title, box=SIMPLE_HEAD)
     table.add_column("split", no_wrap=True)
-    for heading in ("images", *_COLUMNS.values(), "loss"):
+    for heading in ("images", *COLUMNS.values(), "loss"):
         table.add_column(heading, justify="right", no_wrap=True)
     figures = result["result"]
-    cells = [percent(figures[name]) for name in _COLUMNS]
+    cells = [percent(figures[name]) for name in COLUMNS]
     table.add_row(result["split"], str(result["images"]), *cells, f"{figures['loss']:.3f}")
     console.print(table)
     if result["equals_summary"] is not None:

@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from training.commands.diagnose import evenly_spread
 from training.config import to_dict
 from training.config.commands import ExportConfig
 from training.console import say
 from training.errors import ConfigError
+from training.evaluation.diagnose import evenly_spread
 from training.evaluation.evaluate import evaluating
 from training.export.fold import affine_map, fold_whitening, freeze_whitening
 from training.export.formats import (

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from rich.console import Console
 
+from training.config.commands import PresetsConfig
 from training.console import say
 from training.presets import FOLDER, first_comment, methods, protocols
-
-
-@dataclass
-class PresetsConfig:
-    """List the presets: any protocol with any method, as --config PROTOCOL/METHOD."""
 
 
 def run_presets(config: PresetsConfig, console: Console | None = None) -> None:

@@ -46,10 +46,10 @@ from training.runs.folder import (
 from training.runs.history import History, append_record, restore_history, truncate_metrics
 from training.runs.resume import find_run, load_newest, restore_training, training_state
 
-__all__ = ["History", "run_training", "select_device"]
+__all__ = ["History", "run_train", "select_device"]
 
 
-def run_training(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+def run_train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
     """Train, evaluate, write the run folder, and return the summary.
 
     Under torchrun every process calls this; the first one writes and prints. With ``dry_run`` the

@@ -12,7 +12,7 @@ from training.config.optim import OptimConfig
 from training.config.runtime import OutputConfig, RuntimeConfig, SeedConfig
 from training.config.sampler import SamplerName, SamplerOptions, StatisticsBatches
 from training.config.stage2 import Stage2Config
-from training.config.train import TrainConfig, to_dict, validate
+from training.config.train import TrainConfig, flatten, is_number, to_dict, validate
 from training.config.whitening import (
     WHITENING_OPTIONS,
     WhiteningName,
@@ -42,6 +42,8 @@ __all__ = [
     "WhiteningName",
     "WhiteningOptions",
     "WhiteningWeights",
+    "flatten",
+    "is_number",
     "to_dict",
     "validate",
 ]

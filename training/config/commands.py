@@ -267,3 +267,8 @@ def check_ablate(config: AblateConfig) -> None:
     unknown = sorted(set(config.dataset_options) - set(sets))
     check("dataset_options", unknown, not unknown, f"that names data sets of {', '.join(sets)}")
     check("name", config.name, config.name is None or "/" not in config.name, "without a slash")
+
+
+@dataclass
+class PresetsConfig:
+    """List the presets: any protocol with any method, as --config PROTOCOL/METHOD."""

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from training.config.train import TrainConfig, to_dict
+from training.config.train import TrainConfig, flatten, to_dict
 from training.errors import ConfigError
 
 
@@ -54,22 +54,6 @@ def change_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfi
             section = section[parent]
         section[last] = value
     return _parse(values, ", ".join(f"{name}={value}" for name, value in changes.items()))
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested mappings into one with dotted names.
-
-    Example:
-        >>> flatten({"seed": 1, "optim": {"lr": 0.1}})
-        {'seed': 1, 'optim.lr': 0.1}
-    """
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found.update(flatten(value, f"{prefix}{name}."))
-        else:
-            found[prefix + name] = value
-    return found
 
 
 def _parse(values: dict[str, Any], origin: str) -> TrainConfig:

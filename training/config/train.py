@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -140,3 +141,24 @@ def validate(config: TrainConfig) -> None:
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Return the configuration as plain containers (what config.yaml and checkpoints hold)."""
     return asdict(config)
+
+
+def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one, their names joined.
+
+    Example:
+        >>> flatten({"seed": 1, "optim": {"lr": 0.1}})
+        {'seed': 1, 'optim.lr': 0.1}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found.update(flatten(value, separator, f"{prefix}{name}{separator}"))
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

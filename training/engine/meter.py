@@ -1,4 +1,4 @@
-"""One training step, and the sums that it leaves behind."""
+"""The sums that training steps leave behind."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from training.engine.distributed import Processes, loss_weight
-from training.engine.optim import at_least_float32
+from training.engine.distributed import Processes
 from training.errors import TrainingDiverged
 
 if TYPE_CHECKING:
-    from training.data.feed import Examples
-    from training.engine.trainer import Trainer
+    pass
 
 NEVER = 2**62
 STEPS_BETWEEN_CHECKS = 50
@@ -82,40 +80,6 @@ class Meter:
         meter.sums.copy_(state["sums"])
         meter.seconds = state["seconds"]
         return meter
-
-
-def take_step(trainer: Trainer, examples: Examples) -> tuple[Tensor, Tensor]:
-    """One step of SGD on this process' examples.
-
-    Args:
-        trainer: Its model, optimiser and average change.
-        examples: ``batch`` says of which kind the batch is, and how many rows all processes have.
-
-    Returns:
-        Mean loss [] over this process' rows, and logits [B, K], both detached.
-    """
-    images, labels = examples.images, examples.labels
-    if trainer.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    trainer.schedule.set(trainer.step)
-    trainer.optimizer.zero_grad(set_to_none=True)
-    kind, processes = examples.batch.kind, trainer.processes
-    arguments = trainer.rules.arguments(
-        labels, kind, processes.sum_ if processes.world_size > 1 else None
-    )
-    with trainer.precision.autocast():
-        logits = at_least_float32(trainer.forward(images, **arguments))  # [B, K]
-    loss = trainer.loss(logits, labels, kind)  # []
-    scaler = trainer.precision.scaler
-    scaler.scale(loss * loss_weight(trainer.loss, examples, processes)).backward()
-    if trainer.clip_norm is not None:
-        scaler.unscale_(trainer.optimizer)
-        nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
-    scaler.step(trainer.optimizer)
-    scaler.update()
-    if trainer.average is not None:
-        trainer.average.update(trainer.model)
-    return loss.detach(), logits.detach()
 
 
 def is_time_to_check(step: int, device: torch.device) -> bool:

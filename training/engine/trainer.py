@@ -7,17 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from training.config import TrainConfig
 from training.data.base import LongTailedDataset
 from training.data.feed import Examples, TrainFeed, build_feed
 from training.engine.batch_rules import BatchRules
-from training.engine.distributed import Processes, synchronise_layers, wrap_model
+from training.engine.distributed import Processes, loss_weight, synchronise_layers, wrap_model
 from training.engine.memory_format import check_channels_last, to_channels_last
-from training.engine.meter import Meter, is_time_to_check, reported_loss, take_step
-from training.engine.optim import Precision, RateSchedule, WeightAverage, build_optimizer
+from training.engine.meter import Meter, is_time_to_check, reported_loss
+from training.engine.optim import (
+    Precision,
+    RateSchedule,
+    WeightAverage,
+    at_least_float32,
+    build_optimizer,
+)
 from training.losses import ClassificationLoss, build_loss
 from training.models import WhitenedClassifier, build_model
 from training.reproducibility import Seeds
@@ -123,8 +129,37 @@ class Trainer:
         return EpochStatistics(mean_loss, accuracy, self.last_rate(), images, seconds)
 
     def training_step(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """One step of SGD on this process' rows -> loss [], logits [B, K], detached."""
-        return take_step(self, examples)
+        """One step of SGD on this process' examples.
+
+        Args:
+            examples: ``batch`` says of which kind the batch is, and how many rows all processes
+                have.
+
+        Returns:
+            Mean loss [] over this process' rows, and logits [B, K], both detached.
+        """
+        images, labels = examples.images, examples.labels
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        self.schedule.set(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        kind, processes = examples.batch.kind, self.processes
+        arguments = self.rules.arguments(
+            labels, kind, processes.sum_ if processes.world_size > 1 else None
+        )
+        with self.precision.autocast():
+            logits = at_least_float32(self.forward(images, **arguments))  # [B, K]
+        loss = self.loss(logits, labels, kind)  # []
+        scaler = self.precision.scaler
+        scaler.scale(loss * loss_weight(self.loss, examples, processes)).backward()
+        if self.clip_norm is not None:
+            scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        scaler.step(self.optimizer)
+        scaler.update()
+        if self.average is not None:
+            self.average.update(self.model)
+        return loss.detach(), logits.detach()
 
     def last_rate(self) -> float:
         """Return the learning rate of the last step."""

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from training.data.base import FileSplit, LongTailedDataset, Split
 from training.errors import ConfigError
-from training.evaluation import correlation_matrix, mean_abs_off_diagonal, weight_norms
 from training.evaluation.evaluate import collect_features, evaluating
+from training.evaluation.features import correlation_matrix, mean_abs_off_diagonal
+from training.evaluation.gradients import weight_norms
 from training.models import WhitenedClassifier
 
 

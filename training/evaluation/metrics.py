@@ -1,4 +1,4 @@
-"""Accuracies of a long-tailed classifier, all derived from counts."""
+"""Accuracies and calibration of a long-tailed classifier, all derived from counts and sums."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ from training.engine.distributed import Processes
 MANY_ABOVE = 100
 FEW_BELOW = 20
 CALIBRATION_BINS = 15
+"""The number in use since Guo et al., "On calibration of modern neural networks", ICML 2017."""
+
+COLUMNS = {
+    "many": "many",
+    "medium": "medium",
+    "few": "few",
+    "balanced_accuracy": "balanced",
+    "accuracy": "all",
+}
+"""The accuracies of a result that tables show, and their headings."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +119,6 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> T
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def evaluate_confusion(
-    confusion: Tensor, groups: ShotGroups, loss: float, ece: float = math.nan
-) -> Evaluation:
-    """Derive all accuracies from a confusion matrix int64 [K, K] (row = label)."""
-    confusion = confusion.cpu()
-    return evaluate_counts(
-        confusion.diagonal(), confusion.sum(1), confusion.sum(0), groups, loss, ece, confusion
-    )
-
-
 def evaluate_counts(
     correct: Tensor,
     labels: Tensor,
@@ -161,13 +161,66 @@ def evaluate_counts(
     )
 
 
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence and accuracy in bins [0, 1/B), [1/B, 2/B), … of the confidence.
+
+    Attributes:
+        images: Images per bin, int64 [B].
+        accuracy: Fraction that is right, float64 [B]; NaN in an empty bin.
+        confidence: Mean of the largest softmax probability, float64 [B]; NaN in an empty bin.
+        error: Expected calibration error: |accuracy - confidence|, averaged over images.
+    """
+
+    images: Tensor
+    accuracy: Tensor
+    confidence: Tensor
+    error: float
+
+
+def reliability(logits: Tensor, labels: Tensor) -> Reliability:
+    """Sort predictions, logits [N, K] of labels int64 [N], into bins of their confidence.
+
+    Example:
+        >>> found = reliability(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))
+        >>> found.images[7].item(), found.accuracy[7].item(), found.error
+        (4, 0.75, 0.25)
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)  # [N] each
+    images, correct, total = calibration_bins(confidence, predicted == labels)
+    error = calibration_error(images, correct, total)
+    # For people, a confidence of 1 is in the last bin.
+    images, correct, total = (
+        torch.cat([t[:-2], t[-2:].sum(0, keepdim=True)]) for t in (images, correct, total)
+    )
+    return Reliability(images, correct / images, total / images, error)
+
+
+def calibration_bins(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum over the images of each bin, whose edges are torchmetrics': 1 is a bin of its own.
+
+    Args:
+        confidence: Largest softmax probability, [N].
+        correct: Whether the image was classified correctly, bool [N].
+
+    Returns:
+        Images and correct images, int64 [B + 1], and confidence, float64 [B + 1].
+    """
+    edges = torch.linspace(
+        0, 1, CALIBRATION_BINS + 1, dtype=confidence.dtype, device=confidence.device
+    )
+    place = torch.bucketize(confidence, edges, right=True) - 1  # [N]
+    members = torch.nn.functional.one_hot(place, CALIBRATION_BINS + 1)  # [N, B + 1]
+    return members.sum(0), members[correct].sum(0), confidence.double() @ members.double()
+
+
 def calibration_error(images: Tensor, correct: Tensor, confidence: Tensor) -> float:
     """Mean over images of |accuracy - mean confidence| of their bin.
 
     Args:
-        images: Images per bin, int64 [B].
-        correct: Correct images per bin, int64 [B].
-        confidence: Sum of the confidence of each bin's images, float64 [B].
+        images: Images per bin, int64.
+        correct: Correct images per bin, int64.
+        confidence: Sum of the confidence of each bin's images, float64.
 
     Example:
         >>> calibration_error(torch.tensor([2, 2]), torch.tensor([0, 2]), torch.tensor([0.5, 1.5]))
@@ -197,8 +250,8 @@ class Tally:
     Attributes:
         counts: int64; the confusion matrix [K * K] (or, with more than `CONFUSION_UP_TO` classes,
             correct, labels and predictions per class, [3 * K]), then images and correct images per
-            calibration bin, [2 * 15].
-        sums: float64 [1 + 15]; the loss, then the confidence per calibration bin.
+            calibration bin, [2 * 16].
+        sums: float64 [1 + 16]; the loss, then the confidence per calibration bin.
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
@@ -206,27 +259,25 @@ class Tally:
         self.num_classes = num_classes
         self.keeps_confusion = num_classes <= CONFUSION_UP_TO
         size = num_classes * (num_classes if self.keeps_confusion else 3)
-        self.counts = torch.zeros(size + 2 * CALIBRATION_BINS, dtype=torch.int64, device=device)
-        self.sums = torch.zeros(1 + CALIBRATION_BINS, dtype=torch.float64, device=device)
+        bins = CALIBRATION_BINS + 1
+        self.counts = torch.zeros(size + 2 * bins, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(1 + bins, dtype=torch.float64, device=device)
 
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Count a batch: logits [B, K], labels [B], sum of its loss []."""
         confidence, predictions = logits.float().softmax(1).max(1)  # [B]
         correct = predictions == labels  # [B]
-        k, n = self.num_classes, CALIBRATION_BINS
+        k = self.num_classes
         if self.keeps_confusion:
             pairs = confusion_matrix(labels, predictions, k).flatten()
         else:
             pairs = torch.cat(
                 [torch.bincount(x, minlength=k) for x in (labels[correct], labels, predictions)]
             )
-        # Bin b holds confidences in [b / 15, (b + 1) / 15).
-        edges = torch.linspace(0, 1, n + 1, device=logits.device)  # [16]
-        bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp_(0, n - 1)  # [B]
-        members = torch.nn.functional.one_hot(bins, n)  # [B, 15]
-        self.counts += torch.cat([pairs, members.sum(0), members[correct].sum(0)])
+        images, in_bin, total = calibration_bins(confidence, correct)
+        self.counts += torch.cat([pairs, images, in_bin])
         self.sums[0] += loss.double()
-        self.sums[1:] += confidence.double() @ members.double()
+        self.sums[1:] += total
 
     def sum_over(self, processes: Processes) -> Tally:
         """Add up over all processes, in place; return itself."""
@@ -237,7 +288,7 @@ class Tally:
     def evaluation(self, groups: ShotGroups) -> Evaluation:
         """Return the figures."""
         counts, sums = self.counts.cpu(), self.sums.cpu()
-        k, n = self.num_classes, CALIBRATION_BINS
+        k, n = self.num_classes, CALIBRATION_BINS + 1
         pairs, in_bin, correct_in_bin = counts.split([len(counts) - 2 * n, n, n])
         confusion = pairs.view(k, k) if self.keeps_confusion else None
         if confusion is None:

@@ -1,6 +1,5 @@
 """A trained model for use without this package: safetensors, torch.export, ONNX."""
 
-from training.commands.export import run_export
 from training.export.fold import affine_map, fold_whitening, freeze_whitening
 from training.export.formats import load_safetensors
 
@@ -9,5 +8,4 @@ __all__ = [
     "fold_whitening",
     "freeze_whitening",
     "load_safetensors",
-    "run_export",
 ]

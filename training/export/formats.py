@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.config.load import change_config, flatten
+from training.config import flatten
+from training.config.load import change_config
 from training.config.train import TrainConfig
 from training.errors import ConfigError
 from training.models import WhitenedClassifier, build_model

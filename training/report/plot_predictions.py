@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation.calibration import Reliability
+from training.evaluation.metrics import Reliability
 from training.report.plot_style import (
     BLUE,
     GREY,

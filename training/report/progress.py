@@ -12,15 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from training.config import TrainConfig
+from training.config import TrainConfig, flatten, is_number
 from training.console import say
+from training.evaluation.diagnose import diagnose
+from training.evaluation.metrics import COLUMNS
 from training.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from training.engine.trainer import Trainer
-
-_COLUMNS = ("many", "medium", "few", "balanced_accuracy", "accuracy", "loss")
-_HEADINGS = {"balanced_accuracy": "balanced", "accuracy": "all"}
 
 
 class Reporter(Protocol):
@@ -132,14 +131,14 @@ def print_results(console: Console, summary: dict[str, Any], folder: RunFolder) 
     table = Table(title=f"{title}: accuracy in %", box=SIMPLE_HEAD)
     table.add_column("epoch", no_wrap=True)
     table.add_column("split", no_wrap=True)
-    for name in _COLUMNS:
-        table.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
+    for heading in (*COLUMNS.values(), "loss"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for kind in ("last", "best"):
         for split in ("validation", "test"):
             result = summary[kind][split]
             if result is None:  # the data set has no such split
                 continue
-            cells = [f"{result[c]:.3f}" if c == "loss" else percent(result[c]) for c in _COLUMNS]
+            cells = [*(percent(result[c]) for c in COLUMNS), f"{result['loss']:.3f}"]
             table.add_row(f"{kind} ({summary[kind]['epoch']})", split, *cells)
     console.print(table)
     shots = ", ".join(
@@ -248,19 +247,16 @@ class ScalarReporter:
         return getattr(self._inner, name)
 
 
-def scalars(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def scalars(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield tag and value of every finite number in nested figures.
 
     Example:
         >>> list(scalars({"step": 3, "test": {"loss": 0.5, "few": None, "per_class": [1.0]}}))
         [('step', 3.0), ('test/loss', 0.5)]
     """
-    for name, value in figures.items():
-        if isinstance(value, Mapping):
-            yield from scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            if math.isfinite(value):
-                yield prefix + name, float(value)
+    for tag, value in flatten(figures, "/").items():
+        if is_number(value) and math.isfinite(value):
+            yield tag, float(value)
 
 
 def with_scalars(
@@ -271,8 +267,6 @@ def with_scalars(
         return reporter
 
     def figures(epoch: int) -> dict[str, Any]:
-        from training.commands.diagnose import diagnose
-
         split = "validation" if trainer.dataset.has_validation else "test"
         result = diagnose(config, trainer.model, trainer.dataset, split, _HESSIAN_ROWS, epoch)
         norms = result["classifier"]["weight_norms"]

@@ -7,19 +7,16 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.evaluation import singular_values
-from training.evaluation.calibration import reliability
+from training.evaluation.features import singular_values
 from training.evaluation.inspection import ModelView
-from training.evaluation.metrics import confusion_matrix
-from training.report.plots import (
-    plot_accuracy_over_frequency,
-    plot_confusion,
-    plot_curves,
+from training.evaluation.metrics import COLUMNS, confusion_matrix, reliability
+from training.report.plot_accuracy import plot_accuracy_over_frequency, plot_curves
+from training.report.plot_features import (
     plot_feature_correlation,
-    plot_reliability,
     plot_singular_values,
     plot_weight_norms,
 )
+from training.report.plot_predictions import plot_confusion, plot_reliability
 from training.report.progress import percent
 from training.runs.folder import RunFolder, write_text
 
@@ -155,15 +152,14 @@ def _selection_sentence(summary: Mapping[str, Any]) -> str:
 
 
 def _table(summary: Mapping[str, Any]) -> str:
-    columns = ("many", "medium", "few", "balanced_accuracy", "accuracy")
-    heads = "".join(f"<th>{name.replace('_accuracy', '')}</th>" for name in columns)
+    heads = "".join(f"<th>{heading}</th>" for heading in COLUMNS.values())
     rows = []
     for kind in ("last", "best"):
         for split in ("validation", "test"):
             result = summary[kind][split]
             if result is None:  # the data set has no such split
                 continue
-            cells = "".join(f"<td>{percent(result[name])}</td>" for name in columns)
+            cells = "".join(f"<td>{percent(result[name])}</td>" for name in COLUMNS)
             rows.append(
                 f"<tr><td>{kind} (epoch {summary[kind]['epoch']})</td><td>{split}</td>{cells}"
                 f"<td>{result['loss']:.3f}</td></tr>"

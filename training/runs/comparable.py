@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config import to_dict
-from training.config.load import flatten
+from training.config import flatten, to_dict
 from training.data.options import resolve_cut
 from training.errors import ConfigError
 from training.runs.finished import Run, read_run

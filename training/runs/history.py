@@ -7,12 +7,13 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from training.config import flatten, is_number
 from training.engine.trainer import EpochStatistics
 from training.errors import ConfigError
 from training.runs.folder import RunFolder, append_json_line, write_text
@@ -128,7 +129,7 @@ def truncate_metrics(folder: RunFolder, state: dict[str, Any] | None, history: H
 
 def write_csv(folder: RunFolder, history: History) -> None:
     """Write the records' single numbers, without those per class, as metrics.csv."""
-    rows = [dict(_numbers(record)) for record in history.records]
+    rows = [_numbers(record) for record in history.records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
@@ -137,13 +138,10 @@ def write_csv(folder: RunFolder, history: History) -> None:
     write_text(folder.metrics_csv, text.getvalue())
 
 
-def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield ("validation.accuracy", 0.5) and the like; a NaN is an empty cell."""
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield prefix + key, "" if math.isnan(value) else value
+def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"validation.accuracy": 0.5} and the like; a NaN is an empty cell."""
+    numbers = {name: value for name, value in flatten(record).items() if is_number(value)}
+    return {name: "" if math.isnan(value) else value for name, value in numbers.items()}
 
 
 def _with_nan(value: Any, key: str = "") -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from training.config import TrainConfig, to_dict
+from training.config import TrainConfig, flatten, to_dict
 from training.config.runtime import RESUMABLE
 from training.console import say
 from training.engine.meter import Meter
@@ -86,18 +86,10 @@ def check_same_config(config: TrainConfig, other: dict[str, Any], where: str) ->
         )
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
     """Return {"optim.lr": 0.1, …} without the options that may differ."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        name = prefix + key
-        if name == "output" or name in RESUMABLE:
-            continue
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{name}."))
-        else:
-            flat[name] = value
-    return flat
+    kept = {k: v for k, v in content.items() if k != "output" and k not in RESUMABLE}
+    return flatten(kept)
 
 
 def _show(flat: dict[str, Any], key: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from training.commands.train import run_training
+from training.commands.train import run_train
 from training.config import Stage2Config, TrainConfig
 from training.reproducibility import cpu_threads
 from training.runs.finished import Run, read_run
@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     config.output.name = "first"
     config.output.plots = False
     with cpu_threads(1):
-        run_training(config, Console(file=io.StringIO()))
+        run_train(config, Console(file=io.StringIO()))
     return read_run(Path(config.output.root) / "first")
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config import AblateConfig, TrainConfig, to_dict, validate
+from training.config import AblateConfig, TrainConfig, flatten, to_dict, validate
 from training.config.commands import GRIDS
-from training.config.load import change_config, flatten
+from training.config.load import change_config
 from training.errors import ConfigError
 
 # Decided by the grid, not by an axis.

@@ -11,9 +11,8 @@ from training.commands.ablate.execute import execute, last_words, log_path
 from training.commands.ablate.plan import Plan, plan
 from training.commands.ablate.state import RunState, is_finished, locked, write_manifest
 from training.commands.compare import Comparison, as_markdown, compare, write_tables
-from training.config import AblateConfig, to_dict
+from training.config import AblateConfig, flatten, to_dict
 from training.config.commands import check_ablate
-from training.config.load import flatten
 from training.console import say
 from training.runs.finished import read_run
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from training.commands.ablate.plan import Plan, PlannedRun
-from training.config import TrainConfig, to_dict
-from training.config.load import flatten, load_config
+from training.config import TrainConfig, flatten, to_dict
+from training.config.load import load_config
 from training.errors import ConfigError
 from training.runs.comparable import UNRELATED
 from training.runs.folder import write_json
