@@ -5,9 +5,7 @@ the pooled features and the linear classifier, and logit margins. It is a reimpl
 papers' abstracts and public reviews; what they leave open is a named option here, and no number of
 theirs is claimed to be reproduced.
 
-Where to find what: `config` (a file per section), `cli`, `data`, `samplers`, `losses`, `models`.
-One run is `train` (start to end), `loop` and `step`, `optim`, `precision`, `ema`, `distributed`,
-`resume` and `checkpoint`, `evaluate`, `tally` and `metrics`, `summary`; what a person sees is
-`progress`, `plots`, `report`, `scalars`. Around runs: `runs` (reading one back), `stage2`,
-`evaluate_run`, `compare`, `ablate`, `diagnostics`, `export`, `presets`.
+Where to find what: `commands` (a module per command, by its name), `config` (a file per section),
+`data`, `samplers`, `losses`, `models`; `engine` trains, `evaluation` measures, `runs` writes, reads
+and continues run folders, `report` is what a person sees; `stage2`, `export`, `presets`.
 """

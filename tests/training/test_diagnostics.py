@@ -135,12 +135,12 @@ def test_distance_to_a_reference_in_groups_ignores_what_is_between_groups():
 
 def test_batches_of_positions():
     x = _features()
-    batches = [torch.arange(10), torch.tensor([3, 3, 59])]
-    first, second = batches.batch_covariances(x, batches)
+    places = [torch.arange(10), torch.tensor([3, 3, 59])]
+    first, second = batches.batch_covariances(x, places)
     np.testing.assert_allclose(first, np.cov(x[:10].numpy().T, bias=True), rtol=1e-12)
     np.testing.assert_allclose(second, np.cov(x[[3, 3, 59]].numpy().T, bias=True), rtol=1e-9)
     labels = torch.arange(60) // 6
-    assert batches.mean_distinct_classes(labels, batches) == 2.0  # {0, 1} and {0, 9}
+    assert batches.mean_distinct_classes(labels, places) == 2.0  # {0, 1} and {0, 9}
 
 
 def test_class_gradients_are_the_closed_form():

@@ -143,7 +143,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return asdict(config)
 
 
-def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
     """Turn nested mappings into one, their names joined.
 
     Example:
@@ -153,7 +153,7 @@ def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found.update(flatten(value, separator, f"{prefix}{name}{separator}"))
+            found.update(flatten(value, f"{prefix}{name}{separator}", separator))
         else:
             found[prefix + name] = value
     return found

@@ -254,7 +254,7 @@ def scalars(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         >>> list(scalars({"step": 3, "test": {"loss": 0.5, "few": None, "per_class": [1.0]}}))
         [('step', 3.0), ('test/loss', 0.5)]
     """
-    for tag, value in flatten(figures, "/").items():
+    for tag, value in flatten(figures, separator="/").items():
         if is_number(value) and math.isfinite(value):
             yield tag, float(value)
 

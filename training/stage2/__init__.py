@@ -6,7 +6,3 @@ that a checkpoint of stage 2 is evaluated and exported as any other.
 
 To add a method: a function in `methods`, a line in its table and one in ``config.stage2``.
 """
-
-from training.commands.stage2 import run_stage2
-
-__all__ = ["run_stage2"]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from training.commands.stage2 import run_stage2
 from training.commands.train import run_train
 from training.config import Stage2Config, TrainConfig
 from training.reproducibility import cpu_threads
 from training.runs.finished import Run, read_run
-from training.stage2 import run_stage2
 
 
 @pytest.fixture(scope="session")
