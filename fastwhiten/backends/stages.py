@@ -8,8 +8,8 @@ and with the schemas in csrc/ops.
 A line is ``name(arguments) -> results``. A tensor is ``name [dims]``, contiguous, in the
 accumulation dtype T of :func:`fastwhiten.backends.reference.accumulation_dtype`, or ``name rows``:
 ``[M, C]`` or planes ``[N, C, L]`` with ``M = N L``, in the dtype of the input, all alike (``flat``:
-rows only). G groups of D channels make C. ``?`` is None allowed, ``=`` None by default. ``if spectral``: empty for
-Cholesky; ``if shrunk``: empty without shrinkage.
+rows only). G groups of D channels make C. ``?`` is None allowed, ``=`` None by default. ``if
+spectral``: empty for Cholesky; ``if shrunk``: empty without shrinkage.
 """
 
 from __future__ import annotations
