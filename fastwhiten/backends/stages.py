@@ -201,7 +201,7 @@ def check(name: str, arguments: Sequence[Any], device: str) -> None:
             table says, or an unknown kind or method.
     """
     call = bind(name, arguments)
-    given, sizes, _ = call
+    given, sizes, dtypes = call
     first = arguments[0]
     groups, channels = sizes["G"], sizes["C"]
     if channels % groups if groups > 0 else "groups" in given:
@@ -212,6 +212,9 @@ def check(name: str, arguments: Sequence[Any], device: str) -> None:
             _check_tensor(name, value, t, call, first)
     if name == "intensity" and sizes["M"] == 0:
         raise ValueError(f"{name}: expected at least one row, got {list(sizes['rows'])}")
+    widest = given.get("out_dtype", dtypes.get("rows"))
+    if widest == torch.float64 != dtypes["T"]:
+        raise ValueError(f"{name}: expected float64 statistics for float64 rows, got {dtypes['T']}")
     if given.get("kind", ZCA) not in KINDS:
         raise ValueError(
             f"{name}: expected kind 0 (ZCA), 1 (PCA) or 2 (Cholesky), got {given['kind']}"
