@@ -202,6 +202,21 @@ WRONG = {
     "gamma": ("apply", (_x(), torch.ones(6), torch.eye(6).unsqueeze(0), torch.ones(5), None)),
     "grad": ("backward_reduce", (_x(), torch.ones(7, 6), torch.ones(6), 1)),
     "grad's dtype": ("backward_reduce", (_x(), torch.ones(8, 6).double(), torch.ones(6), 1)),
+    "float64 rows": ("apply", (_x().double(), torch.ones(6), torch.eye(6)[None], None, None)),
+    "float64 gradients": (
+        "sample_backward",
+        (
+            _x().double(),
+            torch.ones(1, 8, 6),
+            torch.ones(1, 8),
+            torch.eye(8)[None],
+            *(None, None, 1.0),
+        ),
+    ),
+    "float64 output": (
+        "sample_apply",
+        (_x(), torch.ones(1, 8), torch.eye(8)[None], None, None, 1.0, torch.float64),
+    ),
     "planes on the sample side": ("sample_statistics", (torch.randn(2, 6, 2), None, 1, False)),
 }
 

@@ -1,7 +1,7 @@
 """What CUDA kernels are launched with, and how many blocks of them a multiprocessor takes.
 
 The launchers of csrc/cuda are code of the host. tests/csrc/drivers/launches.cpp runs them as they
-are, with csrc/emulation in place of CUDA's headers, over every path and its limits, and keeps what
+are, with the emulator in place of CUDA's headers, over every path and its limits, and keeps what
 each kernel would be launched with; no kernel runs. Needs g++, but neither nvcc nor a GPU.
 """
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-DRIVER = ROOT / "tests" / "csrc" / "drivers" / "launches.cpp"
+EMULATOR = ROOT / "tests" / "csrc"  # its folder emulator/
+DRIVER = EMULATOR / "drivers" / "launches.cpp"
 # Without optimisation: nothing is run, and no two kernels are made one.
 FLAGS = "-std=c++17 -O0 -rdynamic -DFASTWHITEN_EMULATE -Wall -Wextra -Werror -Wno-unknown-pragmas"
 
@@ -39,7 +40,14 @@ class Launch(NamedTuple):
 def build(folder: Path, csrc: Path, defines: tuple[str, ...] = ()) -> Path:
     """Compile the program that runs the launchers of ``csrc``; return it."""
     program = folder / "launches"
-    options = [*FLAGS.split(), *(f"-D{name}" for name in defines), "-I", str(csrc)]
+    options = [
+        *FLAGS.split(),
+        *(f"-D{name}" for name in defines),
+        "-I",
+        str(csrc),
+        "-I",
+        str(EMULATOR),
+    ]
     result = subprocess.run(
         ["g++", *options, str(DRIVER), "-o", str(program), "-ldl"], capture_output=True, text=True
     )

@@ -43,6 +43,7 @@ from triton.runtime.jit import JITFunction
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from fastwhiten.backends import stages  # noqa: E402
 from fastwhiten.kernels import (  # noqa: E402
     apply,
     backward,
@@ -164,7 +165,7 @@ def _rows_stages(size: int, dtype: torch.dtype, t: torch.dtype, options: bool) -
     if t == torch.float64 and dtype != t:
         return  # double precision on request is a matter of the statistics alone
     running = matrix if options else None
-    for method in (intensity.OAS, intensity.LEDOIT_WOLF):
+    for method in (stages.OAS, stages.LEDOIT_WOLF):
         intensity.launch_intensity(x, vector, matrix, running, p, 0.5, method)
     apply.launch_apply(x, vector, matrix, gamma, gamma)
     backward.launch_backward_reduce(x, x, vector, groups)
@@ -177,7 +178,7 @@ def _matrix_stages(size: int, t: torch.dtype, options: bool) -> None:
     matrix, vector = torch.empty(groups, size, size, dtype=t), torch.empty(groups, size, dtype=t)
     rho, gamma = (vector[:, 0], vector.flatten()) if options else (None, None)
     eigh.launch_eigh(matrix)
-    for kind in (factor.ZCA, factor.PCA, factor.CHOLESKY):
+    for kind in stages.KINDS:
         factor.launch_factor(matrix, matrix if options else None, rho, 0.5, 1e-3, kind)
         backward_matrix.launch_backward_matrix(
             matrix, vector, matrix, matrix, gamma, rho, 0.5, kind, 1e-4

@@ -6,7 +6,6 @@
 // cholesky: V = W, Q = I, w = 1 above the diagonal, 0 below, 1/2 on it. Four products of D^3 (pca,
 // cholesky three), one of them symmetric.
 #include <cmath>
-#include <limits>
 
 #include "parallel.h"
 #include "stages.h"
@@ -42,7 +41,7 @@ template <class T>
 void weigh_pca(int64_t D, const T* l, T* F) {
   // An eigenvalue is known to about D eps times the largest; a closer pair than this has no
   // meaningful eigenvectors of its own, and the antisymmetric part of F in it no meaning.
-  const T tie = 64 * static_cast<T>(D) * std::numeric_limits<T>::epsilon();
+  const T tie = tie_tolerance<T>(D);
   for (int64_t i = 0; i < D; ++i) {
     for (int64_t j = 0; j <= i; ++j) {
       const T gap = l[i] - l[j], upper = F[j * D + i], lower = F[i * D + j];

@@ -8,9 +8,9 @@
 // Larger: one launch per product (matrices.cuh). Determinism: every element is one sum, in order.
 #pragma once
 
-#include <limits>
 #include <utility>
 
+#include "../common/passes.h"
 #include "matrices.cuh"
 #include "reduce.cuh"
 
@@ -231,8 +231,7 @@ template <class Device, class T>
 void run_backward_matrix(Device& device, int64_t G, int64_t D, const T* cross, const T* eigenvalues,
                          const T* basis, const T* matrix, const T* gamma, const T* rho,
                          double batch_weight, int64_t kind, T* inner, T* grad_gamma) {
-  // A closer pair than this has no meaningful eigenvectors of its own (reference.py: TIE_FACTOR).
-  const T tie = 64 * static_cast<T>(D) * std::numeric_limits<T>::epsilon();
+  const T tie = tie_tolerance<T>(D);
   const BackwardMatrixArguments<T> in{
       G,     D,   static_cast<int>(kind),       cross, eigenvalues, basis,     matrix,
       gamma, rho, static_cast<T>(batch_weight), tie,   inner,       grad_gamma};

@@ -1,5 +1,5 @@
-// What the kernels need of CUDA: its headers under nvcc, csrc/emulation/ where they run on the CPU.
-// Kernels are free of torch, and reach shared memory through SharedArray only: a pointer on a
+// What the kernels need of CUDA: its headers under nvcc, tests/csrc/emulator/ where they run on the
+// CPU. Kernels are free of torch, and reach shared memory through SharedArray only: a pointer on a
 // device, checked for bounds and races when emulated.
 #pragma once
 
@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #ifdef FASTWHITEN_EMULATE
-#include "../emulation/emulation.h"
+#include "emulator/emulation.h"
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -71,6 +71,14 @@ inline ScalarType check_accumulation(const char* op, const Tensor& t) {
   return dtype;
 }
 
+// The same beside an input x: of float64, statistics have no fewer digits.
+inline ScalarType check_accumulation(const char* op, const Tensor& t, const Tensor& x) {
+  const ScalarType dtype = check_accumulation(op, t);
+  STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double || dtype == ScalarType::Double, op,
+                  ": expected statistics in float64 for a float64 input");
+  return dtype;
+}
+
 inline void check_kind(const char* op, int64_t kind) {
   STD_TORCH_CHECK(kind == kZca || kind == kPca || kind == kCholesky, op,
                   ": expected kind 0 (zca), 1 (pca) or 2 (cholesky), got ", kind);

@@ -71,7 +71,7 @@ Tensor intensity(const Tensor& x, const Tensor& mean, const Tensor& covariance,
   const char* op = "intensity";
   STD_TORCH_CHECK(covariance.dim() == 3, op, ": expected covariance of shape [G, D, D]");
   const Layout s = check_layout(op, x, covariance.size(0));
-  const ScalarType dtype = check_accumulation(op, mean);
+  const ScalarType dtype = check_accumulation(op, mean, x);
   check_method(op, method, kFixed);
   check_sizes(op, "mean", mean, dtype, {s.channels});
   check_sizes(op, "covariance", covariance, dtype, {s.groups, s.width, s.width});
@@ -170,7 +170,7 @@ Tensor apply(const Tensor& x, const Tensor& mean, const Tensor& matrix, const Op
   const char* op = "apply";
   STD_TORCH_CHECK(matrix.dim() == 3, op, ": expected matrix of shape [G, D, D]");
   const Layout s = check_layout(op, x, matrix.size(0));
-  const ScalarType dtype = check_accumulation(op, mean);
+  const ScalarType dtype = check_accumulation(op, mean, x);
   check_sizes(op, "mean", mean, dtype, {s.channels});
   check_sizes(op, "matrix", matrix, dtype, {s.groups, s.width, s.width});
   check_sizes(op, "gamma", gamma, dtype, {s.channels});
@@ -192,7 +192,7 @@ std::tuple<Tensor, Tensor> backward_reduce(const Tensor& x, const Tensor& grad, 
   const char* op = "backward_reduce";
   const Layout s = check_layout(op, x, groups);
   check_same(op, "grad", grad, x);
-  const ScalarType dtype = check_accumulation(op, mean);
+  const ScalarType dtype = check_accumulation(op, mean, x);
   check_sizes(op, "mean", mean, dtype, {s.channels});
   Device device(op, x, grad, mean);
   Tensor grad_sum = device.empty({s.channels}, dtype);
@@ -246,7 +246,7 @@ Tensor backward_apply(const Tensor& x, const Tensor& grad, const Tensor& mean,
   const char* op = "backward_apply";
   STD_TORCH_CHECK(matrix.dim() == 3, op, ": expected matrix of shape [G, D, D]");
   const Layout s = check_layout(op, x, matrix.size(0));
-  const ScalarType dtype = check_accumulation(op, mean);
+  const ScalarType dtype = check_accumulation(op, mean, x);
   check_same(op, "grad", grad, x);
   check_sizes(op, "mean", mean, dtype, {s.channels});
   check_sizes(op, "grad_sum", grad_sum, dtype, {s.channels});
@@ -318,7 +318,7 @@ std::tuple<Tensor, Tensor, Tensor> whiten_backward(const Tensor& grad, const Ten
   const char* op = "whiten_backward";
   STD_TORCH_CHECK(matrix.dim() == 3, op, ": expected matrix of shape [G, D, D]");
   const Layout s = check_layout(op, x, matrix.size(0));
-  const ScalarType dtype = check_accumulation(op, mean);
+  const ScalarType dtype = check_accumulation(op, mean, x);
   check_kind(op, kind);
   check_same(op, "grad", grad, x);
   check_sizes(op, "mean", mean, dtype, {s.channels});
@@ -377,6 +377,8 @@ std::tuple<Tensor, Tensor> sample_apply(const Tensor& scaled, const Tensor& eige
   const Layout s = check_rows(op, scaled, eigenvalues.size(0));
   check_floating(op, "out_dtype", out_dtype);
   const ScalarType dtype = check_accumulation(op, scaled);
+  STD_TORCH_CHECK(out_dtype != ScalarType::Double || dtype == ScalarType::Double, op,
+                  ": expected rows in float64 for a float64 output");
   check_gram(op, s, dtype, eigenvalues, eigenvectors, row_weight, rho);
   Device device(op, scaled, eigenvalues, eigenvectors, row_weight, rho);
   Tensor y = device.empty({s.samples, s.channels}, out_dtype);
@@ -398,7 +400,7 @@ Tensor sample_backward(const Tensor& grad, const Tensor& projected, const Tensor
   const char* op = "sample_backward";
   STD_TORCH_CHECK(projected.dim() == 3, op, ": expected projected of shape [G, M, D]");
   const Layout s = check_rows(op, grad, projected.size(0));
-  const ScalarType dtype = check_accumulation(op, projected);
+  const ScalarType dtype = check_accumulation(op, projected, grad);
   check_sizes(op, "projected", projected, dtype, {s.groups, s.samples, s.width});
   check_gram(op, s, dtype, eigenvalues, eigenvectors, row_weight, rho);
   Device device(op, grad, projected, eigenvalues, eigenvectors, row_weight, rho);

@@ -7,9 +7,9 @@ and with the schemas in csrc/ops.
 
 A line is ``name(arguments) -> results``. A tensor is ``name [dims]``, contiguous, in the
 accumulation dtype T of :func:`fastwhiten.backends.reference.accumulation_dtype`, or ``name rows``:
-``[M, C]`` or planes ``[N, C, L]`` with ``M = N L``, in the dtype of the input, all alike. G groups
-of D channels make C. ``?`` is None allowed, ``=`` None by default. ``if spectral``: empty for
-Cholesky; ``if shrunk``: empty without shrinkage.
+``[M, C]`` or planes ``[N, C, L]`` with ``M = N L``, in the dtype of the input, all alike (``flat``:
+rows only). G groups of D channels make C. ``?`` is None allowed, ``=`` None by default. ``if
+spectral``: empty for Cholesky; ``if shrunk``: empty without shrinkage.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ whiten_forward(x rows, gamma? [C], beta? [C], row_weight? [M], running_covarianc
 whiten_backward(grad rows, x rows, mean [C], eigenvalues [G D] if spectral,
     basis [G D D] if spectral, matrix [G D D], gamma? [C], rho? [G], row_weight? [M],
     batch_weight float, kind int) -> dx rows, grad_gamma [C], grad_sum [C]
-sample_statistics(x rows, row_weight? [M], groups int, double_precision bool)
+sample_statistics(x flat, row_weight? [M], groups int, double_precision bool)
     -> mean [C], scaled [M C], gram [G M M]
 sample_apply(scaled [M C], eigenvalues [G M], eigenvectors [G M M], row_weight? [M], rho? [G],
     eps float, out_dtype dtype) -> y [M C] out_dtype, projected [G M D]
-sample_backward(grad rows, projected [G M D], eigenvalues [G M], eigenvectors [G M M],
-    row_weight? [M], rho? [G], eps float) -> dx rows
+sample_backward(grad flat, projected [G M D], eigenvalues [G M], eigenvectors [G M M],
+    row_weight? [M], rho? [G], eps float) -> dx flat
 """
 
 _SCHEMA_TYPES = {"int": "SymInt", "float": "float", "bool": "bool", "dtype": "ScalarType"}
@@ -67,7 +67,7 @@ class Value(NamedTuple):
     """An argument or a result of a stage."""
 
     name: str
-    type: str  # "rows", "tensor", "int", "float", "bool" or "dtype"
+    type: str  # "rows", "flat", "tensor", "int", "float", "bool" or "dtype"
     dims: tuple[str, ...]  # of a tensor
     dtype: str  # of a tensor: "T", "int32", or the name of an argument
     optional: bool  # may be None
@@ -75,9 +75,9 @@ class Value(NamedTuple):
     condition: str  # "", "spectral", "shrunk"
 
     @property
-    def is_tensor(self) -> bool:
-        """Whether it is a tensor."""
-        return self.type in ("rows", "tensor")
+    def is_rows(self) -> bool:
+        """Whether it has the shape and the dtype of the input."""
+        return self.type in ("rows", "flat")
 
 
 class Stage(NamedTuple):
@@ -129,7 +129,7 @@ def bind(name: str, arguments: Sequence[Any]) -> Call:
         t = given.get(value.name)
         if not isinstance(t, Tensor) or _is_empty(value, given):
             continue
-        if value.type == "rows":
+        if value.is_rows:
             if "rows" not in sizes:
                 planes = t.dim() == 3
                 sizes |= {"rows": t.shape, "N": t.shape[0], "L": t.shape[2] if planes else 1}
@@ -158,8 +158,8 @@ def results(name: str, call: Call) -> list[tuple[str, tuple[Any, ...], torch.dty
     """Return name, shape and dtype of what stage ``name`` returns."""
     found = []
     for value in STAGES[name].results:
-        dtype = call.dtypes["rows" if value.type == "rows" else "T"] if value.dtype == "T" else None
-        shape = call.sizes["rows"] if value.type == "rows" else [call.sizes[d] for d in value.dims]
+        dtype = call.dtypes["rows" if value.is_rows else "T"] if value.dtype == "T" else None
+        shape = call.sizes["rows"] if value.is_rows else [call.sizes[d] for d in value.dims]
         shape = (0,) if _is_empty(value, call.given) else tuple(shape)
         found.append((value.name, shape, dtype or call.given.get(value.dtype, torch.int32)))
     return found
@@ -181,7 +181,7 @@ def schema(name: str) -> str:
     """Return the schema of stage ``name`` without its name, as ``torch.library`` takes it."""
 
     def argument(v: Value) -> str:
-        kind = "Tensor" if v.is_tensor else _SCHEMA_TYPES[v.type]
+        kind = _SCHEMA_TYPES.get(v.type, "Tensor")
         return f"{kind}{'?' if v.optional else ''} {v.name}{'=None' if v.default else ''}"
 
     stage = STAGES[name]
@@ -201,10 +201,10 @@ def check(name: str, arguments: Sequence[Any], device: str) -> None:
             table says, or an unknown kind or method.
     """
     call = bind(name, arguments)
-    given, sizes, _ = call
+    given, sizes, dtypes = call
     first = arguments[0]
     groups, channels = sizes["G"], sizes["C"]
-    if groups < 1 or channels % groups:
+    if channels % groups if groups > 0 else "groups" in given:
         raise ValueError(f"{name}: expected groups to divide {channels} channels, got {groups}")
     for value in STAGES[name].arguments:
         t = given.get(value.name)
@@ -212,6 +212,9 @@ def check(name: str, arguments: Sequence[Any], device: str) -> None:
             _check_tensor(name, value, t, call, first)
     if name == "intensity" and sizes["M"] == 0:
         raise ValueError(f"{name}: expected at least one row, got {list(sizes['rows'])}")
+    widest = given.get("out_dtype", dtypes.get("rows"))
+    if widest == torch.float64 != dtypes["T"]:
+        raise ValueError(f"{name}: expected float64 statistics for float64 rows, got {dtypes['T']}")
     if given.get("kind", ZCA) not in KINDS:
         raise ValueError(
             f"{name}: expected kind 0 (ZCA), 1 (PCA) or 2 (Cholesky), got {given['kind']}"
@@ -230,17 +233,18 @@ def check(name: str, arguments: Sequence[Any], device: str) -> None:
 
 def _check_tensor(name: str, value: Value, t: Tensor, call: Call, first: Tensor) -> None:
     sizes, dtypes = call.sizes, call.dtypes
-    if value.type == "rows":
+    if value.is_rows:
         shape, dtype = tuple(sizes["rows"]), dtypes["rows"]
-        right = t.dim() in (2, 3) and dtype.is_floating_point
-        words = "rows [M, C] or planes [N, C, L] of a floating dtype"
+        right = t.dim() in ((2,) if value.type == "flat" else (2, 3)) and dtype.is_floating_point
+        planes = "" if value.type == "flat" else " or planes [N, C, L]"
+        words = f"rows [M, C]{planes} of a floating dtype"
     else:
         shape, dtype = tuple(sizes.get(d) for d in value.dims), dtypes["T"]
         right = dtype in (torch.float32, torch.float64)
         words = "float32 or float64"
     same = tuple(t.shape) == shape and t.dtype == dtype and t.device == first.device
     if not (right and same and t.is_contiguous()):
-        letters = "" if value.type == "rows" else f" = [{', '.join(value.dims)}]"
+        letters = "" if value.is_rows else f" = [{', '.join(value.dims)}]"
         raise ValueError(
             f"{name}: expected {value.name} contiguous {list(shape)}{letters} {dtype} on "
             f"{first.device} ({words}), got {list(t.shape)} {t.dtype} on {t.device} with strides "

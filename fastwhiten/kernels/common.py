@@ -218,12 +218,6 @@ def layout_of(x: Tensor) -> tuple[int, int, int, bool]:
     return x.shape[0] * x.shape[2], x.shape[1], x.shape[2], True
 
 
-def triton_dtype(dtype: torch.dtype) -> str:
-    """Return Triton's name of a dtype, as it stands in a signature: ``fp16``, ``bf16``, ..."""
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-    return names.get(dtype, "fp64")
-
-
 # Row passes are cut into about this many programs: a few for each processor of a large GPU. It is a
 # constant so that results do not depend on the device.
 PROGRAMS = 512

@@ -24,10 +24,11 @@ from torch import Tensor
 from fastwhiten.backends import extension
 
 ROOT = Path(__file__).resolve().parents[2]
-DRIVERS = Path(__file__).parent / "drivers"
+HERE = Path(__file__).parent
+DRIVERS = HERE / "drivers"
 PROGRAMS = ROOT / "build" / "emulation"
 ORDERS = {"forward": 0, "reversed": 1, "random": 2}
-# Flags to compile and to link. csrc/emulation/global_memory.h stands in for the library of
+# Flags to compile and to link. tests/csrc/emulator/global_memory.h stands in for the library of
 # -fsanitize=thread, so that is not linked.
 BUILDS = {
     "": ([], []),
@@ -77,7 +78,18 @@ def build(driver: str, *, sanitize: bool | str = False) -> Path:
     kind = {False: "", True: "memory"}.get(sanitize, sanitize)
     compiled, linked = BUILDS[kind]
     source, base = DRIVERS / f"{driver}.cpp", f"{driver}-{kind}" if kind else driver
-    command = ["g++", *_FLAGS, *compiled, "-I", str(ROOT / "csrc"), "-c", str(source), "-o"]
+    command = [
+        "g++",
+        *_FLAGS,
+        *compiled,
+        "-I",
+        str(ROOT / "csrc"),
+        "-I",
+        str(HERE),
+        "-c",
+        str(source),
+        "-o",
+    ]
     known = hashlib.sha256(f"{_sources()} {command}".encode()).hexdigest()[:16]
     program = PROGRAMS / f"{base}.{known}"
     PROGRAMS.mkdir(parents=True, exist_ok=True)
@@ -100,8 +112,8 @@ def build(driver: str, *, sanitize: bool | str = False) -> Path:
 
 @functools.cache
 def _sources() -> str:
-    csrc, drivers = extension.files(ROOT, ["csrc"]), extension.files(DRIVERS, ["."])
-    return extension.fingerprint(ROOT, csrc) + extension.fingerprint(ROOT, drivers)
+    folders = ["csrc", "tests/csrc/emulator", "tests/csrc/drivers"]
+    return extension.fingerprint(ROOT, extension.files(ROOT, folders))
 
 
 def _with_lines(program: Path, message: str) -> str:

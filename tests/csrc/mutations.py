@@ -1,7 +1,7 @@
 """Kernels with one synchronisation or shuffle left out: what a forgotten one would be.
 
-The emulator leaves a call out at run time (``csrc/emulation/omission.h``), so one program serves
-all mutations. ``Checks`` runs on each what can tell: the checks that reach the call, as found by
+The emulator leaves a call out at run time (``emulator/omission.h``), so one program serves all
+mutations. ``Checks`` runs on each what can tell: the checks that reach the call, as found by
 running them on the kernels as they are, quickest first, until one fails.
 """
 

@@ -1,7 +1,7 @@
 """Races on global memory: planted ones are found, and the kernels have none.
 
-Every access of global memory is recorded (``csrc/emulation/global_memory.h``). One run of a kernel
-is enough: what is unordered is found in whatever order the threads ran.
+Every access of global memory is recorded (``emulator/global_memory.h``). One run of a kernel is
+enough: what is unordered is found in whatever order the threads ran.
 """
 
 from __future__ import annotations

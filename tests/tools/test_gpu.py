@@ -62,7 +62,7 @@ def test_a_part_that_fails_fails_the_command_and_keeps_no_other_from_running(run
 def test_without_a_build_or_time_nothing_is_tried(run, monkeypatch) -> None:
     status, shown = run(build="raise SystemExit(1)")
     assert status == 1 and shown.count("not begun") == len(NAMES) - 1
-    monkeypatch.setattr(gpu, "SECONDS", 5.0)
+    monkeypatch.setattr(gpu, "SECONDS", 0.5)
     status, shown = run("native")
     assert status == 1 and "build      not begun: no time left" in shown
     with pytest.raises(SystemExit):

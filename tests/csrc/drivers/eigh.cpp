@@ -1,7 +1,7 @@
 // The eigensolver through its launch table: a, start [B, D, D] in, values, vectors, sweeps out.
 #include "cuda/eigh.cuh"
 
-#include "emulation/driver.h"
+#include "emulator/driver.h"
 
 namespace {
 

@@ -21,7 +21,7 @@
 #include "cuda/sample.cuh"
 #include "cuda/statistics.cuh"
 #include "cuda/whiten.cuh"
-#include "emulation/recorder.h"
+#include "emulator/recorder.h"
 
 namespace {
 

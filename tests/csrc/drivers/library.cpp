@@ -1,7 +1,7 @@
 // The kernels around the library's solvers: what it is given, and what becomes of its results.
 #include "cuda/library.cuh"
 
-#include "emulation/driver.h"
+#include "emulator/driver.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Small kernels, right ones and ones with planted faults: what the emulator must run, and find.
 #include "cuda/platform.cuh"
-#include "emulation/driver.h"
+#include "emulator/driver.h"
 
 namespace planted {  // named: messages then carry the kernel's name
 

@@ -11,7 +11,7 @@
 #include "cuda/sample.cuh"
 #include "cuda/statistics.cuh"
 #include "cuda/whiten.cuh"
-#include "emulation/driver.h"
+#include "emulator/driver.h"
 
 namespace {
 
