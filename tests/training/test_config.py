@@ -41,7 +41,6 @@ def test_the_default_is_valid():
         ("whitening_options.eps", 0.0, "> 0"),
         ("whitening_options.momentum", 0.0, "in (0, 1]"),
         ("whitening_options.batch_weight", 0.0, "in (0, 1]"),
-        ("whitening_options.groups", 3, "a divisor of the feature dimension 64"),
     ],
 )
 def test_a_value_out_of_range_names_the_range(path: str, value: float, allowed: str):

@@ -59,7 +59,7 @@ WHITENING_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_whitening(whitening: str, options: WhiteningOptions, feature_dim: int) -> None:
+def check_whitening(whitening: str, options: WhiteningOptions) -> None:
     """Check the ranges, and that no option is set which the layer does not have."""
     names = ", ".join(WHITENING_OPTIONS)
     check("whitening", whitening, whitening in WHITENING_OPTIONS, f"out of {names}")
@@ -70,12 +70,6 @@ def check_whitening(whitening: str, options: WhiteningOptions, feature_dim: int)
         options.batch_weight,
         0 < options.batch_weight <= 1,
         "in (0, 1]",
-    )
-    check(
-        "whitening_options.groups",
-        options.groups,
-        options.groups >= 1 and feature_dim % options.groups == 0,
-        f"a divisor of the feature dimension {feature_dim}",
     )
     check("whitening_options.iterations", options.iterations, options.iterations >= 1, ">= 1")
     _check_unused_options(whitening, options)
