@@ -77,7 +77,7 @@ def test_an_option_that_would_be_ignored_is_an_error(whitening, name, value, ins
     ("options", "message"),
     [
         ({"nesterov": True, "momentum": 0.0}, "optim.nesterov: expected a value false"),
-        ({"milestones": [3]}, "expected none with --optim.schedule cosine"),
+        ({"milestones": [3]}, "expected the default [] with --optim.schedule cosine"),
         ({"schedule": "multi-step"}, "optim.milestones: expected a value that is a non-empty"),
         (
             {"schedule": "multi-step", "milestones": [5, 3], "factors": [0.1, 0.1]},

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from training.config import DataConfig
+from training.config.checks import check_unused
 from training.data.base import FileSplit, LongTailedDataset
 from training.data.decode import EXTENSIONS
 from training.data.files import file_dataset, reason, shown
@@ -54,7 +55,8 @@ def load_image_folder(
     own_validation = others[1] if len(others) == 2 else None
     data = _validation_options(data, own_validation is not None)
     if others:
-        _refuse(data.test_per_class, "test_per_class", f"the test images of {root}")
+        where = f"beside the test images of {root}"
+        check_unused("data.test_per_class", data.test_per_class, None, where)
         indices = _cut(source, data, imbalance_factor, seed)
         test = others[0]
     else:
@@ -173,15 +175,9 @@ def _validation_options(data: DataConfig, own_validation: bool) -> DataConfig:
     if not own_validation:
         given = data.validation_per_class
         return replace(data, validation_per_class=_VALIDATION_PER_CLASS if given is None else given)
-    _refuse(data.validation_per_class, "validation_per_class", "a test and a val folder")
+    where = "beside a test and a val folder"
+    check_unused("data.validation_per_class", data.validation_per_class, None, where)
     return replace(data, validation_per_class=0)
-
-
-def _refuse(value: int | None, name: str, reason: str) -> None:
-    if value is not None:
-        raise ConfigError(
-            f"data.{name}: expected null beside {reason}, got {value}; leave the option out."
-        )
 
 
 def _cut(source: FileSplit, data: DataConfig, imbalance_factor: float, seed: int) -> SplitIndices:

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from training.config import DataConfig, TrainConfig
+from training.config.checks import check_unused
 from training.config.data import AugmentName, ImbalanceType, ValidationSource
 from training.config.datasets import DATASETS
 from training.errors import ConfigError
@@ -37,11 +38,12 @@ def resolve_options(config: TrainConfig) -> DataConfig:
         ConfigError: If an option is set that the data set, or the augmentation, does not have.
     """
     defaults, data = DATASETS[config.dataset], config.data
-    if data.validation_per_class and data.list_val:
-        raise ConfigError(
-            "data.validation_per_class: expected null or 0 beside data.list_val, which is the "
-            f"validation split, got {data.validation_per_class}; leave one of them out."
+    if data.list_val:
+        where, given = (
+            "beside data.list_val, which is the validation split",
+            data.validation_per_class,
         )
+        check_unused("data.validation_per_class", given or None, None, where, "no data.list_val")
     imbalance_type, _ = resolve_cut(config)
     cut = imbalance_type != "natural"
     validation_from: ValidationSource = "dropped" if cut and defaults.own_test else "held-out"
@@ -77,19 +79,19 @@ def _check_unused(config: TrainConfig, resolved: DataConfig) -> None:
     has = (*_COMMON, *DATASETS[config.dataset].options)
     workers = "resident" in has and not resolved.resident
     for item in fields(DataConfig):
-        name, value = item.name, getattr(config.data, item.name)
-        if value == item.default:
-            continue
+        name, chosen = item.name, None
         if name not in has:
-            others = [d for d, o in DATASETS.items() if name in o.options]
-            _unused(name, value, item.default, f"--dataset {config.dataset}", " or ".join(others))
-        if name in _OF_AUGMENTATION and resolved.augment not in _OF_AUGMENTATION[name]:
-            wanted = " or ".join(f"--data.augment {a}" for a in _OF_AUGMENTATION[name])
-            _unused(name, value, item.default, f"--data.augment {resolved.augment}", wanted)
-        if name in _OF_WORKERS and not workers:
-            _unused(name, value, item.default, "--data.resident true", "--data.resident false")
-        if name in _OF_RESIDENT and workers:
-            _unused(name, value, item.default, "--data.resident false", "--data.resident true")
+            chosen = f"--dataset {config.dataset}"
+            instead = " or ".join(d for d, o in DATASETS.items() if name in o.options)
+        elif name in _OF_AUGMENTATION and resolved.augment not in _OF_AUGMENTATION[name]:
+            chosen = f"--data.augment {resolved.augment}"
+            instead = " or ".join(f"--data.augment {a}" for a in _OF_AUGMENTATION[name])
+        elif name in (_OF_RESIDENT if workers else _OF_WORKERS):
+            flags = ("--data.resident true", "--data.resident false")
+            instead, chosen = flags if workers else flags[::-1]
+        if chosen:
+            where, value = f"with {chosen}, where it has no effect", getattr(config.data, name)
+            check_unused(f"data.{name}", value, item.default, where, instead)
     if workers and resolved.augment == "shift":
         raise ConfigError(
             "data.augment: expected none, crop-flip, autoaugment or randaugment for files that are "
@@ -100,28 +102,14 @@ def _check_unused(config: TrainConfig, resolved: DataConfig) -> None:
 
 
 def _check_natural(config: TrainConfig, resolved: DataConfig) -> None:
-    if resolved.class_order_seed is not None:
-        raise ConfigError(
-            "data.class_order_seed: expected null with imbalance_type natural, where no class is "
-            f"cut, got {resolved.class_order_seed}; leave it out, or cut with exp or step."
-        )
-    if config.imbalance_factor is not None:
-        raise ConfigError(
-            "imbalance_factor: expected null with data.imbalance_type natural, which cuts nothing, "
-            f"got {config.imbalance_factor}; leave one of them out."
-        )
+    where, instead = "with data.imbalance_type natural, which cuts nothing", "exp or step"
+    check_unused("data.class_order_seed", resolved.class_order_seed, None, where, instead)
+    check_unused("imbalance_factor", config.imbalance_factor, None, where, instead)
     if resolved.validation_from == "dropped":
         raise ConfigError(
             "data.validation_from: expected held-out with imbalance_type natural, which drops no "
             "images, got dropped."
         )
-
-
-def _unused(name: str, value: object, default: object, chosen: str, remedy: str) -> None:
-    raise ConfigError(
-        f"data.{name}: expected the default {default!r} with {chosen}, where it has no effect, got "
-        f"{value!r}; use {remedy or 'another data set'}, or leave the option out."
-    )
 
 
 def _check_root(dataset: str, root: str | None) -> None:

@@ -49,7 +49,9 @@ def test_a_val_folder_beside_a_test_folder_is_the_validation_split(image_root, d
     data = build_dataset(data_config("image-folder", image_root), 0)
     assert all("/val/" in path for path in data.validation.paths)
     assert all("/test/" in path for path in data.test.paths)
-    with pytest.raises(ConfigError, match=r"validation_per_class: expected null beside"):
+    with pytest.raises(
+        ConfigError, match=r"validation_per_class: expected the default null beside"
+    ):
         build_dataset(data_config("image-folder", image_root, validation_per_class=2), 0)
 
 
