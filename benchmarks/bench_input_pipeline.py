@@ -20,8 +20,8 @@ import torch
 
 from training.config import TrainConfig
 from training.config.data import AugmentName
-from training.data.base import LongTailedDataset, Split
-from training.data.feed import Examples, build_feed
+from training.data import LongTailedDataset, Split, build_feed
+from training.data.feed import Examples
 from training.models.classifier import WhitenedClassifier
 from training.models.resnet import SmallResNet
 from training.samplers import InstanceSampler

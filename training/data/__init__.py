@@ -1,4 +1,4 @@
-"""Data sets. To add one: a module with a loader, and a line in two tables.
+"""Data sets, and how they are fed. To add one: a module with a loader, and a line in two tables.
 
 These are ``DATASETS`` of `training.config.datasets` and ``_LOADERS`` here.
 """
@@ -6,18 +6,29 @@ These are ``DATASETS`` of `training.config.datasets` and ``_LOADERS`` here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+
+from torch import Tensor
 
 from training.config import DataConfig, TrainConfig
 from training.config.checks import check
+from training.data.augment import Augmentation
 from training.data.base import FileSplit, LongTailedDataset, Split
 from training.data.cifar import load_cifar10_lt, load_cifar100_lt
 from training.data.digits import load_digits_lt
 from training.data.fashion_mnist import load_fashion_mnist_lt
+from training.data.feed import ResidentFeed, TrainFeed
 from training.data.options import resolve_cut, resolve_options
 from training.errors import ConfigError
 
-__all__ = ["FileSplit", "LongTailedDataset", "Split", "build_dataset"]
+__all__ = [
+    "FileSplit",
+    "LongTailedDataset",
+    "Split",
+    "build_dataset",
+    "build_feed",
+    "evaluation_batches",
+]
 
 # Cao et al. draw their splits with this seed.
 _PUBLISHED_SEED = 0
@@ -93,3 +104,69 @@ _LOADERS: dict[str, Callable[[DataConfig, float, int, bool], LongTailedDataset]]
     "image-folder": _image_folder,
     "list-files": _list_files,
 }
+
+
+def build_feed(
+    config: TrainConfig,
+    dataset: LongTailedDataset,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> TrainFeed:
+    """Return the feed of a data set's training split.
+
+    Args:
+        config: Its ``data`` section says how to augment.
+        dataset: On the training device.
+        seed: Seed of the augmentation.
+        rank: Which images of each batch are loaded: see `rank_rows`.
+        world_size: Number of processes that share the batches.
+
+    Raises:
+        ConfigError: If an option does not go with the data set.
+    """
+    fill = dataset.mean.round().to(dataset.device).byte()
+    augmentation = Augmentation(resolve_options(config), fill, crop=dataset.resident)
+    if dataset.resident:
+        return ResidentFeed(dataset, augmentation, seed, rank, world_size)
+    from training.data.file_feed import FileFeed
+
+    return FileFeed(dataset, augmentation, seed, rank, world_size)
+
+
+def evaluation_batches(
+    dataset: LongTailedDataset,
+    split: Split | FileSplit,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Generator[tuple[Tensor, Tensor]]:
+    """Yield a split's images, normalised and not augmented, and labels, every image once.
+
+    To be closed (`contextlib.closing`) if it may be left before its end: that ends the processes
+    which decode files.
+
+    Args:
+        dataset: That the split belongs to.
+        split: Which images.
+        batch_size: Images per batch and rank; the last batch may be smaller.
+        rank: Which share: image ``rank``, ``rank + world_size``, ... Nothing is padded.
+        world_size: Number of shares.
+
+    Yields:
+        Images float32 [B, C, H, W] and labels int64 [B], on the data set's device.
+
+    Raises:
+        ConfigError: If a file cannot be decoded, with its name.
+    """
+    if isinstance(split, FileSplit):
+        # Worker processes and pillow are for those who have files.
+        from training.data.file_feed import evaluation_files
+
+        yield from evaluation_files(dataset, split, batch_size, rank, world_size)
+        return
+    share = range(rank, len(split), world_size)
+    for start in range(0, len(share), batch_size):
+        part = share[start : start + batch_size]
+        here = slice(part.start, part.stop, part.step)
+        yield dataset.normalise(split.images[here]), split.labels[here]

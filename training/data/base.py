@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -172,43 +171,6 @@ class LongTailedDataset:
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32, (images - mean) / std per channel."""
         return (images.float() - self.mean[:, None, None]) / self.std[:, None, None]
-
-    def evaluation_batches(
-        self,
-        split: SplitName | Split | FileSplit,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> Generator[tuple[Tensor, Tensor]]:
-        """Yield a split's images, normalised and not augmented, and labels, every image once.
-
-        To be closed (`contextlib.closing`) if it may be left before its end: that ends the
-        processes which decode files.
-
-        Args:
-            split: Name of a split, or a split of this data set.
-            batch_size: Images per batch and rank; the last batch may be smaller.
-            rank: Which share: image ``rank``, ``rank + world_size``, ... Nothing is padded.
-            world_size: Number of shares.
-
-        Yields:
-            Images float32 [B, C, H, W] and labels int64 [B], on the data set's device.
-
-        Raises:
-            ConfigError: If a file cannot be decoded, with its name.
-        """
-        chosen = self.split(split) if isinstance(split, str) else split
-        if isinstance(chosen, FileSplit):
-            # Imported here: worker processes and pillow are for those who have files.
-            from training.data.file_feed import evaluation_files
-
-            yield from evaluation_files(self, chosen, batch_size, rank, world_size)
-            return
-        share = range(rank, len(chosen), world_size)
-        for start in range(0, len(share), batch_size):
-            part = share[start : start + batch_size]
-            here = slice(part.start, part.stop, part.step)
-            yield self.normalise(chosen.images[here]), chosen.labels[here]
 
     def to(self, device: torch.device) -> LongTailedDataset:
         """Return the data set with all tensors on a device."""

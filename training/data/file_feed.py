@@ -167,8 +167,8 @@ class FileFeed(TrainFeed):
         dataset: Of files, on the training device.
         augmentation: See `TrainFeed`.
         seed: See `TrainFeed`.
-        rank: See `build_feed`.
-        world_size: See `build_feed`.
+        rank: See `TrainFeed`.
+        world_size: See `TrainFeed`.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class FileFeed(TrainFeed):
 def evaluation_files(
     dataset: LongTailedDataset, split: FileSplit, batch_size: int, rank: int, world_size: int
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Yield a rank's images and labels; see `LongTailedDataset.evaluation_batches`."""
+    """Yield a rank's images and labels; see `training.data.evaluation_batches`."""
     share = range(rank, len(split), world_size)
     requests = [
         [_Request(position) for position in share[start : start + batch_size]]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from training.config import Stage2Config
-from training.data import LongTailedDataset
-from training.data.feed import TrainFeed, build_feed
+from training.data import LongTailedDataset, build_feed
+from training.data.feed import TrainFeed
 from training.evaluation.evaluate import collect_features
 from training.models import WhitenedClassifier, build_model
 from training.reproducibility import derive_seed

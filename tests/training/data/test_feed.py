@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from training.config import TrainConfig
-from training.data import build_dataset
+from training.data import build_dataset, build_feed, evaluation_batches
 from training.data.augment import random_shift
-from training.data.feed import ResidentFeed, build_feed
+from training.data.feed import ResidentFeed
 from training.reproducibility import generator
 from training.samplers import InstanceSampler
 
@@ -79,7 +79,7 @@ def test_a_plan_may_start_in_the_middle(config, dataset, sampler):
 def test_evaluation_batches_have_every_image_once(dataset, world_size):
     found = np.zeros(len(dataset.test), dtype=int)
     for rank in range(world_size):
-        batches = list(dataset.evaluation_batches("test", 64, rank, world_size))
+        batches = list(evaluation_batches(dataset, dataset.test, 64, rank, world_size))
         positions = torch.arange(rank, len(dataset.test), world_size)
         assert [len(labels) for _, labels in batches[:-1]] == [64] * (len(batches) - 1)
         images = torch.cat([images for images, _ in batches])
@@ -92,10 +92,10 @@ def test_evaluation_batches_have_every_image_once(dataset, world_size):
 
 def test_evaluation_batches_take_a_split_too(dataset):
     part = dataset.train.take(torch.tensor([5, 3]))
-    ((_, labels),) = dataset.evaluation_batches(part, 64)
+    ((_, labels),) = evaluation_batches(dataset, part, 64)
     assert torch.equal(labels, dataset.train.labels[[5, 3]])
     # More processes than images: nothing is yielded, nothing is padded.
-    assert list(dataset.evaluation_batches(part, 64, rank=2, world_size=3)) == []
+    assert list(evaluation_batches(dataset, part, 64, rank=2, world_size=3)) == []
 
 
 def test_no_validation_split():
@@ -104,5 +104,5 @@ def test_no_validation_split():
     data = build_dataset(config, split_seed=0)
     assert not data.has_validation
     assert len(data.validation) == 0
-    assert list(data.evaluation_batches("validation", 8)) == []
+    assert list(evaluation_batches(data, data.validation, 8)) == []
     assert data.imbalance_factor == data.class_counts.max() / data.class_counts.min()

@@ -12,10 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data import build_dataset
+from training.data import build_dataset, build_feed, evaluation_batches
 from training.data.base import FileLoading
 from training.data.decode import color_jitter, evaluation_image, random_crop_box, training_image
-from training.data.feed import build_feed
 from training.data.file_feed import FileFeed
 from training.errors import ConfigError
 from training.samplers import InstanceSampler
@@ -120,7 +119,7 @@ def test_evaluation_batches(files, workers, world_size):
     seen = []
     for rank in range(world_size):
         share = list(range(rank, len(dataset.test), world_size))
-        batches = list(dataset.evaluation_batches("test", 4, rank, world_size))
+        batches = list(evaluation_batches(dataset, dataset.test, 4, rank, world_size))
         labels = torch.cat([labels for _, labels in batches])
         assert torch.equal(labels, dataset.test.labels[share])
         images = torch.cat([images for images, _ in batches])
@@ -145,7 +144,7 @@ def test_a_file_that_breaks_later_is_named(files, workers):
 
 def test_an_evaluation_that_is_left_ends_its_workers(files):
     _, dataset = files(2)
-    with closing(dataset.evaluation_batches("test", 4)) as batches:
+    with closing(evaluation_batches(dataset, dataset.test, 4)) as batches:
         next(batches)
         assert len(workers_of_this_test()) == 2
     assert workers_of_this_test() == []
