@@ -10,15 +10,16 @@ from collections.abc import Callable, Generator
 
 from torch import Tensor
 
-from training.config import DataConfig, TrainConfig
+from training.config import TrainConfig
 from training.config.checks import check
+from training.config.datasets import DATASETS
 from training.data.augment import Augmentation
 from training.data.base import FileSplit, LongTailedDataset, Split
 from training.data.cifar import load_cifar10_lt, load_cifar100_lt
 from training.data.digits import load_digits_lt
 from training.data.fashion_mnist import load_fashion_mnist_lt
 from training.data.feed import ResidentFeed, TrainFeed
-from training.data.options import resolve_cut, resolve_options
+from training.data.options import ResolvedData, resolve_options
 from training.errors import ConfigError
 
 __all__ = [
@@ -53,80 +54,54 @@ def build_dataset(
         ConfigError: If an option does not go with the data set, a file is not right, or the splits
             do not fit the data.
     """
-    known = ("digits-lt", *_LOADERS)
-    check(
-        "dataset", config.dataset, config.dataset in known, f"out of {', '.join(known)} (_LOADERS)"
-    )
+    name, known = config.dataset, ", ".join(_LOADERS)
+    check("dataset", name, name in _LOADERS, f"out of {known} (_LOADERS)")
     data = resolve_options(config)
-    factor = resolve_cut(config)[1] or 1.0
-    if config.dataset == "digits-lt":
-        return _digits(data, factor, split_seed)
-    seed = _PUBLISHED_SEED if config.seeds.split is None else split_seed
-    if seed >= 2**32:
+    published = DATASETS[name].own_test
+    seed = _PUBLISHED_SEED if published and config.seeds.split is None else split_seed
+    if published and seed >= 2**32:
         raise ConfigError(f"seeds.split: expected a value below 2^32, got {seed}.")
-    dataset = _LOADERS[config.dataset](data, factor, seed, check_files)
+    dataset = _LOADERS[name](data, seed, check_files)
     for note in dataset.notes:
         warnings.warn(note, stacklevel=2)
     return dataset
 
 
-def _digits(data: DataConfig, imbalance_factor: float, seed: int) -> LongTailedDataset:
-    return load_digits_lt(
-        test_per_class=data.test_per_class,
-        validation_per_class=data.validation_per_class,
-        imbalance_factor=imbalance_factor,
-        seed=seed,
-        imbalance_type=data.imbalance_type,
-        class_order_seed=data.class_order_seed,
-    )
-
-
-def _image_folder(
-    data: DataConfig, imbalance_factor: float, seed: int, check: bool
-) -> LongTailedDataset:
+def _image_folder(data: ResolvedData, seed: int, check: bool) -> LongTailedDataset:
     from training.data.image_folder import load_image_folder  # pillow: only where there are files
 
-    return load_image_folder(data, imbalance_factor, seed, check)
+    return load_image_folder(data, seed, check)
 
 
-def _list_files(
-    data: DataConfig, imbalance_factor: float, seed: int, check: bool
-) -> LongTailedDataset:
+def _list_files(data: ResolvedData, seed: int, check: bool) -> LongTailedDataset:
     from training.data.list_files import load_list_files
 
-    return load_list_files(data, imbalance_factor, seed, check)
+    return load_list_files(data, seed, check)
 
 
-_LOADERS: dict[str, Callable[[DataConfig, float, int, bool], LongTailedDataset]] = {
-    "fashion-mnist-lt": lambda data, factor, seed, _: load_fashion_mnist_lt(data, factor, seed),
-    "cifar10-lt": lambda data, factor, seed, _: load_cifar10_lt(data, factor, seed),
-    "cifar100-lt": lambda data, factor, seed, _: load_cifar100_lt(data, factor, seed),
+_LOADERS: dict[str, Callable[[ResolvedData, int, bool], LongTailedDataset]] = {
+    "digits-lt": lambda data, seed, _: load_digits_lt(data, seed),
+    "fashion-mnist-lt": lambda data, seed, _: load_fashion_mnist_lt(data, seed),
+    "cifar10-lt": lambda data, seed, _: load_cifar10_lt(data, seed),
+    "cifar100-lt": lambda data, seed, _: load_cifar100_lt(data, seed),
     "image-folder": _image_folder,
     "list-files": _list_files,
 }
 
 
 def build_feed(
-    config: TrainConfig,
-    dataset: LongTailedDataset,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
+    dataset: LongTailedDataset, seed: int, rank: int = 0, world_size: int = 1
 ) -> TrainFeed:
     """Return the feed of a data set's training split.
 
     Args:
-        config: Its ``data`` section says how to augment.
-        dataset: On the training device.
+        dataset: On the training device; its options say how to augment.
         seed: Seed of the augmentation.
         rank: Which images of each batch are loaded: see `rank_rows`.
         world_size: Number of processes that share the batches.
-
-    Raises:
-        ConfigError: If an option does not go with the data set.
     """
     fill = dataset.mean.round().to(dataset.device).byte()
-    augmentation = Augmentation(resolve_options(config), fill, crop=dataset.resident)
+    augmentation = Augmentation(dataset.options, fill, crop=dataset.resident)
     if dataset.resident:
         return ResidentFeed(dataset, augmentation, seed, rank, world_size)
     from training.data.file_feed import FileFeed

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from training.data.options import ResolvedData
+
 SplitName = Literal["train", "validation", "test"]
 
 
@@ -70,16 +72,6 @@ class FileSplit:
 
 
 @dataclass(frozen=True)
-class FileLoading:
-    """How the images of a `FileSplit` are decoded (see `DataConfig` for the options)."""
-
-    image_size: int
-    resize: int
-    color_jitter: float
-    workers: int
-
-
-@dataclass(frozen=True)
 class LongTailedDataset:
     """A long-tailed training split with a validation and a test split.
 
@@ -92,8 +84,8 @@ class LongTailedDataset:
         test: Held-out split, never used for a choice.
         mean: What `normalise` subtracts per channel, float32 [C], in units of the uint8 values.
         std: What it divides by, float32 [C], same units.
+        options: How it was cut and split, and is to be decoded and augmented.
         split_seed: Seed that the splits were drawn with.
-        loading: How files are decoded; null for resident images.
         cut: What a long-tail cut has dropped, a sentence; empty if all images are used.
         notes: What a person should know about the files, a sentence each.
         white: The value of white in the images.
@@ -106,8 +98,8 @@ class LongTailedDataset:
     test: Split | FileSplit
     mean: Tensor
     std: Tensor
+    options: ResolvedData
     split_seed: int = 0
-    loading: FileLoading | None = None
     notes: tuple[str, ...] = ()
     cut: str = ""
     white: int = 255
@@ -125,7 +117,7 @@ class LongTailedDataset:
     @property
     def resident(self) -> bool:
         """Whether the images are in memory, not in files."""
-        return self.loading is None
+        return isinstance(self.train, Split)
 
     @property
     def has_validation(self) -> bool:
@@ -150,15 +142,14 @@ class LongTailedDataset:
 
     def preparation(self) -> dict[str, Any]:
         """How an image becomes what a model takes, as the command ``predict`` reads it."""
-        if self.loading is not None:
-            size = [self.loading.image_size, self.loading.image_size]
-        else:
-            assert isinstance(self.train, Split)
+        if isinstance(self.train, Split):
             size = list(self.train.images.shape[2:])
+        else:
+            size = [self.options.image_size] * 2
         return {
             "channels": self.channels,
             "size": size,  # height, width
-            "resize": None if self.loading is None else self.loading.resize,
+            "resize": None if self.resident else self.options.resize,
             "white": self.white,
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),

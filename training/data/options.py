@@ -5,13 +5,16 @@ To add a data set: see `training.config.datasets`.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import os
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from training.config import DataConfig, TrainConfig
 from training.config.checks import check_unused
 from training.config.data import AugmentName, ImbalanceType, ValidationSource
 from training.config.datasets import DATASETS
+from training.data.longtail import Cut
 from training.errors import ConfigError
 
 DEFAULT_FACTOR = 50.0
@@ -29,9 +32,35 @@ _OF_AUGMENTATION: dict[str, tuple[AugmentName, ...]] = {
 # Options of images that workers decode, and of images in memory.
 _OF_WORKERS = ("image_size", "resize", "color_jitter", "workers")
 _OF_RESIDENT = ("crop_padding", "shift")
+_MAX_WORKERS = 8
 
 
-def resolve_options(config: TrainConfig) -> DataConfig:
+@dataclass(kw_only=True)
+class ResolvedData(DataConfig):
+    """The options of a data set where null has become the data set's own default.
+
+    Attributes:
+        given: The options as they came.
+        imbalance_factor: Of the long-tail cut; null where nothing is cut.
+    """
+
+    given: DataConfig
+    imbalance_factor: float | None
+    root: str  # empty where there are no files
+    imbalance_type: ImbalanceType
+    test_per_class: int  # 0 where the data set has a test split of its own
+    validation_per_class: int
+    validation_from: ValidationSource
+    augment: AugmentName
+    workers: int
+
+    @property
+    def cut(self) -> Cut:
+        """The long-tail cut."""
+        return Cut(self.imbalance_factor or 1.0, self.imbalance_type, self.class_order_seed)
+
+
+def resolve_options(config: TrainConfig) -> ResolvedData:
     """Fill the options that are null with the data set's defaults.
 
     Raises:
@@ -39,27 +68,23 @@ def resolve_options(config: TrainConfig) -> DataConfig:
     """
     defaults, data = DATASETS[config.dataset], config.data
     if data.list_val:
-        where, given = (
-            "beside data.list_val, which is the validation split",
-            data.validation_per_class,
-        )
-        check_unused("data.validation_per_class", given or None, None, where, "no data.list_val")
-    imbalance_type, _ = resolve_cut(config)
+        where = "beside data.list_val, which is the validation split"
+        count = data.validation_per_class or None
+        check_unused("data.validation_per_class", count, None, where, "no data.list_val")
+    imbalance_type, factor = resolve_cut(config)
     cut = imbalance_type != "natural"
-    validation_from: ValidationSource = "dropped" if cut and defaults.own_test else "held-out"
-    resolved = replace(
-        data,
-        root=data.root if data.root is not None else defaults.root,
-        imbalance_type=imbalance_type,
-        test_per_class=data.test_per_class or defaults.test_per_class,
-        validation_per_class=(
-            defaults.validation_per_class
-            if data.validation_per_class is None
-            else data.validation_per_class
-        ),
-        validation_from=data.validation_from or validation_from,
-        augment=data.augment or defaults.augment,
-    )
+    own = {
+        "root": defaults.root,
+        "imbalance_type": imbalance_type,
+        "test_per_class": defaults.test_per_class,
+        "validation_per_class": defaults.validation_per_class,
+        "validation_from": "dropped" if cut and defaults.own_test else "held-out",
+        "augment": defaults.augment,
+        "workers": min(_MAX_WORKERS, os.cpu_count() or 1),
+    }
+    options: dict[str, Any] = dict(vars(data))
+    options.update({name: value for name, value in own.items() if options[name] is None})
+    resolved = ResolvedData(**options, given=data, imbalance_factor=factor)
     _check_unused(config, resolved)
     if "root" in defaults.options:
         _check_root(config.dataset, resolved.root)
@@ -74,7 +99,7 @@ def resolve_cut(config: TrainConfig) -> tuple[ImbalanceType, float | None]:
     return kind, None if kind == "natural" else factor
 
 
-def _check_unused(config: TrainConfig, resolved: DataConfig) -> None:
+def _check_unused(config: TrainConfig, resolved: ResolvedData) -> None:
     """An option without effect is an error, not a silent no-op."""
     has = (*_COMMON, *DATASETS[config.dataset].options)
     workers = "resident" in has and not resolved.resident
@@ -101,7 +126,7 @@ def _check_unused(config: TrainConfig, resolved: DataConfig) -> None:
         _check_natural(config, resolved)
 
 
-def _check_natural(config: TrainConfig, resolved: DataConfig) -> None:
+def _check_natural(config: TrainConfig, resolved: ResolvedData) -> None:
     where, instead = "with data.imbalance_type natural, which cuts nothing", "exp or step"
     check_unused("data.class_order_seed", resolved.class_order_seed, None, where, instead)
     check_unused("imbalance_factor", config.imbalance_factor, None, where, instead)
@@ -112,8 +137,8 @@ def _check_natural(config: TrainConfig, resolved: DataConfig) -> None:
         )
 
 
-def _check_root(dataset: str, root: str | None) -> None:
-    if root is None:
+def _check_root(dataset: str, root: str) -> None:
+    if not root:
         raise ConfigError(
             f"data.root: expected the folder of the files of {dataset}, got none; "
             "pass --data.root FOLDER."

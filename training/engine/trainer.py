@@ -204,7 +204,7 @@ def build_trainer(
         dataset=dataset,
         seeds=seeds,
         rules=BatchRules.from_config(config, dataset.class_counts.to(device)),
-        feed=build_feed(config, dataset, seeds.augmentation, processes.rank, processes.world_size),
+        feed=build_feed(dataset, seeds.augmentation, processes.rank, processes.world_size),
         forward=torch.compile(forward) if config.compile else forward,
         precision=Precision(config.precision, device),
         meter=Meter.on(device),

@@ -60,7 +60,7 @@ def build_material(
         derive_seed(seed, INITIALISATION),
     ).classifier.to(device)
     batches = ClassBalancedBatches(labels.cpu(), config.batch_size or 0, derive_seed(seed, SAMPLER))
-    with closing(build_feed(run.config, dataset, derive_seed(seed, AUGMENTATION))) as feed:
+    with closing(build_feed(dataset, derive_seed(seed, AUGMENTATION))) as feed:
         if config.cache_features:
             pairs = _cached(batches, features, labels)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,15 +17,8 @@ from training.samplers import InstanceSampler
 
 
 @pytest.fixture(scope="module")
-def config() -> TrainConfig:
-    config = TrainConfig()
-    config.data.batch_size = 50
-    return config
-
-
-@pytest.fixture(scope="module")
-def dataset(config):
-    return build_dataset(config, split_seed=0)
+def dataset():
+    return build_dataset(TrainConfig(), split_seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +29,12 @@ def sampler(dataset) -> InstanceSampler:
 @pytest.mark.parametrize("augment", [None, "crop-flip", "randaugment"])
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_ranks_together_have_what_one_process_has(dataset, sampler, augment, world_size):
-    config = TrainConfig()
-    config.data.augment = augment
-    config.data.cutout = 3
-    whole = build_feed(config, dataset, 9).examples(sampler.batches(2), 2)
+    augment = augment or dataset.options.augment
+    options = replace(dataset.options, augment=augment, cutout=3)
+    dataset = replace(dataset, options=options)
+    whole = build_feed(dataset, 9).examples(sampler.batches(2), 2)
     shares = [
-        build_feed(config, dataset, 9, rank, world_size).examples(sampler.batches(2), 2)
+        build_feed(dataset, 9, rank, world_size).examples(sampler.batches(2), 2)
         for rank in range(world_size)
     ]
     count = 0
@@ -56,9 +51,9 @@ def test_ranks_together_have_what_one_process_has(dataset, sampler, augment, wor
     assert count == len(sampler)
 
 
-def test_digits_are_augmented_as_ever(config, dataset, sampler):
+def test_digits_are_augmented_as_ever(dataset, sampler):
     """The bits of runs from before there were other augmentations."""
-    feed = build_feed(config, dataset, 9)
+    feed = build_feed(dataset, 9)
     assert isinstance(feed, ResidentFeed)
     for examples in feed.examples(sampler.batches(1), 1):
         images = dataset.train.images[examples.batch.positions]
@@ -66,8 +61,8 @@ def test_digits_are_augmented_as_ever(config, dataset, sampler):
         assert torch.equal(examples.images, dataset.normalise(shifted))
 
 
-def test_a_plan_may_start_in_the_middle(config, dataset, sampler):
-    feed = build_feed(config, dataset, 9)
+def test_a_plan_may_start_in_the_middle(dataset, sampler):
+    feed = build_feed(dataset, 9)
     whole = list(feed.examples(sampler.batches(1), 1))
     rest = list(feed.examples(sampler.batches(1, start=3), 1))
     assert len(rest) == len(whole) - 3 > 0
