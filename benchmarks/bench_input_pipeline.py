@@ -20,8 +20,9 @@ import torch
 
 from training.config import TrainConfig
 from training.config.data import AugmentName
-from training.data.base import LongTailedDataset, Split
-from training.data.feed import Examples, build_feed
+from training.data import LongTailedDataset, Split, build_feed
+from training.data.feed import Examples
+from training.data.options import resolve_options
 from training.models.classifier import WhitenedClassifier
 from training.models.resnet import SmallResNet
 from training.samplers import InstanceSampler
@@ -30,7 +31,7 @@ BATCH, CLASSES, IMAGES, TURNS = 128, 10, 12_406, 7
 TARGET = 0.05
 
 
-def _dataset() -> LongTailedDataset:
+def _dataset(config: TrainConfig) -> LongTailedDataset:
     """As many random images as CIFAR-10-LT of factor 100 has."""
     generator = torch.Generator().manual_seed(0)
     size = (IMAGES, 3, 32, 32)
@@ -39,13 +40,14 @@ def _dataset() -> LongTailedDataset:
     split = Split(images, labels, torch.arange(IMAGES))
     mean = torch.full((3,), 127.5)
     names = tuple(str(k) for k in range(CLASSES))
-    return LongTailedDataset("random", names, split, split, split, mean, mean / 2)
+    options = resolve_options(config)
+    return LongTailedDataset("random", names, split, split, split, mean, mean / 2, options)
 
 
 def _batches(augment: AugmentName, cutout: int) -> Iterator[Examples]:
     config = TrainConfig(dataset="digits-lt")
     config.data.augment, config.data.cutout = augment, cutout
-    feed = build_feed(config, _dataset(), seed=0)
+    feed = build_feed(_dataset(config), seed=0)
     sampler = InstanceSampler(IMAGES, BATCH, seed=0, drop_last=True)
     epoch = 0
     while True:

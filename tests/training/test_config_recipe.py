@@ -151,7 +151,7 @@ def test_options_that_belong_together():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"bet_period": 4}, "bet_period: expected null with --sampler instance"),
+        ({"bet_period": 4}, "bet_period: expected the default null with --sampler instance"),
         ({"statistics_batches": "ordinary"}, "--sampler instance and --bet-period null, where all"),
         ({**B3RS, "statistics_batches": "ordinary"}, "--sampler b3rs and --bet-period null"),
         ({**B3RS, "bet_period": 1, "statistics_batches": "balanced"}, "--bet-period 1, where all"),
@@ -165,7 +165,7 @@ def test_options_that_belong_together():
             },
             "no batch would update the running statistics before that epoch",
         ),
-        ({"statistics_layers": "all"}, "statistics_layers: expected 'whitening'"),
+        ({"statistics_layers": "all"}, "statistics_layers: expected the default 'whitening'"),
         (
             {**B3RS, "bet_period": 2, "statistics_batches": "ordinary", "whitening": "none"},
             "--whitening none, which has no running statistics",

@@ -12,7 +12,7 @@ from training.config import TrainConfig
 from training.data import build_dataset
 from training.data.augment import random_shift
 from training.data.base import channel_statistics
-from training.data.longtail import exponential_counts, long_tailed_split
+from training.data.longtail import Cut, exponential_counts, long_tailed_split
 from training.errors import ConfigError
 from training.reproducibility import Seeds, derive_seed, generator, resolve_seeds
 from training.samplers import InstanceSampler, batch_bounds
@@ -70,9 +70,7 @@ def test_a_larger_imbalance_factor_trains_on_a_subset_of_the_same_split():
 def test_too_few_images_for_the_splits():
     labels = np.repeat(np.arange(2), [5, 8])
     with pytest.raises(ConfigError, match=r"below 5 .*got 3 \+ 2"):
-        long_tailed_split(
-            labels, test_per_class=3, validation_per_class=2, imbalance_factor=1, seed=0
-        )
+        long_tailed_split(labels, cut=Cut(1), seed=0, validation_per_class=2, test_per_class=3)
 
 
 def test_constant_channel_is_not_divided_by_zero():

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from training.config import ModelConfig, TrainConfig, validate
+from training.config import ModelConfig, TrainConfig
 from training.config.model import MODEL_NAMES, check_model
 from training.errors import ConfigError
-from training.models import build_backbone, build_model, feature_dim
+from training.models import build_backbone, build_model, check_groups, feature_dim
 from training.models.resnet import CifarBlock
 
 
@@ -87,10 +87,11 @@ def test_groups_are_checked_against_the_feature_dimension_of_every_model(name: s
     config.model.name = name
     dim = feature_dim(config.model)
     config.whitening_options.groups = dim
-    validate(config)
-    config.whitening_options.groups = dim + 1
-    with pytest.raises(ConfigError, match=f"divisor of the feature dimension {dim}"):
-        validate(config)
+    check_groups(config)
+    for groups in (0, dim + 1):
+        config.whitening_options.groups = groups
+        with pytest.raises(ConfigError, match=f"groups: .* divisor of the feature dimension {dim}"):
+            check_groups(config)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from rich.console import Console
 from training.cli import run
 from training.commands.predict import find_images, run_predict
 from training.config.commands import PredictConfig
+from training.data import evaluation_batches
 from training.evaluation.evaluate import evaluating
 from training.runs.finished import load_run, read_run
 
@@ -48,7 +49,7 @@ def trained(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
 def _expected(folder: Path) -> torch.Tensor:
     loaded = load_run(read_run(folder), "last", torch.device("cpu"))
     with evaluating(loaded.model):
-        batches = list(loaded.dataset.evaluation_batches("test", 100))
+        batches = list(evaluation_batches(loaded.dataset, loaded.dataset.test, 100))
         return torch.cat([loaded.model(images) for images, _ in batches]).softmax(1)
 
 

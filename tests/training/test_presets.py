@@ -13,6 +13,7 @@ from rich.console import Console
 from training.cli import build_parser, parse, run
 from training.commands.presets import PresetsConfig, run_presets
 from training.config import TrainConfig, validate
+from training.models import check_groups
 from training.presets import FOLDER, expand_presets, methods, preset_files, protocols
 
 
@@ -31,6 +32,7 @@ def test_every_preset_is_a_configuration_that_makes_sense(protocol: str, parser:
         values.pop("config")
         config = TrainConfig(**values)
         validate(config)
+        check_groups(config)
         expected = {"ours": "fused", "batchnorm": "batchnorm"}.get(method, "none")
         assert config.whitening == expected
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from training.commands.data_stats import plot_class_counts, print_stats
 from training.config import DataConfig, TrainConfig, validate
+from training.config.checks import check_unused
 from training.config.commands import DataCommandConfig
 from training.console import say
 from training.data import build_dataset
@@ -29,11 +30,8 @@ def run_data(config: DataCommandConfig, console: Console | None = None) -> None:
     validate(run)
     split_seed = resolve_seeds(run.seed, run.seeds).split
     if config.action == "verify":
-        if config.picture is not None:
-            raise ConfigError(
-                f"picture: expected null with data verify, which draws none, got "
-                f"{config.picture!r}; leave it out, or use data stats."
-            )
+        where = "with data verify, which draws none"
+        check_unused("picture", config.picture, None, where, "data stats")
         verify(run, split_seed, console)
         return
     dataset = build_dataset(run, split_seed)

@@ -14,6 +14,7 @@ from torch import Tensor
 from training.config import to_dict
 from training.config.commands import ExportConfig
 from training.console import say
+from training.data import evaluation_batches
 from training.errors import ConfigError
 from training.evaluation.diagnose import evenly_spread
 from training.evaluation.evaluate import evaluating
@@ -104,7 +105,7 @@ def example_images(loaded: LoadedRun) -> Tensor:
     """Normalised test images, evenly spread over the split: float32 [B, C, H, W]."""
     dataset = loaded.dataset
     split = dataset.test.take(evenly_spread(len(dataset.test), _EXAMPLES))
-    with closing(dataset.evaluation_batches(split, _EXAMPLES)) as batches:
+    with closing(evaluation_batches(dataset, split, _EXAMPLES)) as batches:
         return next(batches)[0]
 
 

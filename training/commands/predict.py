@@ -14,9 +14,9 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from training.config import DataConfig
 from training.config.commands import PredictConfig, check_predict
 from training.console import say
-from training.data.base import FileLoading
 from training.data.decode import EXTENSIONS, evaluation_image, open_image, to_tensor
 from training.data.files import shown
 from training.errors import ConfigError
@@ -139,7 +139,7 @@ def prepare(image: Image.Image, facts: Mapping[str, Any]) -> Tensor:
     """
     height, width = facts["size"]
     if facts["resize"] is not None:
-        pixels = evaluation_image(image, FileLoading(height, facts["resize"], 0.0, 0))
+        pixels = evaluation_image(image, DataConfig(image_size=height, resize=facts["resize"]))
     else:
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -26,6 +26,7 @@ from training.engine.trainer import Trainer, build_trainer
 from training.errors import ConfigError, TrainingStopped
 from training.evaluation.evaluate import epoch_record, evaluate_epoch
 from training.evaluation.metrics import ShotGroups
+from training.models import check_groups
 from training.report.progress import Reporter, build_reporter, with_scalars
 from training.report.summary import finish_run
 from training.reproducibility import (
@@ -70,6 +71,7 @@ def run_train(config: TrainConfig, console: Console | None = None) -> dict[str, 
     started = time.perf_counter()
     console = console or Console()
     validate(config)
+    check_groups(config)
     if config.dry_run:
         dataset = build_dataset(config, resolve_seeds(config.seed, config.seeds).split, False)
         for note in _notes(config, dataset):

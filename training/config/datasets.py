@@ -18,10 +18,10 @@ class Defaults:
     """The options that a data set has besides the common ones, and its defaults."""
 
     options: tuple[str, ...] = ()
-    validation_per_class: int | None = 10
-    test_per_class: int | None = None
+    validation_per_class: int = 10
+    test_per_class: int = 0
     augment: AugmentName = "crop-flip"
-    root: str | None = None
+    root: str = ""
     natural: bool = False
     own_test: bool = True
 
@@ -40,9 +40,9 @@ DATASETS: dict[str, Defaults] = {
     ),
     "cifar100-lt": Defaults(options=("root", "verify_md5", "validation_from")),
     "image-folder": Defaults(
-        # How many are held out depends on which folders there are: the loader decides.
+        # What is held out where there are no folders of its own: the loader looks.
         options=("root", "test_per_class", "validation_from", *FILES),
-        validation_per_class=None,
+        test_per_class=50,
         natural=True,
     ),
     "list-files": Defaults(

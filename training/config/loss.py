@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from training.config.checks import check
-from training.errors import ConfigError
+from training.config.checks import check, check_unused_options
 
 # Every loss, and which options of LossOptions it takes notice of.
 LOSS_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -70,12 +69,4 @@ def check_loss(loss: str, options: LossOptions, epochs: int) -> None:
         options.drw_epoch is None or 1 <= options.drw_epoch <= epochs,
         f"in [1, epochs={epochs}] or null",
     )
-    default = LossOptions()
-    for name, value in asdict(options).items():
-        if name not in LOSS_OPTIONS[loss] and value != getattr(default, name):
-            losses = [other for other, names in LOSS_OPTIONS.items() if name in names]
-            raise ConfigError(
-                f"loss_options.{name}: expected the default {getattr(default, name)!r} with "
-                f"--loss {loss}, which has no such option, got {value!r}; use --loss "
-                f"{' or '.join(losses)}, or leave the option out."
-            )
+    check_unused_options("loss_options.", options, LOSS_OPTIONS, "--loss ", loss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from training.config.checks import check
+from training.config.checks import check, check_unused_options
 from training.errors import ConfigError
 
 MODEL_NAMES = ("small-resnet", "resnet-32", "resnet-10", "resnet-50", "resnext-50")
@@ -54,12 +54,5 @@ def check_model(model: ModelConfig) -> None:
         )
     check("model.width", model.width, model.width >= 1, ">= 1")
     check("model.blocks", model.blocks, model.blocks >= 1, ">= 1")
-    default = ModelConfig()
-    for option in ("width", "blocks"):
-        value = getattr(model, option)
-        if model.name != "small-resnet" and value != getattr(default, option):
-            raise ConfigError(
-                f"model.{option}: expected the default {getattr(default, option)} with "
-                f"--model.name {model.name}, which has no such option, got {value}; use "
-                "--model.name small-resnet, or leave the option out."
-            )
+    table = {"small-resnet": ("width", "blocks")}
+    check_unused_options("model.", model, table, "--model.name ", model.name)

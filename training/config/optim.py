@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from training.config.checks import check
-from training.errors import ConfigError
+from training.config.checks import check, check_unused
 
 
 @dataclass
@@ -83,11 +82,9 @@ def _check_milestones(optim: OptimConfig) -> None:
     """Milestones and factors belong together, and to the multi-step schedule."""
     milestones, factors = optim.milestones, optim.factors
     if optim.schedule == "cosine":
-        if milestones or factors:
-            raise ConfigError(
-                "optim.milestones, optim.factors: expected none with --optim.schedule cosine, got "
-                f"{milestones} and {factors}; use --optim.schedule multi-step."
-            )
+        where, instead = "with --optim.schedule cosine", "--optim.schedule multi-step"
+        check_unused("optim.milestones", milestones, [], where, instead)
+        check_unused("optim.factors", factors, [], where, instead)
         return
     ascending = all(a < b for a, b in pairwise(milestones))
     positive = all(m >= 1 for m in milestones)

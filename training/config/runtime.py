@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from training.config.checks import check
-from training.errors import ConfigError
+from training.config.checks import check, check_unused
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 
@@ -60,12 +59,10 @@ def check_runtime(runtime: RuntimeConfig, whitening: str) -> None:
     steps = runtime.checkpoint_every_steps
     check("checkpoint_every_steps", steps, steps is None or steps >= 1, ">= 1 or null")
     check("resume", runtime.resume, runtime.resume != "", "auto, none or a path")
-    if runtime.sync_whitening and whitening != "fused":
-        raise ConfigError(
-            "sync_whitening: expected false or null with "
-            f"--whitening {whitening}, which has no synchronised statistics, got true; "
-            "use --whitening fused, or leave the option out."
-        )
+    if whitening != "fused":
+        where = f"with --whitening {whitening}, which has no synchronised statistics"
+        sync = runtime.sync_whitening or None  # false says what is the case
+        check_unused("sync_whitening", sync, None, where, "--whitening fused")
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from training.config.checks import check
+from training.config.checks import check, check_unused
 from training.errors import ConfigError
 
 SAMPLERS = ("instance", "class-balanced", "sqrt", "progressive", "b3rs")
@@ -83,11 +83,9 @@ def check_sampler(
         1 <= options.bet_start_epoch <= epochs,
         f"in [1, epochs={epochs}]",
     )
-    if sampler == "instance" and bet_period:
-        raise ConfigError(
-            f"bet_period: expected null with --sampler instance, which has no balanced batches to "
-            f"embed, got {bet_period}; use --sampler b3rs, or leave the option out."
-        )
+    if sampler == "instance":
+        where = "with --sampler instance, which has no balanced batches to embed"
+        check_unused("bet_period", bet_period or None, None, where, "--sampler b3rs")
     _check_unused(sampler, bet_period, options)
 
 
@@ -107,22 +105,16 @@ def _check_blocks(options: SamplerOptions) -> None:
         weights is None or (len(weights) == number and all(0 < a < float("inf") for a in weights)),
         f"null or a list of {number} numbers > 0, one per block",
     )
-    default = SamplerOptions()
-    for name in ("blocks", "block_rule") if sizes is not None else ():
-        value = getattr(options, name)
-        if value != getattr(default, name):
-            raise ConfigError(
-                f"sampler_options.{name}: expected the default {getattr(default, name)!r} beside "
-                f"block_sizes, which decides the blocks, got {value!r}; leave one of them out."
-            )
+    if sizes is not None:
+        where = "beside block_sizes, which decides the blocks"
+        for name in ("blocks", "block_rule"):
+            value, default = getattr(options, name), getattr(SamplerOptions, name)
+            check_unused(f"sampler_options.{name}", value, default, where, "no block_sizes")
 
 
 def _check_unused(sampler: str, bet_period: int | None, options: SamplerOptions) -> None:
-    """An option that the chosen sampler would ignore is an error, not a silent no-op."""
-    default = SamplerOptions()
+    where = f"with --sampler {sampler} and --bet-period {_text(bet_period)}"
     for name, value in asdict(options).items():
-        if value == getattr(default, name):
-            continue
         if name in _BET:
             used, instead = bool(bet_period), "--bet-period T with T >= 1"
         elif name == "images_per_class":
@@ -132,11 +124,8 @@ def _check_unused(sampler: str, bet_period: int | None, options: SamplerOptions)
             # A period of 0 makes no balanced batch.
             used, instead = sampler == "b3rs" and bet_period != 0, "--sampler b3rs"
         if not used:
-            raise ConfigError(
-                f"sampler_options.{name}: expected the default {getattr(default, name)!r} with "
-                f"--sampler {sampler} and --bet-period {_text(bet_period)}, where it has "
-                f"no effect, got {value!r}; use {instead}, or leave the option out."
-            )
+            default, why = getattr(SamplerOptions, name), f"{where}, where it has no effect"
+            check_unused(f"sampler_options.{name}", value, default, why, instead)
 
 
 def _text(period: int | None) -> str:
@@ -155,10 +144,13 @@ def check_statistics_batches(
     if statistics_batches == "all":
         return
     if sampler == "instance" or bet_period is None or bet_period < 2:
-        raise ConfigError(
-            f"statistics_batches: expected 'all' with --sampler {sampler} and --bet-period "
-            f"{_text(bet_period)}, where all batches are of one kind, "
-            f"got {statistics_batches!r}; use --sampler b3rs --bet-period T with T >= 2."
+        where = f"with --sampler {sampler} and --bet-period {_text(bet_period)}"
+        check_unused(
+            "statistics_batches",
+            statistics_batches,
+            "all",
+            f"{where}, where all batches are of one kind",
+            "--sampler b3rs --bet-period T with T >= 2",
         )
     if statistics_batches == "balanced" and options.bet_start_epoch > 1:
         raise ConfigError(
@@ -174,13 +166,12 @@ def check_statistics_layers(layers: str, batches: str, whitening: str) -> None:
     Raises:
         ConfigError: If an option would have no effect.
     """
-    if layers == "all" and batches == "all":
-        raise ConfigError(
-            "statistics_layers: expected 'whitening' with --statistics-batches all, where every "
-            "batch updates every layer, got 'all'; choose ordinary or balanced batches."
+    if batches == "all":
+        where = "with --statistics-batches all, where every batch updates every layer"
+        check_unused(
+            "statistics_layers", layers, "whitening", where, "ordinary or balanced batches"
         )
-    if layers == "whitening" and batches != "all" and whitening == "none":
-        raise ConfigError(
-            f"statistics_batches: expected 'all' with --whitening none, which has no running "
-            f"statistics, got {batches!r}; use --statistics-layers all for those of the backbone."
-        )
+    if layers == "whitening" and whitening == "none":
+        where = "with --whitening none, which has no running statistics"
+        instead = "--statistics-layers all for those of the backbone"
+        check_unused("statistics_batches", batches, "all", where, instead)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from training.config.checks import POSITIONAL, check
-from training.errors import ConfigError
+from training.config.checks import POSITIONAL, check, check_unused_options
 
 Stage2Method = Literal["crt", "lws", "tau-norm", "ncm"]
 
@@ -100,21 +99,7 @@ def check_stage2(config: Stage2Config) -> None:
     check("taus", config.taus, len(config.taus) > 0, "with at least one number")
     for tau in config.taus:
         check("taus", tau, tau >= 0, ">= 0")
-    _check_unused_options(config)
-
-
-def _check_unused_options(config: Stage2Config) -> None:
-    used = STAGE2_OPTIONS[config.method]
-    default = Stage2Config(method=config.method, run=config.run)
-    for name in {name for names in STAGE2_OPTIONS.values() for name in names} - set(used):
-        value = getattr(config, name)
-        if value != getattr(default, name):
-            methods = [method for method, names in STAGE2_OPTIONS.items() if name in names]
-            raise ConfigError(
-                f"{name}: expected the default {getattr(default, name)!r} with the method "
-                f"{config.method}, which has no such option, got {value!r}; "
-                f"use {' or '.join(methods)}, or leave the option out."
-            )
+    check_unused_options("", config, STAGE2_OPTIONS, "the method ", config.method)
 
 
 def stage2_options(config: Stage2Config) -> dict[str, object]:

@@ -112,6 +112,8 @@ class TrainConfig(RuntimeConfig):
 def validate(config: TrainConfig) -> None:
     """Check ranges and combinations before anything is loaded or written.
 
+    What depends on the model's width is left to `training.models.check_groups`.
+
     Raises:
         ConfigError: Naming the option, the value that came and the values that are allowed.
     """
@@ -128,9 +130,7 @@ def validate(config: TrainConfig) -> None:
     check_optim(config.optim)
     check_output(config.output)
     check_runtime(config, config.whitening)
-    from training.models.backbones import feature_dim  # imports torch: the parser does without
-
-    check_whitening(config.whitening, config.whitening_options, feature_dim(config.model))
+    check_whitening(config.whitening, config.whitening_options)
     check_whitening_weights(config.whitening, config.whitening_weights, config.whitening_options)
     options = config.sampler_options
     check_sampler(config.sampler, config.bet_period, options, config.optim.epochs)

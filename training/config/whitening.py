@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from training.config.checks import check
-from training.errors import ConfigError
+from training.config.checks import check, check_unused, check_unused_options
 
 WhiteningName = Literal["none", "batchnorm", "eager", "cholesky", "iternorm", "fused"]
 WhiteningWeights = Literal["none", "class-balanced"]
@@ -59,7 +58,7 @@ WHITENING_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_whitening(whitening: str, options: WhiteningOptions, feature_dim: int) -> None:
+def check_whitening(whitening: str, options: WhiteningOptions) -> None:
     """Check the ranges, and that no option is set which the layer does not have."""
     names = ", ".join(WHITENING_OPTIONS)
     check("whitening", whitening, whitening in WHITENING_OPTIONS, f"out of {names}")
@@ -71,14 +70,9 @@ def check_whitening(whitening: str, options: WhiteningOptions, feature_dim: int)
         0 < options.batch_weight <= 1,
         "in (0, 1]",
     )
-    check(
-        "whitening_options.groups",
-        options.groups,
-        options.groups >= 1 and feature_dim % options.groups == 0,
-        f"a divisor of the feature dimension {feature_dim}",
-    )
     check("whitening_options.iterations", options.iterations, options.iterations >= 1, ">= 1")
-    _check_unused_options(whitening, options)
+    section = "whitening_options."
+    check_unused_options(section, options, WHITENING_OPTIONS, "--whitening ", whitening)
 
 
 def check_whitening_weights(whitening: str, weights: str, options: WhiteningOptions) -> None:
@@ -87,28 +81,14 @@ def check_whitening_weights(whitening: str, weights: str, options: WhiteningOpti
     Raises:
         ConfigError: If an option would have no effect.
     """
-    if weights != "none" and whitening != "fused":
-        raise ConfigError(
-            f"whitening_weights: expected 'none' with --whitening {whitening}, which takes no "
-            f"weights, got {weights!r}; use --whitening fused."
+    if whitening != "fused":
+        where = f"with --whitening {whitening}, which takes no weights"
+        check_unused("whitening_weights", weights, "none", where, "--whitening fused")
+    if weights == "none":
+        check_unused(
+            "whitening_options.weights_from",
+            options.weights_from,
+            "batch",
+            "with --whitening-weights none",
+            "--whitening-weights class-balanced",
         )
-    if weights == "none" and options.weights_from != WhiteningOptions().weights_from:
-        raise ConfigError(
-            "whitening_options.weights_from: expected the default 'batch' with "
-            f"--whitening-weights none, got {options.weights_from!r}; use --whitening-weights "
-            "class-balanced, or leave the option out."
-        )
-
-
-def _check_unused_options(whitening: str, options: WhiteningOptions) -> None:
-    """An option that the chosen layer would ignore is an error, not a silent no-op."""
-    used = WHITENING_OPTIONS[whitening]
-    default = WhiteningOptions()
-    for name, value in asdict(options).items():
-        if name not in (*used, "weights_from") and value != getattr(default, name):
-            layers = [layer for layer, names in WHITENING_OPTIONS.items() if name in names]
-            raise ConfigError(
-                f"whitening_options.{name}: expected the default {getattr(default, name)!r} with "
-                f"--whitening {whitening}, which has no such option, got {value!r}; "
-                f"use --whitening {' or '.join(layers)}, or leave the option out."
-            )

@@ -1,4 +1,4 @@
-"""Data sets. To add one: a module with a loader, and a line in two tables.
+"""Data sets, and how they are fed. To add one: a module with a loader, and a line in two tables.
 
 These are ``DATASETS`` of `training.config.datasets` and ``_LOADERS`` here.
 """
@@ -6,18 +6,30 @@ These are ``DATASETS`` of `training.config.datasets` and ``_LOADERS`` here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
-from training.config import DataConfig, TrainConfig
+from torch import Tensor
+
+from training.config import TrainConfig
 from training.config.checks import check
+from training.config.datasets import DATASETS
+from training.data.augment import Augmentation
 from training.data.base import FileSplit, LongTailedDataset, Split
 from training.data.cifar import load_cifar10_lt, load_cifar100_lt
 from training.data.digits import load_digits_lt
 from training.data.fashion_mnist import load_fashion_mnist_lt
-from training.data.options import resolve_cut, resolve_options
+from training.data.feed import ResidentFeed, TrainFeed
+from training.data.options import ResolvedData, resolve_options
 from training.errors import ConfigError
 
-__all__ = ["FileSplit", "LongTailedDataset", "Split", "build_dataset"]
+__all__ = [
+    "FileSplit",
+    "LongTailedDataset",
+    "Split",
+    "build_dataset",
+    "build_feed",
+    "evaluation_batches",
+]
 
 # Cao et al. draw their splits with this seed.
 _PUBLISHED_SEED = 0
@@ -42,54 +54,94 @@ def build_dataset(
         ConfigError: If an option does not go with the data set, a file is not right, or the splits
             do not fit the data.
     """
-    known = ("digits-lt", *_LOADERS)
-    check(
-        "dataset", config.dataset, config.dataset in known, f"out of {', '.join(known)} (_LOADERS)"
-    )
+    name, known = config.dataset, ", ".join(_LOADERS)
+    check("dataset", name, name in _LOADERS, f"out of {known} (_LOADERS)")
     data = resolve_options(config)
-    factor = resolve_cut(config)[1] or 1.0
-    if config.dataset == "digits-lt":
-        return _digits(data, factor, split_seed)
-    seed = _PUBLISHED_SEED if config.seeds.split is None else split_seed
-    if seed >= 2**32:
+    published = DATASETS[name].own_test
+    seed = _PUBLISHED_SEED if published and config.seeds.split is None else split_seed
+    if published and seed >= 2**32:
         raise ConfigError(f"seeds.split: expected a value below 2^32, got {seed}.")
-    dataset = _LOADERS[config.dataset](data, factor, seed, check_files)
+    dataset = _LOADERS[name](data, seed, check_files)
     for note in dataset.notes:
         warnings.warn(note, stacklevel=2)
     return dataset
 
 
-def _digits(data: DataConfig, imbalance_factor: float, seed: int) -> LongTailedDataset:
-    return load_digits_lt(
-        test_per_class=data.test_per_class,
-        validation_per_class=data.validation_per_class,
-        imbalance_factor=imbalance_factor,
-        seed=seed,
-        imbalance_type=data.imbalance_type,
-        class_order_seed=data.class_order_seed,
-    )
-
-
-def _image_folder(
-    data: DataConfig, imbalance_factor: float, seed: int, check: bool
-) -> LongTailedDataset:
+def _image_folder(data: ResolvedData, seed: int, check: bool) -> LongTailedDataset:
     from training.data.image_folder import load_image_folder  # pillow: only where there are files
 
-    return load_image_folder(data, imbalance_factor, seed, check)
+    return load_image_folder(data, seed, check)
 
 
-def _list_files(
-    data: DataConfig, imbalance_factor: float, seed: int, check: bool
-) -> LongTailedDataset:
+def _list_files(data: ResolvedData, seed: int, check: bool) -> LongTailedDataset:
     from training.data.list_files import load_list_files
 
-    return load_list_files(data, imbalance_factor, seed, check)
+    return load_list_files(data, seed, check)
 
 
-_LOADERS: dict[str, Callable[[DataConfig, float, int, bool], LongTailedDataset]] = {
-    "fashion-mnist-lt": lambda data, factor, seed, _: load_fashion_mnist_lt(data, factor, seed),
-    "cifar10-lt": lambda data, factor, seed, _: load_cifar10_lt(data, factor, seed),
-    "cifar100-lt": lambda data, factor, seed, _: load_cifar100_lt(data, factor, seed),
+_LOADERS: dict[str, Callable[[ResolvedData, int, bool], LongTailedDataset]] = {
+    "digits-lt": lambda data, seed, _: load_digits_lt(data, seed),
+    "fashion-mnist-lt": lambda data, seed, _: load_fashion_mnist_lt(data, seed),
+    "cifar10-lt": lambda data, seed, _: load_cifar10_lt(data, seed),
+    "cifar100-lt": lambda data, seed, _: load_cifar100_lt(data, seed),
     "image-folder": _image_folder,
     "list-files": _list_files,
 }
+
+
+def build_feed(
+    dataset: LongTailedDataset, seed: int, rank: int = 0, world_size: int = 1
+) -> TrainFeed:
+    """Return the feed of a data set's training split.
+
+    Args:
+        dataset: On the training device; its options say how to augment.
+        seed: Seed of the augmentation.
+        rank: Which images of each batch are loaded: see `rank_rows`.
+        world_size: Number of processes that share the batches.
+    """
+    fill = dataset.mean.round().to(dataset.device).byte()
+    augmentation = Augmentation(dataset.options, fill, crop=dataset.resident)
+    if dataset.resident:
+        return ResidentFeed(dataset, augmentation, seed, rank, world_size)
+    from training.data.file_feed import FileFeed
+
+    return FileFeed(dataset, augmentation, seed, rank, world_size)
+
+
+def evaluation_batches(
+    dataset: LongTailedDataset,
+    split: Split | FileSplit,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Generator[tuple[Tensor, Tensor]]:
+    """Yield a split's images, normalised and not augmented, and labels, every image once.
+
+    To be closed (`contextlib.closing`) if it may be left before its end: that ends the processes
+    which decode files.
+
+    Args:
+        dataset: That the split belongs to.
+        split: Which images.
+        batch_size: Images per batch and rank; the last batch may be smaller.
+        rank: Which share: image ``rank``, ``rank + world_size``, ... Nothing is padded.
+        world_size: Number of shares.
+
+    Yields:
+        Images float32 [B, C, H, W] and labels int64 [B], on the data set's device.
+
+    Raises:
+        ConfigError: If a file cannot be decoded, with its name.
+    """
+    if isinstance(split, FileSplit):
+        # Worker processes and pillow are for those who have files.
+        from training.data.file_feed import evaluation_files
+
+        yield from evaluation_files(dataset, split, batch_size, rank, world_size)
+        return
+    share = range(rank, len(split), world_size)
+    for start in range(0, len(share), batch_size):
+        part = share[start : start + batch_size]
+        here = slice(part.start, part.stop, part.step)
+        yield dataset.normalise(split.images[here]), split.labels[here]

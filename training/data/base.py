@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from training.data.options import ResolvedData
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -71,16 +72,6 @@ class FileSplit:
 
 
 @dataclass(frozen=True)
-class FileLoading:
-    """How the images of a `FileSplit` are decoded (see `DataConfig` for the options)."""
-
-    image_size: int
-    resize: int
-    color_jitter: float
-    workers: int
-
-
-@dataclass(frozen=True)
 class LongTailedDataset:
     """A long-tailed training split with a validation and a test split.
 
@@ -93,8 +84,8 @@ class LongTailedDataset:
         test: Held-out split, never used for a choice.
         mean: What `normalise` subtracts per channel, float32 [C], in units of the uint8 values.
         std: What it divides by, float32 [C], same units.
+        options: How it was cut and split, and is to be decoded and augmented.
         split_seed: Seed that the splits were drawn with.
-        loading: How files are decoded; null for resident images.
         cut: What a long-tail cut has dropped, a sentence; empty if all images are used.
         notes: What a person should know about the files, a sentence each.
         white: The value of white in the images.
@@ -107,8 +98,8 @@ class LongTailedDataset:
     test: Split | FileSplit
     mean: Tensor
     std: Tensor
+    options: ResolvedData
     split_seed: int = 0
-    loading: FileLoading | None = None
     notes: tuple[str, ...] = ()
     cut: str = ""
     white: int = 255
@@ -126,7 +117,7 @@ class LongTailedDataset:
     @property
     def resident(self) -> bool:
         """Whether the images are in memory, not in files."""
-        return self.loading is None
+        return isinstance(self.train, Split)
 
     @property
     def has_validation(self) -> bool:
@@ -151,15 +142,14 @@ class LongTailedDataset:
 
     def preparation(self) -> dict[str, Any]:
         """How an image becomes what a model takes, as the command ``predict`` reads it."""
-        if self.loading is not None:
-            size = [self.loading.image_size, self.loading.image_size]
-        else:
-            assert isinstance(self.train, Split)
+        if isinstance(self.train, Split):
             size = list(self.train.images.shape[2:])
+        else:
+            size = [self.options.image_size] * 2
         return {
             "channels": self.channels,
             "size": size,  # height, width
-            "resize": None if self.loading is None else self.loading.resize,
+            "resize": None if self.resident else self.options.resize,
             "white": self.white,
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
@@ -172,43 +162,6 @@ class LongTailedDataset:
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32, (images - mean) / std per channel."""
         return (images.float() - self.mean[:, None, None]) / self.std[:, None, None]
-
-    def evaluation_batches(
-        self,
-        split: SplitName | Split | FileSplit,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> Generator[tuple[Tensor, Tensor]]:
-        """Yield a split's images, normalised and not augmented, and labels, every image once.
-
-        To be closed (`contextlib.closing`) if it may be left before its end: that ends the
-        processes which decode files.
-
-        Args:
-            split: Name of a split, or a split of this data set.
-            batch_size: Images per batch and rank; the last batch may be smaller.
-            rank: Which share: image ``rank``, ``rank + world_size``, ... Nothing is padded.
-            world_size: Number of shares.
-
-        Yields:
-            Images float32 [B, C, H, W] and labels int64 [B], on the data set's device.
-
-        Raises:
-            ConfigError: If a file cannot be decoded, with its name.
-        """
-        chosen = self.split(split) if isinstance(split, str) else split
-        if isinstance(chosen, FileSplit):
-            # Imported here: worker processes and pillow are for those who have files.
-            from training.data.file_feed import evaluation_files
-
-            yield from evaluation_files(self, chosen, batch_size, rank, world_size)
-            return
-        share = range(rank, len(chosen), world_size)
-        for start in range(0, len(share), batch_size):
-            part = share[start : start + batch_size]
-            here = slice(part.start, part.stop, part.step)
-            yield self.normalise(chosen.images[here]), chosen.labels[here]
 
     def to(self, device: torch.device) -> LongTailedDataset:
         """Return the data set with all tensors on a device."""

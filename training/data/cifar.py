@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.config import DataConfig
 from training.data.base import LongTailedDataset
 from training.data.checksums import Verifier, md5
+from training.data.options import ResolvedData
 from training.data.resident import Arrays, resident_dataset
 from training.errors import ConfigError
 
@@ -71,25 +71,23 @@ _CIFAR100 = _Format(
 )
 
 
-def load_cifar10_lt(data: DataConfig, imbalance_factor: float, seed: int) -> LongTailedDataset:
+def load_cifar10_lt(data: ResolvedData, seed: int) -> LongTailedDataset:
     """Load cifar10-lt from the files of cifar-10-python.tar.gz; see `load_fashion_mnist_lt`.
 
     ``data.root`` is the folder cifar-10-batches-py, or the one that holds it.
     """
-    return _load("cifar10-lt", _CIFAR10, data, imbalance_factor, seed)
+    return _load("cifar10-lt", _CIFAR10, data, seed)
 
 
-def load_cifar100_lt(data: DataConfig, imbalance_factor: float, seed: int) -> LongTailedDataset:
+def load_cifar100_lt(data: ResolvedData, seed: int) -> LongTailedDataset:
     """Load cifar100-lt (fine labels) from the files of cifar-100-python.tar.gz.
 
     ``data.root`` is the folder cifar-100-python, or the one that holds it.
     """
-    return _load("cifar100-lt", _CIFAR100, data, imbalance_factor, seed)
+    return _load("cifar100-lt", _CIFAR100, data, seed)
 
 
-def _load(
-    name: str, form: _Format, data: DataConfig, imbalance_factor: float, seed: int
-) -> LongTailedDataset:
+def _load(name: str, form: _Format, data: ResolvedData, seed: int) -> LongTailedDataset:
     root = Path(data.root)
     if (root / form.folder).is_dir():
         root = root / form.folder
@@ -107,8 +105,7 @@ def _load(
         train,
         test,
         data,
-        imbalance_factor=imbalance_factor,
-        seed=seed,
+        seed,
         statistics=(255 * torch.tensor(_MEAN), 255 * torch.tensor(_STD)),
         notes=tuple(verifier.notes),
     )

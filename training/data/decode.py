@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageEnhance, TiffImagePlugin
 from torch import Tensor
 
-from training.data.base import FileLoading
+from training.config import DataConfig
 from training.errors import ConfigError
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -75,39 +75,39 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def training_image(
-    image: Image.Image, loading: FileLoading, rng: np.random.Generator, augmented: bool
+    image: Image.Image, data: DataConfig, rng: np.random.Generator, augmented: bool
 ) -> Tensor:
     """Random resized crop, horizontal flip and colour jitter -> uint8 [3, S, S].
 
     Args:
         image: RGB.
-        loading: Sizes and strength.
+        data: Sizes and strength.
         rng: Source of the random values.
         augmented: False gives the evaluation's crop.
     """
     if not augmented:
-        return evaluation_image(image, loading)
+        return evaluation_image(image, data)
     box = random_crop_box(*image.size, rng)
-    size = (loading.image_size, loading.image_size)
+    size = (data.image_size, data.image_size)
     crop = image.resize(size, Image.Resampling.BILINEAR, box=box)
     if rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if loading.color_jitter > 0:
-        crop = color_jitter(crop, loading.color_jitter, rng)
+    if data.color_jitter > 0:
+        crop = color_jitter(crop, data.color_jitter, rng)
     return to_tensor(crop)
 
 
-def evaluation_image(image: Image.Image, loading: FileLoading) -> Tensor:
+def evaluation_image(image: Image.Image, data: DataConfig) -> Tensor:
     """Resize the shorter side, then cut out the centre -> uint8 [3, S, S]."""
     width, height = image.size
-    scale = loading.resize / min(width, height)
+    scale = data.resize / min(width, height)
     resized = image.resize(
-        (max(loading.resize, round(width * scale)), max(loading.resize, round(height * scale))),
+        (max(data.resize, round(width * scale)), max(data.resize, round(height * scale))),
         Image.Resampling.BILINEAR,
     )
-    left = (resized.width - loading.image_size) // 2
-    top = (resized.height - loading.image_size) // 2
-    return to_tensor(resized.crop((left, top, left + loading.image_size, top + loading.image_size)))
+    left = (resized.width - data.image_size) // 2
+    top = (resized.height - data.image_size) // 2
+    return to_tensor(resized.crop((left, top, left + data.image_size, top + data.image_size)))
 
 
 def random_crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -11,29 +11,22 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from training.config.data import ImbalanceType
 from training.data.base import LongTailedDataset, Split, channel_statistics
 from training.data.longtail import long_tailed_split
+from training.data.options import ResolvedData
 
 
-def load_digits_lt(
-    *,
-    test_per_class: int,
-    validation_per_class: int,
-    imbalance_factor: float,
-    seed: int,
-    imbalance_type: ImbalanceType = "exp",
-    class_order_seed: int | None = None,
-) -> LongTailedDataset:
+def load_digits_lt(data: ResolvedData, seed: int) -> LongTailedDataset:
     """Load digits-lt; digit 0 is the most frequent class, digit 9 the rarest.
 
-    The arguments are those of `long_tailed_split`.
+    Args:
+        data: Its options.
+        seed: Seed of the split.
 
     Example:
-        >>> data = load_digits_lt(
-        ...     test_per_class=40, validation_per_class=10, imbalance_factor=50, seed=0
-        ... )
-        >>> data.class_counts.tolist()
+        >>> from training.config import TrainConfig
+        >>> from training.data.options import resolve_options
+        >>> load_digits_lt(resolve_options(TrainConfig()), seed=0).class_counts.tolist()
         [124, 80, 51, 33, 21, 14, 9, 5, 3, 2]
     """
     bunch = load_digits()
@@ -41,12 +34,10 @@ def load_digits_lt(
     images = torch.from_numpy(np.asarray(bunch.images, dtype=np.uint8))[:, None]  # [1797, 1, 8, 8]
     indices = long_tailed_split(
         labels,
-        test_per_class=test_per_class,
-        validation_per_class=validation_per_class,
-        imbalance_factor=imbalance_factor,
+        cut=data.cut,
         seed=seed,
-        imbalance_type=imbalance_type,
-        class_order_seed=class_order_seed,
+        validation_per_class=data.validation_per_class,
+        test_per_class=data.test_per_class,
     )
     train, validation, test = (
         Split(images[position], torch.from_numpy(labels)[position], position)
@@ -61,6 +52,7 @@ def load_digits_lt(
         test=test,
         mean=mean,
         std=std,
+        options=data,
         split_seed=seed,
         cut=indices.cut,
         white=16,

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import DataConfig
 from training.data.base import LongTailedDataset
 from training.data.checksums import Verifier, md5
+from training.data.options import ResolvedData
 from training.data.resident import Arrays, resident_dataset
 from training.errors import ConfigError
 
@@ -45,14 +45,11 @@ _IMAGES = {"train": 60_000, "t10k": 10_000}
 _SIZE = 28
 
 
-def load_fashion_mnist_lt(
-    data: DataConfig, imbalance_factor: float, seed: int
-) -> LongTailedDataset:
+def load_fashion_mnist_lt(data: ResolvedData, seed: int) -> LongTailedDataset:
     """Load fashion-mnist-lt from the four IDX files in ``data.root``, gzipped or not.
 
     Args:
-        data: Resolved options.
-        imbalance_factor: See `Cut`.
+        data: Its options.
         seed: Seed of the split; 0 is the published protocol's.
 
     Raises:
@@ -61,14 +58,7 @@ def load_fashion_mnist_lt(
     verifier = Verifier(data.verify_md5)
     train, test = (_read_part(Path(data.root), part, verifier) for part in ("train", "t10k"))
     return resident_dataset(
-        "fashion-mnist-lt",
-        CLASS_NAMES,
-        train,
-        test,
-        data,
-        imbalance_factor=imbalance_factor,
-        seed=seed,
-        notes=tuple(verifier.notes),
+        "fashion-mnist-lt", CLASS_NAMES, train, test, data, seed, notes=tuple(verifier.notes)
     )
 
 

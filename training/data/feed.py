@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from training.config import TrainConfig
 from training.data.augment import Augmentation
 from training.data.base import LongTailedDataset, Split
-from training.data.options import resolve_options
 from training.samplers.base import Batch, rank_rows
 
 
@@ -32,14 +30,14 @@ class Examples:
 
 
 class TrainFeed(ABC):
-    """Loads and augments the batches of a plan. To add one: `load`, and a line in `build_feed`.
+    """Loads and augments the batches of a plan; `training.data.build_feed` chooses one.
 
     Args:
         dataset: On the training device.
         augmentation: What to do to the images on the device.
         seed: Seed of the augmentation; epoch and number of the batch are mixed in.
-        rank: See `build_feed`.
-        world_size: See `build_feed`.
+        rank: See `training.data.build_feed`.
+        world_size: See `training.data.build_feed`.
 
     Attributes:
         slots: The rank's rows of every batch.
@@ -81,34 +79,6 @@ class TrainFeed(ABC):
             entropy = (self.seed, epoch, batch.index)
             images = self.augmentation(images, entropy, len(batch.positions), self.slots)
             yield Examples(self.dataset.normalise(images), labels, batch)
-
-
-def build_feed(
-    config: TrainConfig,
-    dataset: LongTailedDataset,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> TrainFeed:
-    """Return the feed of a data set's training split.
-
-    Args:
-        config: Its ``data`` section says how to augment.
-        dataset: On the training device.
-        seed: Seed of the augmentation.
-        rank: Which images of each batch are loaded: see `rank_rows`.
-        world_size: Number of processes that share the batches.
-
-    Raises:
-        ConfigError: If an option does not go with the data set.
-    """
-    fill = dataset.mean.round().to(dataset.device).byte()
-    augmentation = Augmentation(resolve_options(config), fill, crop=dataset.resident)
-    if dataset.resident:
-        return ResidentFeed(dataset, augmentation, seed, rank, world_size)
-    from training.data.file_feed import FileFeed  # worker processes: only where there are files
-
-    return FileFeed(dataset, augmentation, seed, rank, world_size)
 
 
 class ResidentFeed(TrainFeed):

@@ -55,12 +55,12 @@ class _Files(Dataset[_Item]):
     def __init__(
         self, dataset: LongTailedDataset, split: Split | FileSplit, augmented: bool
     ) -> None:
-        assert isinstance(split, FileSplit) and dataset.loading is not None
+        assert isinstance(split, FileSplit)
         # A numpy array of fixed-width bytes: forked workers share its pages, where a tuple of str
         # would be copied bit by bit as reference counts are touched.
         self.paths = np.array([os.fsencode(path) for path in split.paths])
         self.labels = split.labels.cpu()
-        self.loading = dataset.loading
+        self.options = dataset.options
         self.augmented = augmented
 
     def __len__(self) -> int:
@@ -74,9 +74,9 @@ class _Files(Dataset[_Item]):
             return _Failure(str(error))
         label = self.labels[request.position]
         if not request.entropy:
-            return evaluation_image(image, self.loading), label
+            return evaluation_image(image, self.options), label
         rng = np.random.default_rng(request.entropy)
-        return training_image(image, self.loading, rng, self.augmented), label
+        return training_image(image, self.options, rng, self.augmented), label
 
 
 def _collate(items: list[_Item]) -> _Item:
@@ -167,8 +167,8 @@ class FileFeed(TrainFeed):
         dataset: Of files, on the training device.
         augmentation: See `TrainFeed`.
         seed: See `TrainFeed`.
-        rank: See `build_feed`.
-        world_size: See `build_feed`.
+        rank: See `TrainFeed`.
+        world_size: See `TrainFeed`.
     """
 
     def __init__(
@@ -181,8 +181,8 @@ class FileFeed(TrainFeed):
     ) -> None:
         """Prepare the workers; they start with the first epoch and stay until `close`."""
         super().__init__(dataset, augmentation, seed, rank, world_size)
-        files = _Files(dataset, dataset.train, augmentation.data.augment != "none")
-        self._workers = _Workers(files, files.loading.workers, dataset.device)
+        files = _Files(dataset, dataset.train, dataset.options.augment != "none")
+        self._workers = _Workers(files, dataset.options.workers, dataset.device)
 
     def load(self, plan: Iterable[Batch], epoch: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """Receive what the workers decoded; see `TrainFeed.load`."""
@@ -209,14 +209,14 @@ class FileFeed(TrainFeed):
 def evaluation_files(
     dataset: LongTailedDataset, split: FileSplit, batch_size: int, rank: int, world_size: int
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Yield a rank's images and labels; see `LongTailedDataset.evaluation_batches`."""
+    """Yield a rank's images and labels; see `training.data.evaluation_batches`."""
     share = range(rank, len(split), world_size)
     requests = [
         [_Request(position) for position in share[start : start + batch_size]]
         for start in range(0, len(share), batch_size)
     ]
     files = _Files(dataset, split, augmented=False)
-    count = min(files.loading.workers, len(requests))
+    count = min(dataset.options.workers, len(requests))
     with closing(_Workers(files, count, dataset.device)) as workers:
         for images, labels in workers.decode(requests):
             yield dataset.normalise(images), labels

@@ -11,21 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.config import DataConfig
-from training.data.base import (
-    FileLoading,
-    FileSplit,
-    LongTailedDataset,
-    Split,
-    channel_statistics,
-)
+from training.data.base import FileSplit, LongTailedDataset, Split, channel_statistics
 from training.data.decode import open_image, to_tensor
+from training.data.options import ResolvedData
 from training.errors import ConfigError
 
 # The usual statistics of ImageNet's training pixels, in units of 1 / 255.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
-_MAX_WORKERS = 8
 _SAMPLE = 64
 
 
@@ -35,7 +28,7 @@ def file_dataset(
     train: FileSplit,
     validation: FileSplit,
     test: FileSplit,
-    data: DataConfig,
+    data: ResolvedData,
     seed: int,
     notes: tuple[str, ...] = (),
     check: bool = True,
@@ -62,17 +55,13 @@ def file_dataset(
         decoded = [_decode_split(split, size) for split in splits]
         mean, std = channel_statistics(decoded[0].images)
         return LongTailedDataset(
-            name, class_names, decoded[0], decoded[1], decoded[2], mean, std, seed, notes=notes
+            name, class_names, decoded[0], decoded[1], decoded[2], mean, std, data, seed, notes
         )
     if check:
         check_files([path for split in splits for path in split.paths])
     mean, std = 255 * torch.tensor(_MEAN), 255 * torch.tensor(_STD)
-    workers = data.workers
-    if workers is None:
-        workers = min(_MAX_WORKERS, os.cpu_count() or 1)
-    loading = FileLoading(data.image_size, data.resize, data.color_jitter, workers)
     return LongTailedDataset(
-        name, class_names, train, validation, test, mean, std, seed, loading, notes
+        name, class_names, train, validation, test, mean, std, data, seed, notes
     )
 
 

@@ -16,25 +16,20 @@ from pathlib import Path
 
 import torch
 
-from training.config import DataConfig
+from training.config.checks import check_unused
 from training.data.base import FileSplit, LongTailedDataset
 from training.data.decode import EXTENSIONS
 from training.data.files import file_dataset, reason, shown
-from training.data.longtail import Cut, SplitIndices, long_tailed_split, published_split
+from training.data.longtail import long_tailed_split, published_split
+from training.data.options import ResolvedData
 from training.errors import ConfigError
 
-_VALIDATION_PER_CLASS = 10
-_TEST_PER_CLASS = 50
 
-
-def load_image_folder(
-    data: DataConfig, imbalance_factor: float, seed: int, check: bool = True
-) -> LongTailedDataset:
+def load_image_folder(data: ResolvedData, seed: int, check: bool = True) -> LongTailedDataset:
     """Load a folder of images; see the module.
 
     Args:
-        data: Resolved options.
-        imbalance_factor: See `Cut`.
+        data: Its options.
         seed: Seed of the splits; with 0 and a test folder, the cut is drawn as Cao et al. do.
         check: See `file_dataset`.
 
@@ -52,13 +47,30 @@ def load_image_folder(
     folders = [parts[name] for name in ("test", "val") if name in parts and "train" in parts]
     others = [scan(folder, class_names) for folder in folders]
     own_validation = others[1] if len(others) == 2 else None
-    data = _validation_options(data, own_validation is not None)
+    if own_validation is not None:
+        where, given = "beside a test and a val folder", data.given.validation_per_class
+        check_unused("data.validation_per_class", given, None, where)
+        data = replace(data, validation_per_class=0)
+    labels, held_out = source.labels.numpy(), data.validation_per_class
     if others:
-        _refuse(data.test_per_class, "test_per_class", f"the test images of {root}")
-        indices = _cut(source, data, imbalance_factor, seed)
+        where, given = f"beside the test images of {root}", data.given.test_per_class
+        check_unused("data.test_per_class", given, None, where)
+        indices = published_split(
+            labels,
+            cut=data.cut,
+            seed=seed,
+            validation_per_class=held_out,
+            validation_from=data.validation_from,
+        )
         test = others[0]
     else:
-        indices = _cut_and_hold_out(source, data, imbalance_factor, seed)
+        indices = long_tailed_split(
+            labels,
+            cut=data.cut,
+            seed=seed,
+            validation_per_class=held_out,
+            test_per_class=data.test_per_class,
+        )
         test = source.take(torch.from_numpy(indices.test))
     train = source.take(torch.from_numpy(indices.train))
     validation = own_validation or source.take(torch.from_numpy(indices.validation))
@@ -166,43 +178,3 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
             f"{len(names)} folder(s); check --data.root."
         )
     return names
-
-
-def _validation_options(data: DataConfig, own_validation: bool) -> DataConfig:
-    """Fill validation_per_class, which depends on the folders."""
-    if not own_validation:
-        given = data.validation_per_class
-        return replace(data, validation_per_class=_VALIDATION_PER_CLASS if given is None else given)
-    _refuse(data.validation_per_class, "validation_per_class", "a test and a val folder")
-    return replace(data, validation_per_class=0)
-
-
-def _refuse(value: int | None, name: str, reason: str) -> None:
-    if value is not None:
-        raise ConfigError(
-            f"data.{name}: expected null beside {reason}, got {value}; leave the option out."
-        )
-
-
-def _cut(source: FileSplit, data: DataConfig, imbalance_factor: float, seed: int) -> SplitIndices:
-    return published_split(
-        source.labels.numpy(),
-        cut=Cut(imbalance_factor, data.imbalance_type, data.class_order_seed),
-        seed=seed,
-        validation_per_class=data.validation_per_class,
-        validation_from=data.validation_from,
-    )
-
-
-def _cut_and_hold_out(
-    source: FileSplit, data: DataConfig, imbalance_factor: float, seed: int
-) -> SplitIndices:
-    return long_tailed_split(
-        source.labels.numpy(),
-        test_per_class=_TEST_PER_CLASS if data.test_per_class is None else data.test_per_class,
-        validation_per_class=data.validation_per_class,
-        imbalance_factor=imbalance_factor,
-        seed=seed,
-        imbalance_type=data.imbalance_type,
-        class_order_seed=data.class_order_seed,
-    )

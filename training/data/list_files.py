@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from training.config import DataConfig
 from training.data.base import FileSplit, LongTailedDataset
 from training.data.checksums import Verifier, git_blob_id
 from training.data.files import absolute, file_dataset, shown
-from training.data.longtail import Cut, published_split
+from training.data.longtail import published_split
+from training.data.options import ResolvedData
 from training.errors import ConfigError
 
 
@@ -55,14 +55,11 @@ class Listing:
     labels: torch.Tensor
 
 
-def load_list_files(
-    data: DataConfig, imbalance_factor: float, seed: int, check: bool = True
-) -> LongTailedDataset:
+def load_list_files(data: ResolvedData, seed: int, check: bool = True) -> LongTailedDataset:
     """Load the images that two or three lists name.
 
     Args:
-        data: Resolved options.
-        imbalance_factor: See `Cut`; used if ``data.imbalance_type`` cuts the training list.
+        data: Its options.
         seed: Seed of the split.
         check: See `file_dataset`.
 
@@ -90,7 +87,7 @@ def load_list_files(
     splits = {option: _files(root, listing, folders) for option, listing in lists.items()}
     indices = published_split(
         splits["list_train"].labels.numpy(),
-        cut=Cut(imbalance_factor, data.imbalance_type, data.class_order_seed),
+        cut=data.cut,
         seed=seed,
         validation_per_class=data.validation_per_class,
         validation_from=data.validation_from,
@@ -176,7 +173,7 @@ def _check_labels(option: str, path: str, listing: Listing, num_classes: int) ->
         raise ConfigError(f"{path}: expected each image once, got {repeated} repeated line(s).")
 
 
-def _check_disjoint(data: DataConfig, lists: dict[str, Listing]) -> None:
+def _check_disjoint(data: ResolvedData, lists: dict[str, Listing]) -> None:
     """No training image may be evaluated on (validation and test may be one list, as for iNat)."""
     trained = set(lists["list_train"].paths)
     for option in sorted(set(lists) - {"list_train"}):

@@ -142,12 +142,10 @@ class SplitIndices:
 def long_tailed_split(
     labels: NDArray[np.int64],
     *,
-    test_per_class: int,
-    validation_per_class: int,
-    imbalance_factor: float,
+    cut: Cut,
     seed: int,
-    imbalance_type: ImbalanceType = "exp",
-    class_order_seed: int | None = None,
+    validation_per_class: int,
+    test_per_class: int,
 ) -> SplitIndices:
     """Hold out a balanced test and validation split, and cut the rest to a long tail.
 
@@ -157,12 +155,10 @@ def long_tailed_split(
 
     Args:
         labels: Class of every image, [N], values 0 .. K-1.
-        test_per_class: Test images per class; >= 1.
-        validation_per_class: Validation images per class; >= 0.
-        imbalance_factor: See `Cut`.
+        cut: How many images each class keeps.
         seed: Seed of the shuffle.
-        imbalance_type: See `Cut`.
-        class_order_seed: See `Cut`.
+        validation_per_class: Validation images per class; >= 0.
+        test_per_class: Test images per class; >= 1.
 
     Returns:
         The positions of the three splits, sorted.
@@ -179,7 +175,6 @@ def long_tailed_split(
             f"{validation_per_class}; lower --data.test_per_class and --data.validation_per_class, "
             "or remove the class."
         )
-    cut = Cut(imbalance_factor, imbalance_type, class_order_seed)
     counts = cut.counts(sizes - held_out)
     rng = np.random.default_rng(seed)
     train, validation, test = [], [], []

@@ -5,12 +5,16 @@ To add a data set: see `training.config.datasets`.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import os
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from training.config import DataConfig, TrainConfig
+from training.config.checks import check_unused
 from training.config.data import AugmentName, ImbalanceType, ValidationSource
 from training.config.datasets import DATASETS
+from training.data.longtail import Cut
 from training.errors import ConfigError
 
 DEFAULT_FACTOR = 50.0
@@ -28,36 +32,59 @@ _OF_AUGMENTATION: dict[str, tuple[AugmentName, ...]] = {
 # Options of images that workers decode, and of images in memory.
 _OF_WORKERS = ("image_size", "resize", "color_jitter", "workers")
 _OF_RESIDENT = ("crop_padding", "shift")
+_MAX_WORKERS = 8
 
 
-def resolve_options(config: TrainConfig) -> DataConfig:
+@dataclass(kw_only=True)
+class ResolvedData(DataConfig):
+    """The options of a data set where null has become the data set's own default.
+
+    Attributes:
+        given: The options as they came.
+        imbalance_factor: Of the long-tail cut; null where nothing is cut.
+    """
+
+    given: DataConfig
+    imbalance_factor: float | None
+    root: str  # empty where there are no files
+    imbalance_type: ImbalanceType
+    test_per_class: int  # 0 where the data set has a test split of its own
+    validation_per_class: int
+    validation_from: ValidationSource
+    augment: AugmentName
+    workers: int
+
+    @property
+    def cut(self) -> Cut:
+        """The long-tail cut."""
+        return Cut(self.imbalance_factor or 1.0, self.imbalance_type, self.class_order_seed)
+
+
+def resolve_options(config: TrainConfig) -> ResolvedData:
     """Fill the options that are null with the data set's defaults.
 
     Raises:
         ConfigError: If an option is set that the data set, or the augmentation, does not have.
     """
     defaults, data = DATASETS[config.dataset], config.data
-    if data.validation_per_class and data.list_val:
-        raise ConfigError(
-            "data.validation_per_class: expected null or 0 beside data.list_val, which is the "
-            f"validation split, got {data.validation_per_class}; leave one of them out."
-        )
-    imbalance_type, _ = resolve_cut(config)
+    if data.list_val:
+        where = "beside data.list_val, which is the validation split"
+        count = data.validation_per_class or None
+        check_unused("data.validation_per_class", count, None, where, "no data.list_val")
+    imbalance_type, factor = resolve_cut(config)
     cut = imbalance_type != "natural"
-    validation_from: ValidationSource = "dropped" if cut and defaults.own_test else "held-out"
-    resolved = replace(
-        data,
-        root=data.root if data.root is not None else defaults.root,
-        imbalance_type=imbalance_type,
-        test_per_class=data.test_per_class or defaults.test_per_class,
-        validation_per_class=(
-            defaults.validation_per_class
-            if data.validation_per_class is None
-            else data.validation_per_class
-        ),
-        validation_from=data.validation_from or validation_from,
-        augment=data.augment or defaults.augment,
-    )
+    own = {
+        "root": defaults.root,
+        "imbalance_type": imbalance_type,
+        "test_per_class": defaults.test_per_class,
+        "validation_per_class": defaults.validation_per_class,
+        "validation_from": "dropped" if cut and defaults.own_test else "held-out",
+        "augment": defaults.augment,
+        "workers": min(_MAX_WORKERS, os.cpu_count() or 1),
+    }
+    options: dict[str, Any] = dict(vars(data))
+    options.update({name: value for name, value in own.items() if options[name] is None})
+    resolved = ResolvedData(**options, given=data, imbalance_factor=factor)
     _check_unused(config, resolved)
     if "root" in defaults.options:
         _check_root(config.dataset, resolved.root)
@@ -72,24 +99,24 @@ def resolve_cut(config: TrainConfig) -> tuple[ImbalanceType, float | None]:
     return kind, None if kind == "natural" else factor
 
 
-def _check_unused(config: TrainConfig, resolved: DataConfig) -> None:
+def _check_unused(config: TrainConfig, resolved: ResolvedData) -> None:
     """An option without effect is an error, not a silent no-op."""
     has = (*_COMMON, *DATASETS[config.dataset].options)
     workers = "resident" in has and not resolved.resident
     for item in fields(DataConfig):
-        name, value = item.name, getattr(config.data, item.name)
-        if value == item.default:
-            continue
+        name, chosen = item.name, None
         if name not in has:
-            others = [d for d, o in DATASETS.items() if name in o.options]
-            _unused(name, value, item.default, f"--dataset {config.dataset}", " or ".join(others))
-        if name in _OF_AUGMENTATION and resolved.augment not in _OF_AUGMENTATION[name]:
-            wanted = " or ".join(f"--data.augment {a}" for a in _OF_AUGMENTATION[name])
-            _unused(name, value, item.default, f"--data.augment {resolved.augment}", wanted)
-        if name in _OF_WORKERS and not workers:
-            _unused(name, value, item.default, "--data.resident true", "--data.resident false")
-        if name in _OF_RESIDENT and workers:
-            _unused(name, value, item.default, "--data.resident false", "--data.resident true")
+            chosen = f"--dataset {config.dataset}"
+            instead = " or ".join(d for d, o in DATASETS.items() if name in o.options)
+        elif name in _OF_AUGMENTATION and resolved.augment not in _OF_AUGMENTATION[name]:
+            chosen = f"--data.augment {resolved.augment}"
+            instead = " or ".join(f"--data.augment {a}" for a in _OF_AUGMENTATION[name])
+        elif name in (_OF_RESIDENT if workers else _OF_WORKERS):
+            flags = ("--data.resident true", "--data.resident false")
+            instead, chosen = flags if workers else flags[::-1]
+        if chosen:
+            where, value = f"with {chosen}, where it has no effect", getattr(config.data, name)
+            check_unused(f"data.{name}", value, item.default, where, instead)
     if workers and resolved.augment == "shift":
         raise ConfigError(
             "data.augment: expected none, crop-flip, autoaugment or randaugment for files that are "
@@ -99,17 +126,10 @@ def _check_unused(config: TrainConfig, resolved: DataConfig) -> None:
         _check_natural(config, resolved)
 
 
-def _check_natural(config: TrainConfig, resolved: DataConfig) -> None:
-    if resolved.class_order_seed is not None:
-        raise ConfigError(
-            "data.class_order_seed: expected null with imbalance_type natural, where no class is "
-            f"cut, got {resolved.class_order_seed}; leave it out, or cut with exp or step."
-        )
-    if config.imbalance_factor is not None:
-        raise ConfigError(
-            "imbalance_factor: expected null with data.imbalance_type natural, which cuts nothing, "
-            f"got {config.imbalance_factor}; leave one of them out."
-        )
+def _check_natural(config: TrainConfig, resolved: ResolvedData) -> None:
+    where, instead = "with data.imbalance_type natural, which cuts nothing", "exp or step"
+    check_unused("data.class_order_seed", resolved.class_order_seed, None, where, instead)
+    check_unused("imbalance_factor", config.imbalance_factor, None, where, instead)
     if resolved.validation_from == "dropped":
         raise ConfigError(
             "data.validation_from: expected held-out with imbalance_type natural, which drops no "
@@ -117,15 +137,8 @@ def _check_natural(config: TrainConfig, resolved: DataConfig) -> None:
         )
 
 
-def _unused(name: str, value: object, default: object, chosen: str, remedy: str) -> None:
-    raise ConfigError(
-        f"data.{name}: expected the default {default!r} with {chosen}, where it has no effect, got "
-        f"{value!r}; use {remedy or 'another data set'}, or leave the option out."
-    )
-
-
-def _check_root(dataset: str, root: str | None) -> None:
-    if root is None:
+def _check_root(dataset: str, root: str) -> None:
+    if not root:
         raise ConfigError(
             f"data.root: expected the folder of the files of {dataset}, got none; "
             "pass --data.root FOLDER."

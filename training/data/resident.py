@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.config import DataConfig
 from training.data.base import LongTailedDataset, Split, channel_statistics
-from training.data.longtail import Cut, published_split
+from training.data.longtail import published_split
+from training.data.options import ResolvedData
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,9 @@ def resident_dataset(
     class_names: tuple[str, ...],
     train: Arrays,
     test: Arrays,
-    data: DataConfig,
-    *,
-    imbalance_factor: float,
+    data: ResolvedData,
     seed: int,
+    *,
     statistics: tuple[Tensor, Tensor] | None = None,
     notes: tuple[str, ...] = (),
 ) -> LongTailedDataset:
@@ -46,8 +45,7 @@ def resident_dataset(
         class_names: By label.
         train: The part that is cut.
         test: The part that is tested on.
-        data: Resolved options (`resolve_options`).
-        imbalance_factor: See `Cut`.
+        data: Its options.
         seed: Seed of the split.
         statistics: Mean and standard deviation per channel, float32 [C] each, of the published
             protocol; null computes them from the training split.
@@ -58,7 +56,7 @@ def resident_dataset(
     """
     indices = published_split(
         train.labels,
-        cut=Cut(imbalance_factor, data.imbalance_type, data.class_order_seed),
+        cut=data.cut,
         seed=seed,
         validation_per_class=data.validation_per_class,
         validation_from=data.validation_from,
@@ -73,6 +71,7 @@ def resident_dataset(
         test=_take(test, np.arange(len(test.labels))),
         mean=mean,
         std=std,
+        options=data,
         split_seed=seed,
         notes=notes,
         cut=indices.cut,

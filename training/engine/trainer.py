@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from training.config import TrainConfig
-from training.data.base import LongTailedDataset
-from training.data.feed import Examples, TrainFeed, build_feed
+from training.data import LongTailedDataset, build_feed
+from training.data.feed import Examples, TrainFeed
 from training.engine.batch_rules import BatchRules
 from training.engine.distributed import Processes, loss_weight, synchronise_layers, wrap_model
 from training.engine.memory_format import check_channels_last, to_channels_last
@@ -204,7 +204,7 @@ def build_trainer(
         dataset=dataset,
         seeds=seeds,
         rules=BatchRules.from_config(config, dataset.class_counts.to(device)),
-        feed=build_feed(config, dataset, seeds.augmentation, processes.rank, processes.world_size),
+        feed=build_feed(dataset, seeds.augmentation, processes.rank, processes.world_size),
         forward=torch.compile(forward) if config.compile else forward,
         precision=Precision(config.precision, device),
         meter=Meter.on(device),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import TrainConfig
-from training.data.base import FileSplit, LongTailedDataset, Split
+from training.data import FileSplit, LongTailedDataset, Split, evaluation_batches
 from training.engine.distributed import Processes
 from training.engine.trainer import EpochStatistics, Trainer
 from training.evaluation.metrics import Evaluation, ShotGroups, Tally
@@ -57,7 +57,7 @@ def evaluate(
         processes: That share the work; all of them call this, and all get the result.
     """
     tally = Tally(dataset.num_classes, split.labels.device)
-    pass_over = dataset.evaluation_batches(split, BATCH_SIZE, processes.rank, processes.world_size)
+    pass_over = evaluation_batches(dataset, split, BATCH_SIZE, processes.rank, processes.world_size)
     with evaluating(model), closing(pass_over) as batches:
         for images, labels in batches:
             logits = model(images)  # [B, K]
@@ -69,7 +69,7 @@ def collect_features(
     model: WhitenedClassifier, dataset: LongTailedDataset, split: Split | FileSplit
 ) -> tuple[Tensor, Tensor]:
     """Return the features before and after whitening, evaluation mode: [N, D] each, on the CPU."""
-    with evaluating(model), closing(dataset.evaluation_batches(split, BATCH_SIZE)) as batches:
+    with evaluating(model), closing(evaluation_batches(dataset, split, BATCH_SIZE)) as batches:
         pairs = [model.features(images) for images, _ in batches]
     before, after = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
     return before, after

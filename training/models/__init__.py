@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from training.config import TrainConfig
+from training.config.checks import check
 from training.models.backbones import build_backbone, feature_dim
 from training.models.classifier import WhitenedClassifier
 from training.models.heads import CosineClassifier, build_classifier
@@ -16,9 +17,21 @@ __all__ = [
     "WhitenedClassifier",
     "build_backbone",
     "build_model",
+    "check_groups",
     "class_balanced_weights",
     "feature_dim",
 ]
+
+
+def check_groups(config: TrainConfig) -> None:
+    """Check that the whitening's groups divide the features, before anything is loaded.
+
+    Raises:
+        ConfigError: If they do not, or a model of another package is not there.
+    """
+    groups, dim = config.whitening_options.groups, feature_dim(config.model)
+    allowed = f"a divisor of the feature dimension {dim}"
+    check("whitening_options.groups", groups, groups >= 1 and dim % groups == 0, allowed)
 
 
 def build_model(

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from training.config import TrainConfig
-from training.data.options import resolve_cut
 from training.engine.trainer import Trainer
 from training.evaluation.evaluate import evaluate
 from training.evaluation.inspection import view_model
@@ -87,7 +86,7 @@ def _summarise(
     chosen = dataset.has_validation
     return {
         "dataset": config.dataset,
-        "imbalance_factor": resolve_cut(config)[1] or dataset.imbalance_factor,
+        "imbalance_factor": dataset.options.imbalance_factor or dataset.imbalance_factor,
         "whitening": config.whitening,
         "loss": config.loss,
         "seed": config.seed,

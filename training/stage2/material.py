@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from training.config import Stage2Config
-from training.data import LongTailedDataset
-from training.data.feed import TrainFeed, build_feed
+from training.data import LongTailedDataset, build_feed
+from training.data.feed import TrainFeed
 from training.evaluation.evaluate import collect_features
 from training.models import WhitenedClassifier, build_model
 from training.reproducibility import derive_seed
@@ -60,7 +60,7 @@ def build_material(
         derive_seed(seed, INITIALISATION),
     ).classifier.to(device)
     batches = ClassBalancedBatches(labels.cpu(), config.batch_size or 0, derive_seed(seed, SAMPLER))
-    with closing(build_feed(run.config, dataset, derive_seed(seed, AUGMENTATION))) as feed:
+    with closing(build_feed(dataset, derive_seed(seed, AUGMENTATION))) as feed:
         if config.cache_features:
             pairs = _cached(batches, features, labels)
         else:

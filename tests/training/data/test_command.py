@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from training.cli import run
-from training.data import build_dataset
+from training.data import build_dataset, evaluation_batches
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_lists_hold_any_name(odd_root, data_config):
         (odd_root / f"{part}.txt").write_bytes(b"\r\n".join(lines))
     lists = {f"list_{part}": str(odd_root / f"{part}.txt") for part in ("train", "test")}
     data = build_dataset(data_config("list-files", odd_root, None, workers=0, **lists), 0)
-    assert sum(len(images) for images, _ in data.evaluation_batches("train", 3)) == 8
+    assert sum(len(images) for images, _ in evaluation_batches(data, data.train, 3)) == 8
 
 
 def test_verify_looks_at_values(capsys, image_root):

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from training.config import TrainConfig
-from training.data import build_dataset
+from training.data import build_dataset, build_feed, evaluation_batches
 from training.data.augment import random_shift
-from training.data.feed import ResidentFeed, build_feed
+from training.data.feed import ResidentFeed
 from training.reproducibility import generator
 from training.samplers import InstanceSampler
 
 
 @pytest.fixture(scope="module")
-def config() -> TrainConfig:
-    config = TrainConfig()
-    config.data.batch_size = 50
-    return config
-
-
-@pytest.fixture(scope="module")
-def dataset(config):
-    return build_dataset(config, split_seed=0)
+def dataset():
+    return build_dataset(TrainConfig(), split_seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +29,12 @@ def sampler(dataset) -> InstanceSampler:
 @pytest.mark.parametrize("augment", [None, "crop-flip", "randaugment"])
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_ranks_together_have_what_one_process_has(dataset, sampler, augment, world_size):
-    config = TrainConfig()
-    config.data.augment = augment
-    config.data.cutout = 3
-    whole = build_feed(config, dataset, 9).examples(sampler.batches(2), 2)
+    augment = augment or dataset.options.augment
+    options = replace(dataset.options, augment=augment, cutout=3)
+    dataset = replace(dataset, options=options)
+    whole = build_feed(dataset, 9).examples(sampler.batches(2), 2)
     shares = [
-        build_feed(config, dataset, 9, rank, world_size).examples(sampler.batches(2), 2)
+        build_feed(dataset, 9, rank, world_size).examples(sampler.batches(2), 2)
         for rank in range(world_size)
     ]
     count = 0
@@ -56,9 +51,9 @@ def test_ranks_together_have_what_one_process_has(dataset, sampler, augment, wor
     assert count == len(sampler)
 
 
-def test_digits_are_augmented_as_ever(config, dataset, sampler):
+def test_digits_are_augmented_as_ever(dataset, sampler):
     """The bits of runs from before there were other augmentations."""
-    feed = build_feed(config, dataset, 9)
+    feed = build_feed(dataset, 9)
     assert isinstance(feed, ResidentFeed)
     for examples in feed.examples(sampler.batches(1), 1):
         images = dataset.train.images[examples.batch.positions]
@@ -66,8 +61,8 @@ def test_digits_are_augmented_as_ever(config, dataset, sampler):
         assert torch.equal(examples.images, dataset.normalise(shifted))
 
 
-def test_a_plan_may_start_in_the_middle(config, dataset, sampler):
-    feed = build_feed(config, dataset, 9)
+def test_a_plan_may_start_in_the_middle(dataset, sampler):
+    feed = build_feed(dataset, 9)
     whole = list(feed.examples(sampler.batches(1), 1))
     rest = list(feed.examples(sampler.batches(1, start=3), 1))
     assert len(rest) == len(whole) - 3 > 0
@@ -79,7 +74,7 @@ def test_a_plan_may_start_in_the_middle(config, dataset, sampler):
 def test_evaluation_batches_have_every_image_once(dataset, world_size):
     found = np.zeros(len(dataset.test), dtype=int)
     for rank in range(world_size):
-        batches = list(dataset.evaluation_batches("test", 64, rank, world_size))
+        batches = list(evaluation_batches(dataset, dataset.test, 64, rank, world_size))
         positions = torch.arange(rank, len(dataset.test), world_size)
         assert [len(labels) for _, labels in batches[:-1]] == [64] * (len(batches) - 1)
         images = torch.cat([images for images, _ in batches])
@@ -92,10 +87,10 @@ def test_evaluation_batches_have_every_image_once(dataset, world_size):
 
 def test_evaluation_batches_take_a_split_too(dataset):
     part = dataset.train.take(torch.tensor([5, 3]))
-    ((_, labels),) = dataset.evaluation_batches(part, 64)
+    ((_, labels),) = evaluation_batches(dataset, part, 64)
     assert torch.equal(labels, dataset.train.labels[[5, 3]])
     # More processes than images: nothing is yielded, nothing is padded.
-    assert list(dataset.evaluation_batches(part, 64, rank=2, world_size=3)) == []
+    assert list(evaluation_batches(dataset, part, 64, rank=2, world_size=3)) == []
 
 
 def test_no_validation_split():
@@ -104,5 +99,5 @@ def test_no_validation_split():
     data = build_dataset(config, split_seed=0)
     assert not data.has_validation
     assert len(data.validation) == 0
-    assert list(data.evaluation_batches("validation", 8)) == []
+    assert list(evaluation_batches(data, data.validation, 8)) == []
     assert data.imbalance_factor == data.class_counts.max() / data.class_counts.min()

@@ -12,15 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data import build_dataset
-from training.data.base import FileLoading
+from training.config import DataConfig
+from training.data import build_dataset, build_feed, evaluation_batches
 from training.data.decode import color_jitter, evaluation_image, random_crop_box, training_image
-from training.data.feed import build_feed
 from training.data.file_feed import FileFeed
 from training.errors import ConfigError
 from training.samplers import InstanceSampler
 
-_LOADING = FileLoading(image_size=12, resize=14, color_jitter=0.4, workers=0)
+_LOADING = DataConfig(image_size=12, resize=14, color_jitter=0.4)
 
 
 _BEFORE: set[int] = set()
@@ -43,24 +42,24 @@ def files(image_root, data_config):
         options = {"image_size": 12, "resize": 14, "color_jitter": 0.3, **data}
         config = data_config("image-folder", image_root, 2, workers=workers, **options)
         config.data.validation_per_class = 2
-        return config, build_dataset(config, 0)
+        return build_dataset(config, 0)
 
     return build
 
 
-def run(config, dataset, epoch=1, start=0, rank=0, world_size=1, feed=None):
+def run(dataset, epoch=1, start=0, rank=0, world_size=1, feed=None):
     sampler = InstanceSampler(len(dataset.train), 7, seed=0, drop_last=False)
     if feed is None:
-        with closing(build_feed(config, dataset, 5, rank, world_size)) as feed:
-            return run(config, dataset, epoch, start, feed=feed)
+        with closing(build_feed(dataset, 5, rank, world_size)) as feed:
+            return run(dataset, epoch, start, feed=feed)
     return list(feed.examples(sampler.batches(epoch, start), epoch))
 
 
 def test_workers_change_nothing(files):
-    config, dataset = files(0)
-    expected = run(config, dataset)
-    assert isinstance(build_feed(config, dataset, 5), FileFeed)
-    got = run(*files(2))
+    dataset = files(0)
+    expected = run(dataset)
+    assert isinstance(build_feed(dataset, 5), FileFeed)
+    got = run(files(2))
     assert len(expected) == len(got) == len(dataset.train) // 7 + bool(len(dataset.train) % 7)
     for left, right in zip(expected, got, strict=True):
         assert torch.equal(left.images, right.images)
@@ -71,9 +70,9 @@ def test_workers_change_nothing(files):
 
 @pytest.mark.parametrize("augment", ["crop-flip", "randaugment"])
 def test_ranks_together_have_what_one_process_has(files, augment):
-    config, dataset = files(0, augment=augment, cutout=3)
-    whole = run(config, dataset)
-    parts = [run(config, dataset, rank=rank, world_size=3) for rank in range(3)]
+    dataset = files(0, augment=augment, cutout=3)
+    whole = run(dataset)
+    parts = [run(dataset, rank=rank, world_size=3) for rank in range(3)]
     for number, expected in enumerate(whole):
         images = torch.empty_like(expected.images)
         for rank in range(3):
@@ -82,49 +81,49 @@ def test_ranks_together_have_what_one_process_has(files, augment):
 
 
 def test_starts_in_the_middle_and_later_epochs_with_the_same_workers(files):
-    config, dataset = files(1)
-    with closing(build_feed(config, dataset, 5)) as feed:
-        check_starts(config, dataset, feed)
+    dataset = files(1)
+    with closing(build_feed(dataset, 5)) as feed:
+        check_starts(dataset, feed)
     assert workers_of_this_test() == []
 
 
-def check_starts(config, dataset, feed):
-    first = run(config, dataset, 1, feed=feed)
-    second = run(config, dataset, 2, feed=feed)
+def check_starts(dataset, feed):
+    first = run(dataset, 1, feed=feed)
+    second = run(dataset, 2, feed=feed)
     assert not torch.equal(first[0].images, second[0].images)
-    rest = run(config, dataset, 1, start=2, feed=feed)
+    rest = run(dataset, 1, start=2, feed=feed)
     assert [e.batch.index for e in rest] == [e.batch.index for e in first[2:]]
     for left, right in zip(first[2:], rest, strict=True):
         assert torch.equal(left.images, right.images)
     # An epoch that is left in the middle does not leak into the next one.
     sampler = InstanceSampler(len(dataset.train), 7, seed=0, drop_last=False)
     next(iter(feed.examples(sampler.batches(1), 1)))
-    again = run(config, dataset, 2, feed=feed)
+    again = run(dataset, 2, feed=feed)
     for left, right in zip(second, again, strict=True):
         assert torch.equal(left.images, right.images)
         assert torch.equal(left.labels, right.labels)
 
 
 def test_no_augmentation_is_the_evaluation_crop(files):
-    config, dataset = files(0, augment="none", color_jitter=0.0)
-    for examples in run(config, dataset):
+    dataset = files(0, augment="none", color_jitter=0.0)
+    for examples in run(dataset):
         for image, position in zip(examples.images, examples.batch.positions, strict=True):
-            loading = dataset.loading
+            loading = dataset.options
             expected = evaluation_image(Image.open(dataset.train.paths[position]), loading)
             assert torch.equal(image, dataset.normalise(expected[None])[0])
 
 
 @pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (2, 1), (1, 2)])
 def test_evaluation_batches(files, workers, world_size):
-    _, dataset = files(workers)
+    dataset = files(workers)
     seen = []
     for rank in range(world_size):
         share = list(range(rank, len(dataset.test), world_size))
-        batches = list(dataset.evaluation_batches("test", 4, rank, world_size))
+        batches = list(evaluation_batches(dataset, dataset.test, 4, rank, world_size))
         labels = torch.cat([labels for _, labels in batches])
         assert torch.equal(labels, dataset.test.labels[share])
         images = torch.cat([images for images, _ in batches])
-        first = evaluation_image(Image.open(dataset.test.paths[share[0]]), dataset.loading)
+        first = evaluation_image(Image.open(dataset.test.paths[share[0]]), dataset.options)
         assert torch.equal(images[0], dataset.normalise(first[None])[0])
         seen.extend(share)
     assert sorted(seen) == list(range(len(dataset.test)))
@@ -132,20 +131,20 @@ def test_evaluation_batches(files, workers, world_size):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_breaks_later_is_named(files, workers):
-    config, dataset = files(workers)
+    dataset = files(workers)
     path = dataset.train.paths[3]
     with open(path, "wb") as file:
         file.write(b"\xff\xd8broken")
     with pytest.raises(ConfigError, match="can be decoded, got a truncated or corrupt") as error:
-        run(config, dataset)
+        run(dataset)
     # The message itself, not a worker's traceback around it.
     assert str(error.value).startswith(path)
     assert workers_of_this_test() == []  # though the traceback holds the loader
 
 
 def test_an_evaluation_that_is_left_ends_its_workers(files):
-    _, dataset = files(2)
-    with closing(dataset.evaluation_batches("test", 4)) as batches:
+    dataset = files(2)
+    with closing(evaluation_batches(dataset, dataset.test, 4)) as batches:
         next(batches)
         assert len(workers_of_this_test()) == 2
     assert workers_of_this_test() == []
@@ -153,12 +152,12 @@ def test_an_evaluation_that_is_left_ends_its_workers(files):
 
 def test_signals_to_the_process_group_do_not_stop_the_workers(files, tmp_path):
     """Ctrl-C and SIGTERM: the training process saves, its workers go on until it is done."""
-    config, dataset = files(1)
-    expected = run(*files(0))
+    dataset = files(1)
+    expected = run(files(0))
     marker = tmp_path / "marker"
     kinds = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(kind, lambda *_: marker.touch()) for kind in kinds]
-    feed = build_feed(config, dataset, 5)
+    feed = build_feed(dataset, 5)
     try:
         sampler = InstanceSampler(len(dataset.train), 7, seed=0, drop_last=False)
         got = []
@@ -204,7 +203,7 @@ def test_resize_and_centre_crop():
 def test_training_crop_flips_half_the_time():
     ramp = np.repeat(np.arange(40, dtype=np.uint8)[None] * 6, 40, 0)
     image = Image.fromarray(np.stack([ramp] * 3, -1))
-    loading = FileLoading(image_size=12, resize=14, color_jitter=0.0, workers=0)
+    loading = DataConfig(image_size=12, resize=14, color_jitter=0.0)
     flips = []
     for seed in range(400):
         row = training_image(image, loading, np.random.default_rng(seed), True)[0, 5].int()

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from training.cli import run
+from training.config import DataConfig
 from training.data import FileSplit, Split, build_dataset
-from training.data.base import FileLoading
 from training.data.decode import evaluation_image, open_image, training_image
 from training.errors import ConfigError
 
@@ -49,7 +49,9 @@ def test_a_val_folder_beside_a_test_folder_is_the_validation_split(image_root, d
     data = build_dataset(data_config("image-folder", image_root), 0)
     assert all("/val/" in path for path in data.validation.paths)
     assert all("/test/" in path for path in data.test.paths)
-    with pytest.raises(ConfigError, match=r"validation_per_class: expected null beside"):
+    with pytest.raises(
+        ConfigError, match=r"validation_per_class: expected the default null beside"
+    ):
         build_dataset(data_config("image-folder", image_root, validation_per_class=2), 0)
 
 
@@ -249,7 +251,7 @@ def test_values_without_a_known_range_are_refused(image_root, data_config, dtype
 def test_an_image_of_one_pixel(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (1, 1), (1, 2, 3)).save(path)
-    loading = FileLoading(image_size=8, resize=9, color_jitter=0.0, workers=0)
+    loading = DataConfig(image_size=8, resize=9)
     image = open_image(str(path))
     expected = torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
     assert torch.equal(evaluation_image(image, loading), expected)

@@ -145,12 +145,10 @@ def test_held_out_test_split_with_step_and_class_order():
     labels = balanced_labels(30, 4)
     indices = long_tailed_split(
         labels,
-        test_per_class=5,
-        validation_per_class=0,
-        imbalance_factor=5,
+        cut=Cut(5, "step", class_order_seed=3),
         seed=1,
-        imbalance_type="step",
-        class_order_seed=3,
+        validation_per_class=0,
+        test_per_class=5,
     )
     assert np.bincount(labels[indices.test]).tolist() == [5] * 4
     assert sorted(np.bincount(labels[indices.train]).tolist()) == [5, 5, 25, 25]

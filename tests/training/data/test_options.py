@@ -42,7 +42,11 @@ def test_defaults(tmp_path):
         ("image-folder", {"crop_padding": 3}, "use --data.resident true"),
         ("image-folder", {"resident": True, "workers": 1}, "use --data.resident false"),
         ("image-folder", {"augment": "shift"}, "decoded in workers, got shift"),
-        ("list-files", {"class_order_seed": 1}, "expected null with imbalance_type natural"),
+        (
+            "list-files",
+            {"class_order_seed": 1},
+            "expected the default null with data.imbalance_type natural",
+        ),
         ("image-folder", {"imbalance_type": "natural", "validation_from": "dropped"}, "held-out"),
     ],
 )
@@ -54,7 +58,9 @@ def test_an_option_without_effect_is_an_error(tmp_path, dataset, data, message):
 
 
 def test_a_factor_without_a_cut_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"imbalance_factor: expected null with .*got 10.0"):
+    with pytest.raises(
+        ConfigError, match=r"imbalance_factor: expected the default null with .*got 10.0"
+    ):
         resolve("list-files", 10.0, root=str(tmp_path), imbalance_type="natural")
 
 

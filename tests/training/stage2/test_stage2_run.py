@@ -169,8 +169,8 @@ def test_wrong_use_is_explained(run: Run, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("method", "option", "value", "text"),
     [
-        ("ncm", "epochs", 3, r"epochs: expected the default 10 .* use crt or lws"),
-        ("crt", "taus", [1.0], "use tau-norm"),
+        ("ncm", "epochs", 3, r"epochs: expected the default 10 .* use the method crt or lws"),
+        ("crt", "taus", [1.0], "use the method tau-norm"),
         ("tau-norm", "taus", [], "at least one"),
         ("tau-norm", "taus", [-1.0], "taus: expected a value >= 0, got -1.0"),
         ("crt", "epochs", 0, "epochs: expected a value >= 1"),

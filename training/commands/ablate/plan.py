@@ -13,6 +13,7 @@ from training.config import AblateConfig, TrainConfig, flatten, to_dict, validat
 from training.config.commands import GRIDS
 from training.config.load import change_config
 from training.errors import ConfigError
+from training.models import check_groups
 
 # Decided by the grid, not by an axis.
 _RESERVED = ("dataset", "seed", "output", "resume", "dry_run")
@@ -164,6 +165,7 @@ def _slug(name: str) -> str:
 def _validate(run: PlannedRun) -> None:
     try:
         validate(run.config)
+        check_groups(run.config)
     except ConfigError as error:
         raise ConfigError(f"{run.name}: {error}") from error
 
