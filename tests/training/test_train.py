@@ -13,9 +13,10 @@ import yaml
 from rich.console import Console
 
 from training.cli import parse
-from training.commands.train import History, run_train, select_device
+from training.commands.train import run_train
 from training.config import TrainConfig
 from training.data import build_dataset
+from training.engine.distributed import select_device
 from training.engine.trainer import build_trainer
 from training.errors import ConfigError, TrainingDiverged
 from training.models import build_model
@@ -23,6 +24,7 @@ from training.report.report import _CAPTIONS
 from training.reproducibility import resolve_seeds
 from training.runs.checkpoint import load_checkpoint
 from training.runs.folder import create_run_folder
+from training.runs.history import History
 
 
 def _run(config: TrainConfig) -> tuple[dict, Path, str]:
