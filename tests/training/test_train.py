@@ -13,9 +13,11 @@ import yaml
 from rich.console import Console
 
 from training.cli import parse
-from training.commands.train import History, run_train, select_device
+from training.commands.train import run_train
 from training.config import TrainConfig
 from training.data import build_dataset
+from training.engine import distributed
+from training.engine.distributed import select_device, training_device
 from training.engine.trainer import build_trainer
 from training.errors import ConfigError, TrainingDiverged
 from training.models import build_model
@@ -23,6 +25,7 @@ from training.report.report import _CAPTIONS
 from training.reproducibility import resolve_seeds
 from training.runs.checkpoint import load_checkpoint
 from training.runs.folder import create_run_folder
+from training.runs.history import History
 
 
 def _run(config: TrainConfig) -> tuple[dict, Path, str]:
@@ -223,3 +226,17 @@ def test_unknown_device_says_what_is_expected():
     with pytest.raises(ConfigError, match="expected auto, cpu or a device"):
         select_device("gpu0")
     assert select_device("cpu") == torch.device("cpu")
+
+
+def test_a_process_of_torchrun_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distributed, "select_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    config = TrainConfig(device="cuda")
+    assert training_device(config) == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert training_device(config) == torch.device("cuda", 1)
+    assert training_device(TrainConfig(device="cpu")) == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match=r"at most 2 processes on this machine.*local rank 2;"):
+        training_device(config)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from training.config.commands import DiagnoseConfig, check_diagnose
 from training.console import say
+from training.engine.distributed import select_device
 from training.evaluation.diagnose import diagnose
 from training.reproducibility import cpu_threads
 from training.runs.finished import load_run, read_run
@@ -24,8 +25,6 @@ def run_diagnose(config: DiagnoseConfig, console: Console | None = None) -> dict
     Raises:
         ConfigError: If there is no such run, checkpoint or split.
     """
-    from training.commands.train import select_device  # draws in the whole loop
-
     console = console or Console()
     check_diagnose(config)
     device = select_device(config.device)

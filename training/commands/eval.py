@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from training.commands.train import select_device
 from training.config import EvalConfig
 from training.console import say
 from training.data.base import SplitName
+from training.engine.distributed import select_device
 from training.errors import ConfigError
 from training.evaluation.evaluate import evaluate
 from training.evaluation.metrics import COLUMNS, Evaluation, ShotGroups

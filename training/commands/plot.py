@@ -9,6 +9,7 @@ from rich.console import Console
 
 from training.config.commands import PlotConfig
 from training.console import say
+from training.engine.distributed import select_device
 from training.errors import ConfigError
 from training.evaluation.inspection import view_model
 from training.report.report import draw_plots, write_report
@@ -26,8 +27,6 @@ def run_plot(config: PlotConfig, console: Console | None = None) -> None:
     Raises:
         ConfigError: If there is no such run, checkpoint or split.
     """
-    from training.commands.train import select_device  # draws in the whole loop
-
     console = console or Console()
     loaded = load_run(read_run(config.run), config.checkpoint, select_device(config.device))
     folder, summary = loaded.run.folder, loaded.run.summary

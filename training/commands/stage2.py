@@ -12,11 +12,11 @@ from rich.console import Console
 from torch import nn
 
 from training.commands.eval import with_confusion
-from training.commands.train import select_device
 from training.config import OutputConfig, Stage2Config, to_dict
 from training.config.stage2 import STAGE2_OPTIONS, check_stage2
 from training.console import say
 from training.data import LongTailedDataset, Split
+from training.engine.distributed import select_device
 from training.evaluation.evaluate import collect_features, evaluate
 from training.evaluation.metrics import Evaluation, ShotGroups
 from training.models import WhitenedClassifier

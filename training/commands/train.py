@@ -18,12 +18,12 @@ from training.data import LongTailedDataset, build_dataset
 from training.engine.distributed import (
     Processes,
     average_running_statistics,
-    local_device,
     open_processes,
+    training_device,
 )
 from training.engine.signals import StopSignals
 from training.engine.trainer import Trainer, build_trainer
-from training.errors import ConfigError, TrainingStopped
+from training.errors import TrainingStopped
 from training.evaluation.evaluate import epoch_record, evaluate_epoch
 from training.evaluation.metrics import ShotGroups
 from training.models import check_groups
@@ -46,8 +46,6 @@ from training.runs.folder import (
 )
 from training.runs.history import History, append_record, restore_history, truncate_metrics
 from training.runs.resume import find_run, load_newest, restore_training, training_state
-
-__all__ = ["History", "run_train", "select_device"]
 
 
 def run_train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
@@ -78,8 +76,7 @@ def run_train(config: TrainConfig, console: Console | None = None) -> dict[str, 
             say(console, f"# {note}")
         say(console, _as_yaml(config), end="")
         return to_dict(config)
-    device = local_device(select_device(config.device))
-    check_device(config, device)
+    device = training_device(config)
     seeds = resolve_seeds(config.seed, config.seeds)
     with (
         open_processes(device) as processes,
@@ -97,36 +94,6 @@ def run_train(config: TrainConfig, console: Console | None = None) -> dict[str, 
             reporter.start(run.trainer.step)
             _train(run, reporter, signals)
         return finish_run(config, run.trainer, run.history, run.folder, console, started)
-
-
-def select_device(name: str) -> torch.device:
-    """Return the torch device of a name; "auto" is cuda where there is one.
-
-    Raises:
-        ConfigError: If the name is unknown or the device is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by the kind of device
-        raise ConfigError(
-            f"device: expected auto, cpu or a device that torch can use here, got {name!r} "
-            f"({str(error).splitlines()[0]})."
-        ) from error
-
-
-def check_device(config: TrainConfig, device: torch.device) -> None:
-    """Check that the device can do what is asked for.
-
-    Raises:
-        ConfigError: For synchronised batch normalisation without CUDA.
-    """
-    if config.sync_bn and device.type != "cuda":
-        raise ConfigError(
-            f"sync_bn: expected false on {device.type} (torch's SyncBatchNorm needs CUDA), got "
-            "true; leave it out: each process then normalises by its own rows."
-        )
 
 
 @dataclass

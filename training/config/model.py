@@ -18,8 +18,9 @@ class ModelConfig:
 
     Attributes:
         name: small-resnet (images of a few pixels), resnet-32 (CIFAR, 64 features), resnet-10 (512
-            features), resnet-50 or resnext-50 (ImageNet-size images, 2048 features), or a model of
-            another package, its classifier taken off: timm:resnet18, torchvision:efficientnet_b0.
+            features), resnet-50 or resnext-50 (ImageNet-size images, 2048 features), these three by
+            torchvision, or a model of another package, its classifier taken off: timm:resnet18,
+            torchvision:efficientnet_b0.
         width: Channels of the first stage, doubled in each of the next two; the feature dimension
             is 4 * width; >= 1. (small-resnet)
         blocks: Residual blocks per stage; >= 1. (small-resnet)

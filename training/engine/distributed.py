@@ -1,4 +1,4 @@
-"""Several processes, one model: who is who, what they exchange, and which rows each one takes.
+"""Devices and processes: who is who, what they exchange, and which rows each one takes.
 
 The plan of batches is the same on every process; of each batch, process r of n takes the rows
 r, r + n, r + 2n, … (`training.samplers.rank_rows`). A process' mean loss is weighted by
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from training.config import TrainConfig
 from training.data.feed import Examples
 from training.errors import ConfigError
 from training.losses import ClassificationLoss
@@ -116,12 +117,36 @@ def _describe(device: torch.device) -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size(), control)
 
 
-def local_device(device: torch.device) -> torch.device:
-    """Return the GPU of this process' own number on its machine, other devices as they are.
+def select_device(name: str) -> torch.device:
+    """Return the torch device of a name; "auto" is cuda where there is one.
 
     Raises:
-        ConfigError: If there are more processes than GPUs.
+        ConfigError: If the name is unknown or the device is not there.
     """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by the kind of device
+        raise ConfigError(
+            f"device: expected auto, cpu or a device that torch can use here, got {name!r} "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+
+
+def training_device(config: TrainConfig) -> torch.device:
+    """Return where this process trains: among several GPUs, that of its number on its machine.
+
+    Raises:
+        ConfigError: If the device is not there, there are more processes than GPUs, or it cannot
+            do what is asked for.
+    """
+    device = select_device(config.device)
+    if config.sync_bn and device.type != "cuda":
+        raise ConfigError(
+            f"sync_bn: expected false on {device.type} (torch's SyncBatchNorm needs CUDA), got "
+            "true; leave it out: each process then normalises by its own rows."
+        )
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

@@ -13,17 +13,20 @@ from torch import Tensor, nn
 from training.config.model import ModelConfig, split_name
 from training.errors import ConfigError
 from training.models.resnet import CifarResNet, SmallResNet
-from training.models.resnet_imagenet import ImageNetResNet
 
 _BACKBONES: dict[str, Callable[[int, ModelConfig], nn.Module]] = {
     "small-resnet": lambda channels, model: SmallResNet(channels, model.width, model.blocks),
     "resnet-32": lambda channels, _: CifarResNet(channels),
-    "resnet-10": lambda channels, _: ImageNetResNet((1, 1, 1, 1), channels),
-    "resnet-50": lambda channels, _: ImageNetResNet((3, 4, 6, 3), channels, bottleneck=True),
-    "resnext-50": lambda channels, _: ImageNetResNet(
-        (3, 4, 6, 3), channels, bottleneck=True, groups=32, width_per_group=4
+    # The small network of the ImageNet-LT protocol (Liu et al., CVPR 2019).
+    "resnet-10": lambda channels, _: _imagenet_resnet("BasicBlock", [1, 1, 1, 1], channels),
+    "resnet-50": lambda channels, _: _imagenet_resnet("Bottleneck", [3, 4, 6, 3], channels),
+    "resnext-50": lambda channels, _: _imagenet_resnet(  # 32 x 4d
+        "Bottleneck", [3, 4, 6, 3], channels, groups=32, width_per_group=4
     ),
 }
+
+_FEATURE_DIMS = {"resnet-10": 512, "resnet-50": 2048, "resnext-50": 2048}
+"""D of torchvision's, so that a configuration is checked without it."""
 
 
 def build_backbone(model: ModelConfig, in_channels: int) -> Any:
@@ -44,6 +47,8 @@ def feature_dim(model: ModelConfig) -> int:
     Raises:
         ConfigError: If a model of another package is not there.
     """
+    if model.name in _FEATURE_DIMS:
+        return _FEATURE_DIMS[model.name]
     with torch.device("meta"):  # shapes only: no memory, no random number
         return int(build_backbone(model, 3).feature_dim)
 
@@ -65,6 +70,16 @@ class NamedBackbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> features [B, feature_dim]."""
         return self.model(images)
+
+
+def _imagenet_resnet(block: str, depths: list[int], in_channels: int, **options: int) -> Any:
+    resnet = _import("torchvision.models.resnet", "torchvision")
+    model: Any = resnet.ResNet(getattr(resnet, block), depths, **options)
+    if in_channels != 3:
+        model.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.feature_dim = _remove_classifier(model, "ResNet")
+    return model
 
 
 def build_named(source: str, name: str, in_channels: int) -> NamedBackbone:
@@ -139,6 +154,6 @@ def _import(module: str, package: str) -> Any:
     except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError on a mismatch
         raise ConfigError(
             f"model.name: expected {package} to be importable beside torch {torch.__version__}, "
-            f"got {type(error).__name__}: {error}; run: pip install {package}, or use a model of "
-            "this package (small-resnet, resnet-32, resnet-10, resnet-50, resnext-50)."
+            f"got {type(error).__name__}: {error}; run: pip install {package} (one built for that "
+            "torch), or use a model of this package (small-resnet, resnet-32)."
         ) from error
