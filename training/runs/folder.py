@@ -206,7 +206,9 @@ def without_nan(value: Any) -> Any:
     return value
 
 
-_PACKAGES = ("fastwhiten", "torch", "numpy", "scikit-learn", "matplotlib", "jsonargparse", "rich")
+_PACKAGES = tuple(
+    "fastwhiten torch torchvision numpy scikit-learn matplotlib jsonargparse rich".split()
+)
 
 
 def versions() -> dict[str, str | None]:
