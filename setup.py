@@ -53,12 +53,12 @@ EXTENSIONS: list[Extension] = []
 
 
 def sources(*patterns: str) -> list[str]:
-    """Return the sources that match: module.cpp, schemas (ops), kernels (cpu, cuda)."""
+    """Return the sources that match."""
     found = [path for pattern in patterns for path in (ROOT / "csrc").glob(pattern)]
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
-NATIVE = sources("module.cpp", "ops/*.cpp", "cpu/*.cpp")
+NATIVE = sources("module.cpp", "cpu/*.cpp")
 
 if TORCH is None:
     EXTENSIONS.append(Extension("fastwhiten_cpu", NATIVE, py_limited_api=True, language="c++"))

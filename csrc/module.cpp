@@ -17,6 +17,14 @@ std::string cpu_capability() { return fastwhiten::cpu::cpu_capability(); }
 
 }  // namespace
 
+// The schemas are this module's alone: fastwhiten_cuda adds kernels to them, and PyTorch takes
+// kernels before their schema as well as after it.
+STABLE_TORCH_LIBRARY(fastwhiten, m) {
+  m.def("linear_algebra_provider() -> str");
+  m.def("cpu_capability() -> str");
+  fastwhiten::ops::define_all(m);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CompositeExplicitAutograd, m) {
   m.impl("linear_algebra_provider", TORCH_BOX(&linear_algebra_provider));
   m.impl("cpu_capability", TORCH_BOX(&cpu_capability));

@@ -25,34 +25,32 @@ void right_factor(int64_t G, int64_t D, const T* matrix, const T* gamma, T* B) {
 }  // namespace
 
 template <class In, class T>
-void run_apply(const Device&, const Layout& s, const In* x, const T* mean, const T* matrix,
-               const T* gamma, const T* beta, In* y) {
-  const Plan plan = make_plan(s);
-  const int64_t D = s.width, M = s.rows(), G = s.groups, ldb = padded<T>(D);
-  const bool as_is = gamma == nullptr && ldb == D;
+void run_apply(const Device&, const Apply<In, T>& args) {
+  const Plan plan = make_plan(args.s);
+  const int64_t D = args.s.width, M = args.s.rows(), G = args.s.groups, ldb = padded<T>(D);
+  const bool as_is = args.gamma == nullptr && ldb == D;
   Buffer<T> packed(as_is ? 0 : G * D * ldb);
-  if (!as_is) right_factor(G, D, matrix, gamma, packed.get());
-  const T* B = as_is ? matrix : packed.get();  // [G, D, ldb]
+  if (!as_is) right_factor(G, D, args.matrix, args.gamma, packed.get());
+  const T* B = as_is ? args.matrix : packed.get();  // [G, D, ldb]
   const auto unit = [&](int64_t begin, int64_t end) {
-    Buffer<T> panel(panel_size(s, plan, D));
-    const int64_t ld = panel_stride(s, plan, D);
+    Buffer<T> panel(panel_size(args.s, plan, D));
+    const int64_t ld = panel_stride(args.s, plan, D);
     for (int64_t u = begin; u < end; ++u) {
       const int64_t g = u % G, first = u / G * plan.tile_rows;
       for_panels(plan, first, std::min(first + plan.tile_rows, M), [&](int64_t r, int64_t m) {
-        load_panel<In, T>(s, plan, Scale::kNone, x, g, r, m, mean + g * D, nullptr, panel.get(),
-                          ld);
-        multiply_panel(s, plan, panel.get(), ld, D, B + g * D * ldb, g, r, m,
-                       beta == nullptr ? nullptr : beta + g * D, y);
+        load_panel<In, T>(args.s, plan, Scale::kNone, args.x, g, r, m, args.mean + g * D, nullptr,
+                          panel.get(), ld);
+        multiply_panel(args.s, plan, panel.get(), ld, D, B + g * D * ldb, g, r, m,
+                       args.beta == nullptr ? nullptr : args.beta + g * D, args.y);
       });
     }
   };
   if (plan.wide) return unit(0, G * plan.tiles);
-  parallel(G * plan.tiles, 2.0 * static_cast<double>(s.numel()) * static_cast<double>(D), unit);
+  parallel(G * plan.tiles, 2.0 * static_cast<double>(args.s.numel()) * static_cast<double>(D),
+           unit);
 }
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                            \
-  template void run_apply(const Device&, const Layout&, const In*, const T*, const T*, const T*, \
-                          const T*, In*);
+#define FASTWHITEN_INSTANTIATE(In, T) template void run_apply(const Device&, const Apply<In, T>&);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 

@@ -34,39 +34,40 @@ void right_factor(int64_t G, int64_t D, const T* matrix, const T* inner, const T
 }  // namespace
 
 template <class In, class T>
-void run_backward_apply(const Device&, const Layout& s, const In* x, const In* grad, const T* mean,
-                        const T* grad_sum, const T* matrix, const T* inner, const T* gamma,
-                        const T* p, In* dx) {
-  const Plan plan = make_plan(s);
-  const int64_t D = s.width, M = s.rows(), G = s.groups, ldb = padded<T>(D);
+void run_backward_apply(const Device&, const BackwardApply<In, T>& args) {
+  const Plan plan = make_plan(args.s);
+  const int64_t D = args.s.width, M = args.s.rows(), G = args.s.groups, ldb = padded<T>(D);
   const T uniform = T(1) / static_cast<T>(M);
   Buffer<T> B(G * 2 * D * ldb), grad_shift(G * D);
-  right_factor(G, D, matrix, inner, gamma, p == nullptr ? uniform : T(1), B.get());
+  right_factor(G, D, args.matrix, args.inner, args.gamma, args.p == nullptr ? uniform : T(1),
+               B.get());
   for (int64_t c = 0; c < G * D; ++c)  // of these groups: C can be more, it is the row stride
-    grad_shift[c] = p == nullptr ? grad_sum[c] * uniform : grad_sum[c];
+    grad_shift[c] = args.p == nullptr ? args.grad_sum[c] * uniform : args.grad_sum[c];
   const auto unit = [&](int64_t begin, int64_t end) {
-    // planes: [2 D, m], grad's channels then x's; rows: [m, 2 D], grad's columns then x's
-    Buffer<T> panel(panel_size(s, plan, 2 * D));
-    const int64_t ld = panel_stride(s, plan, 2 * D);
-    T* x_part = panel.get() + (s.planes() ? D * ld : D);
+    // planes: [2 D, m], args.grad'args.s channels then args.x'args.s; rows: [m, 2 D],
+    // args.grad'args.s columns then args.x'args.s
+    Buffer<T> panel(panel_size(args.s, plan, 2 * D));
+    const int64_t ld = panel_stride(args.s, plan, 2 * D);
+    T* x_part = panel.get() + (args.s.planes() ? D * ld : D);
     for (int64_t u = begin; u < end; ++u) {
       const int64_t g = u % G, first = u / G * plan.tile_rows;
       for_panels(plan, first, std::min(first + plan.tile_rows, M), [&](int64_t r, int64_t m) {
-        load_panel(s, plan, Scale::kShift, grad, g, r, m, grad_shift.get() + g * D, p, panel.get(),
+        load_panel(args.s, plan, Scale::kShift, args.grad, g, r, m, grad_shift.get() + g * D,
+                   args.p, panel.get(), ld);
+        load_panel(args.s, plan, Scale::kResult, args.x, g, r, m, args.mean + g * D, args.p, x_part,
                    ld);
-        load_panel(s, plan, Scale::kResult, x, g, r, m, mean + g * D, p, x_part, ld);
-        multiply_panel<In, T>(s, plan, panel.get(), ld, 2 * D, B.get() + g * 2 * D * ldb, g, r, m,
-                              nullptr, dx);
+        multiply_panel<In, T>(args.s, plan, panel.get(), ld, 2 * D, B.get() + g * 2 * D * ldb, g, r,
+                              m, nullptr, args.dx);
       });
     }
   };
   if (plan.wide) return unit(0, G * plan.tiles);
-  parallel(G * plan.tiles, 4.0 * static_cast<double>(s.numel()) * static_cast<double>(D), unit);
+  parallel(G * plan.tiles, 4.0 * static_cast<double>(args.s.numel()) * static_cast<double>(D),
+           unit);
 }
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                            \
-  template void run_backward_apply(const Device&, const Layout&, const In*, const In*, const T*, \
-                                   const T*, const T*, const T*, const T*, const T*, In*);
+#define FASTWHITEN_INSTANTIATE(In, T) \
+  template void run_backward_apply(const Device&, const BackwardApply<In, T>&);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 

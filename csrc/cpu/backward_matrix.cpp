@@ -104,26 +104,24 @@ void gamma_of_group(int64_t D, const T* matrix, const T* cross, T* grad_gamma) {
 }  // namespace
 
 template <class T>
-void run_backward_matrix(const Device&, int64_t G, int64_t D, const T* cross, const T* eigenvalues,
-                         const T* basis, const T* matrix, const T* gamma, const T* rho, double beta,
-                         int64_t kind, T* inner, T* grad_gamma) {
-  const double d = static_cast<double>(D);
-  for_groups(G, 8.0 * d * d * d, [&](int64_t g) {
-    const int64_t at = g * D * D;
-    Group<T> in = {cross + at, nullptr, nullptr, matrix + at, nullptr};
-    if (kind != kCholesky) {
-      in.eigenvalues = eigenvalues + g * D;
-      in.basis = basis + at;
+void run_backward_matrix(const Device&, const BackwardMatrix<T>& args) {
+  const double d = static_cast<double>(args.D);
+  for_groups(args.G, 8.0 * d * d * d, [&](int64_t g) {
+    const int64_t at = g * args.D * args.D;
+    Group<T> in = {args.cross + at, nullptr, nullptr, args.matrix + at, nullptr};
+    if (args.kind != kCholesky) {
+      in.eigenvalues = args.eigenvalues + g * args.D;
+      in.basis = args.basis + at;
     }
-    if (gamma != nullptr) in.gamma = gamma + g * D;
-    inner_of_group(D, in, rho == nullptr ? T(0) : rho[g], static_cast<T>(beta), kind, inner + at);
-    gamma_of_group(D, in.matrix, in.cross, grad_gamma + g * D);
+    if (args.gamma != nullptr) in.gamma = args.gamma + g * args.D;
+    inner_of_group(args.D, in, args.rho == nullptr ? T(0) : args.rho[g],
+                   static_cast<T>(args.batch_weight), args.kind, args.inner + at);
+    gamma_of_group(args.D, in.matrix, in.cross, args.grad_gamma + g * args.D);
   });
 }
 
-#define FASTWHITEN_INSTANTIATE(T)                                                                  \
-  template void run_backward_matrix(const Device&, int64_t, int64_t, const T*, const T*, const T*, \
-                                    const T*, const T*, const T*, double, int64_t, T*, T*);
+#define FASTWHITEN_INSTANTIATE(T) \
+  template void run_backward_matrix(const Device&, const BackwardMatrix<T>&);
 FASTWHITEN_INSTANTIATE(float)
 FASTWHITEN_INSTANTIATE(double)
 #undef FASTWHITEN_INSTANTIATE

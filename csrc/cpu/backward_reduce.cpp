@@ -93,38 +93,37 @@ void add_up(int64_t count, int64_t n, const T* from, T* out) {
 }  // namespace
 
 template <class In, class T>
-void run_backward_reduce(const Device&, const Layout& s, const In* x, const In* grad, const T* mean,
-                         T* grad_sum, T* cross) {
-  const Plan plan = make_plan(s);
-  const int64_t D = s.width, G = s.groups, units = G * plan.chunks;
+void run_backward_reduce(const Device&, const BackwardReduce<In, T>& args) {
+  const Plan plan = make_plan(args.s);
+  const int64_t D = args.s.width, G = args.s.groups, units = G * plan.chunks;
   Buffer<T> sums(units * D), zeros(D);
   Buffer<T> partial(plan.chunks == 1 ? 0 : units * D * D);
-  T* products = plan.chunks == 1 ? cross : partial.get();  // [G, chunks, D, D]
+  T* products = plan.chunks == 1 ? args.cross : partial.get();  // [G, chunks, D, D]
   std::fill_n(zeros.get(), D, T(0));
   const auto unit = [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const int64_t g = u / plan.chunks, k = u % plan.chunks;
-      reduce_chunk(s, plan, x, grad, mean, zeros.get(), g, k * plan.tiles / plan.chunks,
-                   (k + 1) * plan.tiles / plan.chunks, products + u * D * D, sums.get() + u * D);
+      reduce_chunk(args.s, plan, args.x, args.grad, args.mean, zeros.get(), g,
+                   k * plan.tiles / plan.chunks, (k + 1) * plan.tiles / plan.chunks,
+                   products + u * D * D, sums.get() + u * D);
     }
   };
   if (plan.wide) {
     unit(0, units);
   } else {
-    parallel(units, 2.0 * static_cast<double>(s.numel()) * static_cast<double>(D), unit);
+    parallel(units, 2.0 * static_cast<double>(args.s.numel()) * static_cast<double>(D), unit);
   }
   parallel(G, static_cast<double>(units * D * D), [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
-      add_up(plan.chunks, D, sums.get() + g * plan.chunks * D, grad_sum + g * D);
-      if (plan.chunks == 1) continue;  // the one chunk wrote cross
-      add_up(plan.chunks, D * D, products + g * plan.chunks * D * D, cross + g * D * D);
+      add_up(plan.chunks, D, sums.get() + g * plan.chunks * D, args.grad_sum + g * D);
+      if (plan.chunks == 1) continue;  // the one chunk wrote args.cross
+      add_up(plan.chunks, D * D, products + g * plan.chunks * D * D, args.cross + g * D * D);
     }
   });
 }
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                             \
-  template void run_backward_reduce(const Device&, const Layout&, const In*, const In*, const T*, \
-                                    T*, T*);
+#define FASTWHITEN_INSTANTIATE(In, T) \
+  template void run_backward_reduce(const Device&, const BackwardReduce<In, T>&);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 

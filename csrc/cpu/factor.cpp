@@ -75,33 +75,31 @@ bool factor_cholesky(int64_t D, T rho, T eps, T mean_diagonal, T* a, T* matrix) 
 }  // namespace
 
 template <class T>
-void run_factor(const Device&, int64_t G, int64_t D, const T* batch, const T* running, const T* rho,
-                double beta, double eps, int64_t kind, const T* /* start */, T* values, T* basis,
-                T* matrix) {
-  const double flops = kind == kCholesky ? 8.0 * static_cast<double>(D * D * D) : eigen_flops<T>(D);
-  for_groups(G, flops, [&](int64_t g) {
-    const int64_t at = g * D * D;
-    Buffer<T> work(D * D);
-    const T* old = running == nullptr ? nullptr : running + at;
-    const T mean_diagonal = blend(D, batch + at, old, static_cast<T>(beta), work.get());
-    const T r = rho == nullptr ? T(0) : rho[g], e = static_cast<T>(eps);
-    if (kind == kCholesky) {
-      if (!factor_cholesky(D, r, e, mean_diagonal, work.get(), matrix + at))
-        fill_nan(matrix + at, D * D);
+void run_factor(const Device&, const Factor<T>& args) {
+  const double flops = args.kind == kCholesky ? 8.0 * static_cast<double>(args.D * args.D * args.D)
+                                              : eigen_flops<T>(args.D);
+  for_groups(args.G, flops, [&](int64_t g) {
+    const int64_t at = g * args.D * args.D;
+    Buffer<T> work(args.D * args.D);
+    const T* old = args.running == nullptr ? nullptr : args.running + at;
+    const T mean_diagonal =
+        blend(args.D, args.covariance + at, old, static_cast<T>(args.batch_weight), work.get());
+    const T r = args.rho == nullptr ? T(0) : args.rho[g], e = static_cast<T>(args.eps);
+    if (args.kind == kCholesky) {
+      if (!factor_cholesky(args.D, r, e, mean_diagonal, work.get(), args.matrix + at))
+        fill_nan(args.matrix + at, args.D * args.D);
       return;
     }
-    if (!factor_eigen(D, kind == kZca, r, e, mean_diagonal, work.get(), values + g * D, basis + at,
-                      matrix + at)) {
-      fill_nan(values + g * D, D);
-      fill_nan(basis + at, D * D);
-      fill_nan(matrix + at, D * D);
+    if (!factor_eigen(args.D, args.kind == kZca, r, e, mean_diagonal, work.get(),
+                      args.eigenvalues + g * args.D, args.basis + at, args.matrix + at)) {
+      fill_nan(args.eigenvalues + g * args.D, args.D);
+      fill_nan(args.basis + at, args.D * args.D);
+      fill_nan(args.matrix + at, args.D * args.D);
     }
   });
 }
 
-#define FASTWHITEN_INSTANTIATE(T)                                                                 \
-  template void run_factor(const Device&, int64_t, int64_t, const T*, const T*, const T*, double, \
-                           double, int64_t, const T*, T*, T*, T*);
+#define FASTWHITEN_INSTANTIATE(T) template void run_factor(const Device&, const Factor<T>&);
 FASTWHITEN_INSTANTIATE(float)
 FASTWHITEN_INSTANTIATE(double)
 #undef FASTWHITEN_INSTANTIATE

@@ -67,40 +67,40 @@ double estimate(int64_t D, const T* batch, const T* running, double share, doubl
 }  // namespace
 
 template <class In, class T>
-void run_intensity(const Device&, const Layout& s, const In* x, const T* mean, const T* covariance,
-                   const T* running, const T* p, double batch_weight, int64_t method, double value,
-                   T* rho) {
-  const int64_t D = s.width, M = s.rows(), blocks = (M + kBlockRows - 1) / kBlockRows;
-  if (method == kFixed) {
-    std::fill_n(rho, s.groups, static_cast<T>(value));
+void run_intensity(const Device&, const Intensity<In, T>& args) {
+  const int64_t D = args.s.width, M = args.s.rows(), blocks = (M + kBlockRows - 1) / kBlockRows;
+  if (args.method == kFixed) {
+    std::fill_n(args.rho, args.s.groups, static_cast<T>(args.value));
     return;
   }
-  Buffer<double> partial(s.groups * blocks);
-  if (method == kLedoitWolf) {
-    parallel(
-        s.groups * blocks, 3.0 * static_cast<double>(s.numel()), [&](int64_t begin, int64_t end) {
-          for (int64_t u = begin; u < end; ++u) {
-            const int64_t r0 = u % blocks * kBlockRows;
-            partial[u] = fourth_moment(s, x, mean, p, u / blocks, r0, std::min(kBlockRows, M - r0));
-          }
-        });
+  Buffer<double> partial(args.s.groups * blocks);
+  if (args.method == kLedoitWolf) {
+    parallel(args.s.groups * blocks, 3.0 * static_cast<double>(args.s.numel()),
+             [&](int64_t begin, int64_t end) {
+               for (int64_t u = begin; u < end; ++u) {
+                 const int64_t r0 = u % blocks * kBlockRows;
+                 partial[u] = fourth_moment(args.s, args.x, args.mean, args.p, u / blocks, r0,
+                                            std::min(kBlockRows, M - r0));
+               }
+             });
   }
   double squares = 0;
-  for (int64_t n = 0; p != nullptr && n < M; ++n) squares += static_cast<double>(p[n]) * p[n];
-  const double share = running == nullptr ? 1 : batch_weight;
-  const double rows = (p == nullptr ? static_cast<double>(M) : 1 / squares) / (share * share);
-  for (int64_t g = 0; g < s.groups; ++g) {
+  for (int64_t n = 0; args.p != nullptr && n < M; ++n)
+    squares += static_cast<double>(args.p[n]) * args.p[n];
+  const double share = args.running == nullptr ? 1 : args.batch_weight;
+  const double rows = (args.p == nullptr ? static_cast<double>(M) : 1 / squares) / (share * share);
+  for (int64_t g = 0; g < args.s.groups; ++g) {
     double fourth = 0;
-    for (int64_t b = 0; method == kLedoitWolf && b < blocks; ++b) fourth += partial[g * blocks + b];
-    const T* old = running == nullptr ? nullptr : running + g * D * D;
-    rho[g] = static_cast<T>(
-        estimate(D, covariance + g * D * D, old, share, rows, method == kLedoitWolf, fourth));
+    for (int64_t b = 0; args.method == kLedoitWolf && b < blocks; ++b)
+      fourth += partial[g * blocks + b];
+    const T* old = args.running == nullptr ? nullptr : args.running + g * D * D;
+    args.rho[g] = static_cast<T>(estimate(D, args.covariance + g * D * D, old, share, rows,
+                                          args.method == kLedoitWolf, fourth));
   }
 }
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                      \
-  template void run_intensity(const Device&, const Layout&, const In*, const T*, const T*, \
-                              const T*, const T*, double, int64_t, double, T*);
+#define FASTWHITEN_INSTANTIATE(In, T) \
+  template void run_intensity(const Device&, const Intensity<In, T>&);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 

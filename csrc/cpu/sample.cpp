@@ -156,86 +156,80 @@ void backward_of_group(const Layout& s, int64_t g, const In* grad, const T* P, c
 }  // namespace
 
 template <class In, class T>
-void run_sample_statistics(const Device&, const Layout& s, const In* x, const T* p, T* mean,
-                           T* scaled, T* gram) {
-  const int64_t M = s.samples, C = s.channels, D = s.width;
+void run_sample_statistics(const Device&, const SampleStatistics<In, T>& args) {
+  const int64_t M = args.s.samples, C = args.s.channels, D = args.s.width;
   Buffer<T> root(M);
-  root_weights(M, p, root.get());
-  const int64_t origin = heaviest_row(p, 0, M);
+  root_weights(M, args.p, root.get());
+  const int64_t origin = heaviest_row(args.p, 0, M);
   constexpr int64_t kChannels =
       256;  // 1 KiB of every row: whole pages stay mapped, M = 1024 fits the L2
-  const double touched = 8.0 * static_cast<double>(s.numel());
+  const double touched = 8.0 * static_cast<double>(args.s.numel());
   parallel((C + kChannels - 1) / kChannels, touched, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t c0 = b * kChannels;
-      scale_channels(M, C, x, p, root.get(), origin, c0, std::min(kChannels, C - c0), mean, scaled);
+      scale_channels(M, C, args.x, args.p, root.get(), origin, c0, std::min(kChannels, C - c0),
+                     args.mean, args.scaled);
     }
   });
-  for_groups(s.groups, product_flops(M, D), [&](int64_t g) {
-    gemm_symmetric(false, M, D, T(1), scaled + g * D, C, T(0), gram + g * M * M, M);
-    mirror(M, gram + g * M * M);
+  for_groups(args.s.groups, product_flops(M, D), [&](int64_t g) {
+    gemm_symmetric(false, M, D, T(1), args.scaled + g * D, C, T(0), args.gram + g * M * M, M);
+    mirror(M, args.gram + g * M * M);
   });
 }
 
 template <class Out, class T>
-void run_sample_apply(const Device&, const Layout& s, const T* scaled, const T* eigenvalues,
-                      const T* eigenvectors, const T* p, const T* rho, double eps, Out* y,
-                      T* projected) {
-  const int64_t M = s.samples, C = s.channels, D = s.width;
+void run_sample_apply(const Device&, const SampleApply<Out, T>& args) {
+  const int64_t M = args.s.samples, C = args.s.channels, D = args.s.width;
   Buffer<T> root(M);
-  root_weights(M, p, root.get());
-  for_groups(s.groups, product_flops(M, D), [&](int64_t g) {
+  root_weights(M, args.p, root.get());
+  for_groups(args.s.groups, product_flops(M, D), [&](int64_t g) {
     // Equal weights leave V as it is: their root is a factor of the whole product.
-    Buffer<T> t(M), whiten(M * M), rotated(p == nullptr ? 0 : M * M);
-    spectrum(M, D, eigenvalues + g * M, rho == nullptr ? T(0) : rho[g], static_cast<T>(eps),
-             t.get());
-    const T* V = eigenvectors + g * M * M;  // [M, M]
+    Buffer<T> t(M), whiten(M * M), rotated(args.p == nullptr ? 0 : M * M);
+    spectrum(M, D, args.eigenvalues + g * M, args.rho == nullptr ? T(0) : args.rho[g],
+             static_cast<T>(args.eps), t.get());
+    const T* V = args.eigenvectors + g * M * M;  // [M, M]
     for_rows(M, M, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         for (int64_t i = 0; i < M; ++i) whiten[n * M + i] = V[n * M + i] / t[i];
-        if (p == nullptr) continue;
+        if (args.p == nullptr) continue;
         for (int64_t i = 0; i < M; ++i) rotated[n * M + i] = V[n * M + i] / root[n];
       }
     });
-    const T* rotate = p == nullptr ? V : rotated.get();
-    const T scale = p == nullptr ? 1 / root[0] : T(1);
-    T* P = projected + g * M * D;  // [M, D]
-    gemm(true, false, M, D, M, T(1), whiten.get(), M, scaled + g * D, C, T(0), P, D);
+    const T* rotate = args.p == nullptr ? V : rotated.get();
+    const T scale = args.p == nullptr ? 1 / root[0] : T(1);
+    T* P = args.projected + g * M * D;  // [M, D]
+    gemm(true, false, M, D, M, T(1), whiten.get(), M, args.scaled + g * D, C, T(0), P, D);
     if constexpr (std::is_same_v<Out, T>) {
-      gemm(false, false, M, D, M, scale, rotate, M, P, D, T(0), y + g * D, C);
+      gemm(false, false, M, D, M, scale, rotate, M, P, D, T(0), args.y + g * D, C);
     } else {
       Buffer<T> result(M * D);
       gemm(false, false, M, D, M, scale, rotate, M, P, D, T(0), result.get(), D);
       for (int64_t n = 0; n < M; ++n) {
-        for (int64_t c = 0; c < D; ++c) y[n * C + g * D + c] = static_cast<Out>(result[n * D + c]);
+        for (int64_t c = 0; c < D; ++c)
+          args.y[n * C + g * D + c] = static_cast<Out>(result[n * D + c]);
       }
     }
   });
 }
 
 template <class In, class T>
-void run_sample_backward(const Device&, const Layout& s, const In* grad, const T* projected,
-                         const T* eigenvalues, const T* eigenvectors, const T* p, const T* rho,
-                         double eps, In* dx) {
-  const int64_t M = s.samples, D = s.width;
+void run_sample_backward(const Device&, const SampleBackward<In, T>& args) {
+  const int64_t M = args.s.samples, D = args.s.width;
   Buffer<T> root(M);
-  root_weights(M, p, root.get());
-  for_groups(s.groups, product_flops(M, D), [&](int64_t g) {
-    const T r = rho == nullptr ? T(0) : rho[g];
+  root_weights(M, args.p, root.get());
+  for_groups(args.s.groups, product_flops(M, D), [&](int64_t g) {
+    const T r = args.rho == nullptr ? T(0) : args.rho[g];
     Buffer<T> t(M);
-    spectrum(M, D, eigenvalues + g * M, r, static_cast<T>(eps), t.get());
-    backward_of_group(s, g, grad, projected + g * M * D, t.get(), eigenvectors + g * M * M,
-                      root.get(), r, dx);
+    spectrum(M, D, args.eigenvalues + g * M, r, static_cast<T>(args.eps), t.get());
+    backward_of_group(args.s, g, args.grad, args.projected + g * M * D, t.get(),
+                      args.eigenvectors + g * M * M, root.get(), r, args.dx);
   });
 }
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                            \
-  template void run_sample_statistics(const Device&, const Layout&, const In*, const T*, T*, T*, \
-                                      T*);                                                       \
-  template void run_sample_apply(const Device&, const Layout&, const T*, const T*, const T*,     \
-                                 const T*, const T*, double, In*, T*);                           \
-  template void run_sample_backward(const Device&, const Layout&, const In*, const T*, const T*, \
-                                    const T*, const T*, const T*, double, In*);
+#define FASTWHITEN_INSTANTIATE(In, T)                                                 \
+  template void run_sample_statistics(const Device&, const SampleStatistics<In, T>&); \
+  template void run_sample_apply(const Device&, const SampleApply<In, T>&);          \
+  template void run_sample_backward(const Device&, const SampleBackward<In, T>&);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 

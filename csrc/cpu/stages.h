@@ -11,38 +11,25 @@
 namespace fastwhiten::cpu {
 
 template <class In, class T>
-void run_statistics(const Device&, const Layout& s, const In* x, const T* p, T* mean,
-                    T* covariance);
-
-// rho [G] of the blended covariances; method as in ops/ops.h.
-template <class In, class T>
-void run_intensity(const Device&, const Layout& s, const In* x, const T* mean, const T* covariance,
-                   const T* running, const T* p, double batch_weight, int64_t method, double value,
-                   T* rho);
-
-// values and basis are not written for kind = cholesky.
-template <class T>
-void run_factor(const Device&, int64_t G, int64_t D, const T* covariance, const T* running,
-                const T* rho, double batch_weight, double eps, int64_t kind, const T* start,
-                T* values, T* basis, T* matrix);
+void run_statistics(const Device&, const Statistics<In, T>& args);
 
 template <class In, class T>
-void run_apply(const Device&, const Layout& s, const In* x, const T* mean, const T* matrix,
-               const T* gamma, const T* beta, In* y);
-
-template <class In, class T>
-void run_backward_reduce(const Device&, const Layout& s, const In* x, const In* grad, const T* mean,
-                         T* grad_sum, T* cross);
+void run_intensity(const Device&, const Intensity<In, T>& args);
 
 template <class T>
-void run_backward_matrix(const Device&, int64_t G, int64_t D, const T* cross, const T* eigenvalues,
-                         const T* basis, const T* matrix, const T* gamma, const T* rho,
-                         double batch_weight, int64_t kind, T* inner, T* grad_gamma);
+void run_factor(const Device&, const Factor<T>& args);
 
 template <class In, class T>
-void run_backward_apply(const Device&, const Layout& s, const In* x, const In* grad, const T* mean,
-                        const T* grad_sum, const T* matrix, const T* inner, const T* gamma,
-                        const T* p, In* dx);
+void run_apply(const Device&, const Apply<In, T>& args);
+
+template <class In, class T>
+void run_backward_reduce(const Device&, const BackwardReduce<In, T>& args);
+
+template <class T>
+void run_backward_matrix(const Device&, const BackwardMatrix<T>& args);
+
+template <class In, class T>
+void run_backward_apply(const Device&, const BackwardApply<In, T>& args);
 
 template <class In, class T>
 void run_whiten_forward(const Device&, const WhitenForward<In, T>& in);
@@ -51,17 +38,12 @@ template <class In, class T>
 void run_whiten_backward(const Device&, const WhitenBackward<In, T>& in);
 
 template <class In, class T>
-void run_sample_statistics(const Device&, const Layout& s, const In* x, const T* p, T* mean,
-                           T* scaled, T* gram);
+void run_sample_statistics(const Device&, const SampleStatistics<In, T>& args);
 
 template <class Out, class T>
-void run_sample_apply(const Device&, const Layout& s, const T* scaled, const T* eigenvalues,
-                      const T* eigenvectors, const T* p, const T* rho, double eps, Out* y,
-                      T* projected);
+void run_sample_apply(const Device&, const SampleApply<Out, T>& args);
 
 template <class In, class T>
-void run_sample_backward(const Device&, const Layout& s, const In* grad, const T* projected,
-                         const T* eigenvalues, const T* eigenvectors, const T* p, const T* rho,
-                         double eps, In* dx);
+void run_sample_backward(const Device&, const SampleBackward<In, T>& args);
 
 }  // namespace fastwhiten::cpu

@@ -119,37 +119,36 @@ void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const T* p, co
 }  // namespace
 
 template <class In, class T>
-void run_statistics(const Device&, const Layout& s, const In* x, const T* p, T* mean,
-                    T* covariance) {
-  const Plan plan = make_plan(s);
-  const int64_t D = s.width, M = s.rows(), G = s.groups;
+void run_statistics(const Device&, const Statistics<In, T>& args) {
+  const Plan plan = make_plan(args.s);
+  const int64_t D = args.s.width, M = args.s.rows(), G = args.s.groups;
   Buffer<double> tile_weights(plan.tiles), tile_means(G * plan.tiles * D);
-  Buffer<T> root(p == nullptr ? 0 : M), partial(G * plan.chunks * D * D);
+  Buffer<T> root(args.p == nullptr ? 0 : M), partial(G * plan.chunks * D * D);
   for (int64_t t = 0; t < plan.tiles; ++t) {
     const int64_t r0 = t * plan.tile_rows, m = std::min(plan.tile_rows, M - r0);
-    tile_weights[t] = p == nullptr ? static_cast<double>(m) : 0;
-    for (int64_t r = r0; p != nullptr && r < r0 + m; ++r) {
-      tile_weights[t] += p[r];
-      root[r] = std::sqrt(p[r]);
+    tile_weights[t] = args.p == nullptr ? static_cast<double>(m) : 0;
+    for (int64_t r = r0; args.p != nullptr && r < r0 + m; ++r) {
+      tile_weights[t] += args.p[r];
+      root[r] = std::sqrt(args.p[r]);
     }
   }
   const auto unit = [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const int64_t g = u / plan.chunks, k = u % plan.chunks;
-      reduce_chunk(s, plan, x, p, p == nullptr ? nullptr : root.get(), g,
+      reduce_chunk(args.s, plan, args.x, args.p, args.p == nullptr ? nullptr : root.get(), g,
                    k * plan.tiles / plan.chunks, (k + 1) * plan.tiles / plan.chunks,
                    tile_weights.get(), tile_means.get() + g * plan.tiles * D,
                    partial.get() + u * D * D);
     }
   };
-  const double flops = 2.0 * static_cast<double>(s.numel()) * static_cast<double>(D);
+  const double flops = 2.0 * static_cast<double>(args.s.numel()) * static_cast<double>(D);
   if (plan.wide) {
     unit(0, G);
   } else {
     parallel(G * plan.chunks, flops, unit);
   }
-  const T scale = p == nullptr ? T(1) / static_cast<T>(M) : T(1);
-  if (p == nullptr) {
+  const T scale = args.p == nullptr ? T(1) / static_cast<T>(M) : T(1);
+  if (args.p == nullptr) {
     for (int64_t t = 0; t < plan.tiles; ++t) tile_weights[t] /= static_cast<double>(M);
   }
   const double finish =
@@ -157,13 +156,14 @@ void run_statistics(const Device&, const Layout& s, const In* x, const T* p, T* 
   parallel(G, finish, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
       combine(plan, D, tile_means.get() + g * plan.tiles * D, tile_weights.get(),
-              partial.get() + g * plan.chunks * D * D, scale, mean + g * D, covariance + g * D * D);
+              partial.get() + g * plan.chunks * D * D, scale, args.mean + g * D,
+              args.covariance + g * D * D);
     }
   });
 }
 
 #define FASTWHITEN_INSTANTIATE(In, T) \
-  template void run_statistics(const Device&, const Layout&, const In*, const T*, T*, T*);
+  template void run_statistics(const Device&, const Statistics<In, T>&);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 

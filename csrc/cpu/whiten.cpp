@@ -45,16 +45,17 @@ void run_whiten_forward(const Device& device, const WhitenForward<In, T>& in) {
     T *const mean = in.mean + g * D, *const covariance = in.covariance + square;
     T* const matrix = in.matrix + square;
     const T* const running = at(in.running, square);
-    run_statistics(device, part, in.x + first, in.p, mean, covariance);
+    run_statistics(device, Statistics<In, T>{part, in.x + first, in.p, mean, covariance});
     if (shares != nullptr) {
-      run_intensity(device, part, in.x + first, mean, covariance, running, in.p, in.batch_weight,
-                    in.method, in.value, shares + g);
+      run_intensity(device, Intensity<In, T>{part, in.x + first, mean, covariance, running, in.p,
+                                             in.batch_weight, in.method, in.value, shares + g});
     }
-    run_factor(device, part.groups, D, covariance, running, at<T>(shares, g), in.batch_weight,
-               in.eps, in.kind, at(in.start, square), spectral ? in.eigenvalues + g * D : nullptr,
-               spectral ? in.basis + square : nullptr, matrix);
-    run_apply(device, part, in.x + first, mean, matrix, at(in.gamma, g * D), at(in.beta, g * D),
-              in.y + first);
+    run_factor(device, Factor<T>{part.groups, D, covariance, running, at<T>(shares, g),
+                                 in.batch_weight, in.eps, in.kind, at(in.start, square),
+                                 spectral ? in.eigenvalues + g * D : nullptr,
+                                 spectral ? in.basis + square : nullptr, matrix});
+    run_apply(device, Apply<In, T>{part, in.x + first, mean, matrix, at(in.gamma, g * D),
+                                   at(in.beta, g * D), in.y + first});
   });
 }
 
@@ -69,13 +70,14 @@ void run_whiten_backward(const Device& device, const WhitenBackward<In, T>& in) 
     const T* const gamma = at(in.gamma, g * D);
     T* const grad_sum = in.grad_sum + g * D;
     Buffer<T> cross(part.groups * D * D), inner(part.groups * D * D);
-    run_backward_reduce(device, part, x, grad, mean, grad_sum, cross.get());
-    run_backward_matrix(device, part.groups, D, cross.get(),
-                        spectral ? in.eigenvalues + g * D : nullptr,
-                        spectral ? in.basis + square : nullptr, matrix, gamma, at(in.rho, g),
-                        in.batch_weight, in.kind, inner.get(), in.grad_gamma + g * D);
-    run_backward_apply(device, part, x, grad, mean, grad_sum, matrix, inner.get(), gamma, in.p,
-                       in.dx + first);
+    run_backward_reduce(device, BackwardReduce<In, T>{part, x, grad, mean, grad_sum, cross.get()});
+    run_backward_matrix(
+        device,
+        BackwardMatrix<T>{part.groups, D, cross.get(), spectral ? in.eigenvalues + g * D : nullptr,
+                          spectral ? in.basis + square : nullptr, matrix, gamma, at(in.rho, g),
+                          in.batch_weight, in.kind, inner.get(), in.grad_gamma + g * D});
+    run_backward_apply(device, BackwardApply<In, T>{part, x, grad, mean, grad_sum, matrix,
+                                                    inner.get(), gamma, in.p, in.dx + first});
   });
 }
 

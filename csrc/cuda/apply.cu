@@ -4,9 +4,7 @@
 namespace fastwhiten {
 namespace cuda {
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                      \
-  template void run_apply(Device&, const Layout&, const In*, const T*, const T*, const T*, \
-                          const T*, In*);
+#define FASTWHITEN_INSTANTIATE(In, T) template void run_apply(Device&, const Apply<In, T>&);
 FASTWHITEN_FOR_DEVICE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 

@@ -180,14 +180,14 @@ __global__ void __launch_bounds__(kThreads) apply_kernel(ApplyArguments<In, T> i
 }
 
 template <class Device, class In, class T>
-void run_apply(Device& device, const Layout& s, const In* x, const T* mean, const T* matrix,
-               const T* gamma, const T* beta, In* y) {
-  const ApplyArguments<In, T> arguments{s, x, mean, matrix, gamma, beta, y};
-  if (narrow(s)) {
-    device.launch(apply_kernel<true, In, T>, row_tiles(s), kThreads, kNarrowApplySharedBytes<T>,
-                  arguments);
+void run_apply(Device& device, const Apply<In, T>& args) {
+  const ApplyArguments<In, T> arguments{args.s,     args.x,    args.mean, args.matrix,
+                                        args.gamma, args.beta, args.y};
+  if (narrow(args.s)) {
+    device.launch(apply_kernel<true, In, T>, row_tiles(args.s), kThreads,
+                  kNarrowApplySharedBytes<T>, arguments);
   } else {
-    device.launch(apply_kernel<false, In, T>, row_tiles(s), kThreads, kApplySharedBytes<T>,
+    device.launch(apply_kernel<false, In, T>, row_tiles(args.s), kThreads, kApplySharedBytes<T>,
                   arguments);
   }
 }

@@ -66,17 +66,16 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Device, class In, class T>
-void run_backward_apply(Device& device, const Layout& s, const In* x, const In* grad, const T* mean,
-                        const T* grad_sum, const T* matrix, const T* inner, const T* gamma,
-                        const T* p, In* dx) {
-  const BackwardApplyArguments<In, T> arguments{s,      x,     grad,  mean, grad_sum,
-                                                matrix, inner, gamma, p,    dx};
-  if (narrow(s)) {
-    device.launch(backward_apply_kernel<true, In, T>, row_tiles(s), kThreads,
+void run_backward_apply(Device& device, const BackwardApply<In, T>& args) {
+  const BackwardApplyArguments<In, T> arguments{args.s,        args.x,      args.grad,  args.mean,
+                                                args.grad_sum, args.matrix, args.inner, args.gamma,
+                                                args.p,        args.dx};
+  if (narrow(args.s)) {
+    device.launch(backward_apply_kernel<true, In, T>, row_tiles(args.s), kThreads,
                   kNarrowApplySharedBytes<T>, arguments);
   } else {
-    device.launch(backward_apply_kernel<false, In, T>, row_tiles(s), kThreads, kApplySharedBytes<T>,
-                  arguments);
+    device.launch(backward_apply_kernel<false, In, T>, row_tiles(args.s), kThreads,
+                  kApplySharedBytes<T>, arguments);
   }
 }
 

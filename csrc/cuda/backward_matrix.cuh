@@ -228,34 +228,43 @@ void multiply_matrices(Device& device, const Op& op) {
 }
 
 template <class Device, class T>
-void run_backward_matrix(Device& device, int64_t G, int64_t D, const T* cross, const T* eigenvalues,
-                         const T* basis, const T* matrix, const T* gamma, const T* rho,
-                         double batch_weight, int64_t kind, T* inner, T* grad_gamma) {
-  const T tie = tie_tolerance<T>(D);
-  const BackwardMatrixArguments<T> in{
-      G,     D,   static_cast<int>(kind),       cross, eigenvalues, basis,     matrix,
-      gamma, rho, static_cast<T>(batch_weight), tie,   inner,       grad_gamma};
-  if (D <= kTile) {
-    device.launch(backward_matrix_kernel<T>, G, kThreads, kBackwardMatrixSharedBytes<T>, in);
+void run_backward_matrix(Device& device, const BackwardMatrix<T>& args) {
+  const T tie = tie_tolerance<T>(args.D);
+  const BackwardMatrixArguments<T> in{args.G,
+                                      args.D,
+                                      static_cast<int>(args.kind),
+                                      args.cross,
+                                      args.eigenvalues,
+                                      args.basis,
+                                      args.matrix,
+                                      args.gamma,
+                                      args.rho,
+                                      static_cast<T>(args.batch_weight),
+                                      tie,
+                                      args.inner,
+                                      args.grad_gamma};
+  if (args.D <= kTile) {
+    device.launch(backward_matrix_kernel<T>, args.G, kThreads, kBackwardMatrixSharedBytes<T>, in);
     return;
   }
-  const MatrixShape full{G, D, D, D, 1, false}, lower{G, D, D, D, 1, true};
-  auto first = device.template allocate<T>(G * D * D),
-       second = device.template allocate<T>(G * D * D);
-  auto trace = device.template allocate<T>(rho != nullptr ? G : 0);
+  const MatrixShape full{args.G, args.D, args.D, args.D, 1, false},
+      lower{args.G, args.D, args.D, args.D, 1, true};
+  auto first = device.template allocate<T>(args.G * args.D * args.D),
+       second = device.template allocate<T>(args.G * args.D * args.D);
+  auto trace = device.template allocate<T>(args.rho != nullptr ? args.G : 0);
   T *from = first.get(), *to = second.get();
   multiply_matrices<Device, T>(device, OuterTimesCross<T>{{full, in, nullptr, from, nullptr}});
-  if (kind == 0) {
+  if (args.kind == 0) {
     multiply_matrices<Device, T>(device, TimesBasis<T>{{full, in, from, to, nullptr}});
     std::swap(from, to);
   }
   multiply_matrices<Device, T>(device, OuterTimesWeighed<T>{{full, in, from, to, nullptr}});
-  T* const traces = rho != nullptr ? trace.get() : nullptr;
-  device.launch(backward_sums_kernel<T>, G, kThreads,
+  T* const traces = args.rho != nullptr ? trace.get() : nullptr;
+  device.launch(backward_sums_kernel<T>, args.G, kThreads,
                 static_cast<int64_t>(kReduceWords * sizeof(T)), in, static_cast<const T*>(to),
                 traces);
   multiply_matrices<Device, T>(
-      device, TimesOuter<T>{{lower, in, to, inner, static_cast<const T*>(traces)}});
+      device, TimesOuter<T>{{lower, in, to, args.inner, static_cast<const T*>(traces)}});
 }
 
 }  // namespace cuda

@@ -5,7 +5,7 @@ namespace fastwhiten {
 namespace cuda {
 
 #define FASTWHITEN_INSTANTIATE(In, T) \
-  template void run_backward_reduce(Device&, const Layout&, const In*, const In*, const T*, T*, T*);
+  template void run_backward_reduce(Device&, const BackwardReduce<In, T>&);
 FASTWHITEN_FOR_DEVICE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 

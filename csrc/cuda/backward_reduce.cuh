@@ -103,21 +103,21 @@ void add_chunks(Device& device, const AddChunksArguments<T>& arguments) {
 }
 
 template <class Device, class In, class T>
-void run_backward_reduce(Device& device, const Layout& s, const In* x, const In* grad,
-                         const T* mean, T* grad_sum, T* cross) {
-  const int64_t tiles = channel_tiles(s, false), C = s.groups * s.width, square = C * s.width;
-  const Chunks chunks = cut(s.rows(), tiles);
+void run_backward_reduce(Device& device, const BackwardReduce<In, T>& args) {
+  const int64_t tiles = channel_tiles(args.s, false), C = args.s.groups * args.s.width,
+                square = C * args.s.width;
+  const Chunks chunks = cut(args.s.rows(), tiles);
   const bool whole = chunks.count == 1;  // the one chunk is the result
   auto products = device.template allocate<T>(whole ? 0 : chunks.count * square);
   auto sums = device.template allocate<T>(whole ? 0 : chunks.count * C);
   device.launch(backward_reduce_kernel<In, T>, tiles * chunks.count, kThreads,
                 kBackwardReduceSharedBytes<T>,
-                BackwardReduceArguments<In, T>{s, chunks.count, chunks.size, x, grad, mean,
-                                               whole ? cross : products.get(),
-                                               whole ? grad_sum : sums.get()});
+                BackwardReduceArguments<In, T>{args.s, chunks.count, chunks.size, args.x, args.grad,
+                                               args.mean, whole ? args.cross : products.get(),
+                                               whole ? args.grad_sum : sums.get()});
   if (whole) return;
-  add_chunks(device, AddChunksArguments<T>{chunks.count, square, products.get(), cross, C,
-                                           sums.get(), grad_sum});
+  add_chunks(device, AddChunksArguments<T>{chunks.count, square, products.get(), args.cross, C,
+                                           sums.get(), args.grad_sum});
 }
 
 }  // namespace cuda

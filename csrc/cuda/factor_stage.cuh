@@ -8,26 +8,29 @@ namespace fastwhiten {
 namespace cuda {
 
 template <class Device, class T>
-void run_factor(Device& device, int64_t G, int64_t D, const T* blended, const T* rho, double eps,
-                int64_t kind, const T* start, T* eigenvalues, T* basis, T* matrix) {
-  if (kind != 2) {
-    device.eigh(G, D, blended, eigenvalues, basis, start);
-    run_matrix(device, G, D, static_cast<const T*>(eigenvalues), static_cast<const T*>(basis), rho,
-               eps, kind, eigenvalues, matrix);
+void run_factor_blended(Device& device, const Factor<T>& args) {
+  const int64_t G = args.G, D = args.D;
+  const T* const blended = args.covariance;
+  if (args.kind != 2) {
+    device.eigh(G, D, blended, args.eigenvalues, args.basis, args.start);
+    run_matrix(device, G, D, static_cast<const T*>(args.eigenvalues),
+               static_cast<const T*>(args.basis), args.rho, args.eps, args.kind, args.eigenvalues,
+               args.matrix);
   } else if (D <= kCholeskyLimit && cholesky_shared_bytes<T>(D) <= device.shared_limit()) {
-    run_cholesky(device, G, D, blended, rho, eps, matrix);
+    run_cholesky(device, G, D, blended, args.rho, args.eps, args.matrix);
   } else {
-    device.cholesky(G, D, blended, rho, eps, matrix);
+    device.cholesky(G, D, blended, args.rho, args.eps, args.matrix);
   }
 }
 
 template <class Device, class T>
-void run_factor(Device& device, int64_t G, int64_t D, const T* covariance, const T* running,
-                const T* rho, double batch_weight, double eps, int64_t kind, const T* start,
-                T* eigenvalues, T* basis, T* matrix) {
-  auto blended = device.template allocate<T>(G * D * D);
-  run_blend(device, G, D, covariance, running, batch_weight, blended.get());
-  run_factor(device, G, D, blended.get(), rho, eps, kind, start, eigenvalues, basis, matrix);
+void run_factor(Device& device, const Factor<T>& args) {
+  auto blended = device.template allocate<T>(args.G * args.D * args.D);
+  run_blend(device, args.G, args.D, args.covariance, args.running, args.batch_weight,
+            blended.get());
+  Factor<T> after = args;
+  after.covariance = blended.get();
+  run_factor_blended(device, after);
 }
 
 }  // namespace cuda

@@ -4,9 +4,7 @@
 namespace fastwhiten {
 namespace cuda {
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                          \
-  template void run_intensity(Device&, const Layout&, const In*, const T*, const T*, const T*, \
-                              const T*, double, int64_t, double, T*);
+#define FASTWHITEN_INSTANTIATE(In, T) template void run_intensity(Device&, const Intensity<In, T>&);
 FASTWHITEN_FOR_DEVICE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 

@@ -81,22 +81,21 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Device, class In, class T>
-void run_intensity(Device& device, const Layout& s, const In* x, const T* mean, const T* covariance,
-                   const T* running, const T* p, double batch_weight, int64_t method, double value,
-                   T* rho) {
-  const bool fourth = method == kLedoitWolf;
-  const Chunks chunks = cut(s.rows(), s.groups);
-  auto partial = device.template allocate<T>(fourth ? s.groups * chunks.count : 0);
+void run_intensity(Device& device, const Intensity<In, T>& args) {
+  const bool fourth = args.method == kLedoitWolf;
+  const Chunks chunks = cut(args.s.rows(), args.s.groups);
+  auto partial = device.template allocate<T>(fourth ? args.s.groups * chunks.count : 0);
   if (fourth) {
-    device.launch(
-        fourth_moment_kernel<In, T>, s.groups * chunks.count, kThreads, kFourthSharedBytes<T>,
-        FourthMomentArguments<In, T>{s, chunks.count, chunks.size, x, mean, p, partial.get()});
+    device.launch(fourth_moment_kernel<In, T>, args.s.groups * chunks.count, kThreads,
+                  kFourthSharedBytes<T>,
+                  FourthMomentArguments<In, T>{args.s, chunks.count, chunks.size, args.x, args.mean,
+                                               args.p, partial.get()});
   }
-  device.launch(
-      intensity_kernel<T>, s.groups, kThreads, kIntensitySharedBytes<T>,
-      IntensityArguments<T>{s.width, s.rows(), static_cast<int>(method), static_cast<T>(value),
-                            covariance, running, static_cast<T>(batch_weight), p, rho},
-      chunks.count, static_cast<const T*>(fourth ? partial.get() : nullptr));
+  device.launch(intensity_kernel<T>, args.s.groups, kThreads, kIntensitySharedBytes<T>,
+                IntensityArguments<T>{args.s.width, args.s.rows(), static_cast<int>(args.method),
+                                      static_cast<T>(args.value), args.covariance, args.running,
+                                      static_cast<T>(args.batch_weight), args.p, args.rho},
+                chunks.count, static_cast<const T*>(fourth ? partial.get() : nullptr));
 }
 
 }  // namespace cuda

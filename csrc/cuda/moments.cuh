@@ -7,7 +7,7 @@
 namespace fastwhiten {
 namespace cuda {
 
-enum Intensity : int { kNone = 0, kFixed = 1, kOas = 2, kLedoitWolf = 3 };
+enum Method : int { kNone = 0, kFixed = 1, kOas = 2, kLedoitWolf = 3 };
 
 template <class T>
 struct IntensityArguments {

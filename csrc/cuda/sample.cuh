@@ -287,22 +287,21 @@ struct CenterGrad {  // dx [M, C] = E H
 };
 
 template <class Device, class In, class T>
-void run_sample_statistics(Device& device, const Layout& s, const In* x, const T* p, T* mean,
-                           T* scaled, T* gram) {
-  const int64_t M = s.samples, C = s.channels, G = s.groups;
-  auto heaviest = device.template allocate<int64_t>(p != nullptr ? 1 : 0);
-  const int64_t* const origin = run_heaviest_row(device, s, p, heaviest.get());
+void run_sample_statistics(Device& device, const SampleStatistics<In, T>& args) {
+  const int64_t M = args.s.samples, C = args.s.channels, G = args.s.groups;
+  auto heaviest = device.template allocate<int64_t>(args.p != nullptr ? 1 : 0);
+  const int64_t* const origin = run_heaviest_row(device, args.s, args.p, heaviest.get());
   device.launch(sample_center_kernel<In, T>, ceil_div(C, kCenterColumns), kThreads,
                 kCenterSharedBytes<T>,
-                SampleCenterArguments<In, T>{M, C, x, p, origin, mean, scaled});
-  MatrixShape shape{G, M, M, s.width, 1, true};
-  shape.chunks = cut(s.width, matrix_blocks(shape)).count;
+                SampleCenterArguments<In, T>{M, C, args.x, args.p, origin, args.mean, args.scaled});
+  MatrixShape shape{G, M, M, args.s.width, 1, true};
+  shape.chunks = cut(args.s.width, matrix_blocks(shape)).count;
   auto products = device.template allocate<T>(shape.chunks * G * M * M);
-  const GramProduct<T> op{shape, C, scaled, products.get()};
+  const GramProduct<T> op{shape, C, args.scaled, products.get()};
   device.launch(matrix_product_kernel<GramProduct<T>>, matrix_blocks(shape), kThreads,
                 kMatrixSharedBytes<T>, op);
   device.launch(add_symmetric_kernel<T>, ceil_div(G * M * M, kThreads), kThreads, 0, shape.chunks,
-                G, M, static_cast<const T*>(products.get()), gram);
+                G, M, static_cast<const T*>(products.get()), args.gram);
 }
 
 template <class T, class Device, class Op>
@@ -312,52 +311,50 @@ void multiply_samples(Device& device, const Op& op) {
 }
 
 template <class Device, class Out, class T>
-void run_sample_apply(Device& device, const Layout& s, const T* scaled, const T* eigenvalues,
-                      const T* eigenvectors, const T* p, const T* rho, double eps, Out* y,
-                      T* projected) {
-  const int64_t M = s.samples, D = s.width, G = s.groups;
+void run_sample_apply(Device& device, const SampleApply<Out, T>& args) {
+  const int64_t M = args.s.samples, D = args.s.width, G = args.s.groups;
   auto t = device.template allocate<T>(G * M);
   device.launch(sample_spectrum_kernel<T>, G, kThreads, kSampleSpectrumSharedBytes<T>,
-                SampleSpectrumArguments<T>{M, D, eigenvalues, nullptr, p, rho, static_cast<T>(eps),
-                                           t.get(), nullptr});
-  const SampleMatrices<T> in{M, s.channels, D, eigenvectors, t.get(), nullptr, p, rho};
+                SampleSpectrumArguments<T>{M, D, args.eigenvalues, nullptr, args.p, args.rho,
+                                           static_cast<T>(args.eps), t.get(), nullptr});
+  const SampleMatrices<T> in{M,       args.s.channels, D,      args.eigenvectors,
+                             t.get(), nullptr,         args.p, args.rho};
   const MatrixShape shape{G, M, D, M, 1, false};
-  multiply_samples<T>(device, ProjectRows<T>{shape, in, scaled, projected});
-  multiply_samples<T>(device, ExpandRows<Out, T>{shape, in, projected, y});
+  multiply_samples<T>(device, ProjectRows<T>{shape, in, args.scaled, args.projected});
+  multiply_samples<T>(device, ExpandRows<Out, T>{shape, in, args.projected, args.y});
 }
 
 template <class Device, class In, class T>
-void run_sample_backward(Device& device, const Layout& s, const In* grad, const T* projected,
-                         const T* eigenvalues, const T* eigenvectors, const T* p, const T* rho,
-                         double eps, In* dx) {
-  const int64_t M = s.samples, D = s.width, G = s.groups;
+void run_sample_backward(Device& device, const SampleBackward<In, T>& args) {
+  const int64_t M = args.s.samples, D = args.s.width, G = args.s.groups;
   auto t = device.template allocate<T>(G * M), u = device.template allocate<T>(G * M);
   auto H = device.template allocate<T>(G * M * D), F = device.template allocate<T>(G * M * M);
-  auto coefficient = device.template allocate<T>(rho != nullptr ? G : 0);
+  auto coefficient = device.template allocate<T>(args.rho != nullptr ? G : 0);
   device.launch(sample_spectrum_kernel<T>, G, kThreads, kSampleSpectrumSharedBytes<T>,
-                SampleSpectrumArguments<T>{M, D, eigenvalues, eigenvectors, p, rho,
-                                           static_cast<T>(eps), t.get(), u.get()});
-  const SampleMatrices<T> in{M, s.channels, D, eigenvectors, t.get(), u.get(), p, rho};
+                SampleSpectrumArguments<T>{M, D, args.eigenvalues, args.eigenvectors, args.p,
+                                           args.rho, static_cast<T>(args.eps), t.get(), u.get()});
+  const SampleMatrices<T> in{M,       args.s.channels, D,      args.eigenvectors,
+                             t.get(), u.get(),         args.p, args.rho};
   const MatrixShape shape{G, M, D, M, 1, false};
-  multiply_samples<T>(device, RotateGrad<In, T>{shape, in, grad, H.get()});
+  multiply_samples<T>(device, RotateGrad<In, T>{shape, in, args.grad, H.get()});
   MatrixShape square{G, M, M, D, 1, false};
   square.chunks = cut(D, matrix_blocks(square)).count;
   const bool whole = square.chunks == 1;
   auto products = device.template allocate<T>(whole ? 0 : square.chunks * G * M * M);
-  multiply_samples<T>(
-      device, CrossProduct<T>{square, in, H.get(), projected, whole ? F.get() : products.get()});
+  multiply_samples<T>(device, CrossProduct<T>{square, in, H.get(), args.projected,
+                                              whole ? F.get() : products.get()});
   if (!whole) {
     add_chunks(device, AddChunksArguments<T>{square.chunks, G * M * M, products.get(), F.get(), 0,
                                              nullptr, nullptr});
   }
-  T* const shares = rho != nullptr ? coefficient.get() : nullptr;
+  T* const shares = args.rho != nullptr ? coefficient.get() : nullptr;
   if (shares != nullptr) {
     device.launch(sample_trace_kernel<T>, G, kThreads,
                   static_cast<int64_t>(kReduceWords * sizeof(T)), in,
                   static_cast<const T*>(F.get()), shares);
   }
-  multiply_samples<T>(device, AddMixed<T>{shape, in, F.get(), shares, projected, H.get()});
-  multiply_samples<T>(device, CenterGrad<In, T>{shape, in, H.get(), dx});
+  multiply_samples<T>(device, AddMixed<T>{shape, in, F.get(), shares, args.projected, H.get()});
+  multiply_samples<T>(device, CenterGrad<In, T>{shape, in, H.get(), args.dx});
 }
 
 }  // namespace cuda

@@ -34,7 +34,7 @@ struct SmallForward {
   const T* running;  // [G, D, D] or null
   T batch_weight, eps;
   int64_t kind;    // 0 zca, 1 pca, 2 cholesky
-  int method;      // an Intensity
+  int method;      // a Method
   T value;         // of kFixed
   const T* start;  // [G, D, D] or null: where the eigensolver begins
   In* y;           // like x

@@ -13,47 +13,29 @@
 namespace fastwhiten {
 namespace cuda {
 
-// blended [G, D, D]: batch_weight covariance + (1 - batch_weight) running, if wanted.
 template <class Device, class In, class T>
-void run_statistics(Device& device, const Layout& s, const In* x, const T* p, T* mean,
-                    T* covariance, const T* running = nullptr, double batch_weight = 1,
-                    T* blended = nullptr);
+void run_statistics(Device& device, const Statistics<In, T>& args);
 
-// rho [G]; method: 1 fixed (value), 2 oas, 3 ledoit-wolf.
 template <class Device, class In, class T>
-void run_intensity(Device& device, const Layout& s, const In* x, const T* mean, const T* covariance,
-                   const T* running, const T* p, double batch_weight, int64_t method, double value,
-                   T* rho);
+void run_intensity(Device& device, const Intensity<In, T>& args);
 
-// blended [G, D, D], exactly symmetric; eigenvalues, basis are not written for cholesky. The
-// eigensolver begins from start [G, D, D], unless it is null.
+// Blends, and symmetrises; run_factor_blended takes a covariance that is both.
 template <class Device, class T>
-void run_factor(Device& device, int64_t G, int64_t D, const T* blended, const T* rho, double eps,
-                int64_t kind, const T* start, T* eigenvalues, T* basis, T* matrix);
-
-// The same of a covariance that is blended first, and symmetrised.
+void run_factor(Device& device, const Factor<T>& args);
 template <class Device, class T>
-void run_factor(Device& device, int64_t G, int64_t D, const T* covariance, const T* running,
-                const T* rho, double batch_weight, double eps, int64_t kind, const T* start,
-                T* eigenvalues, T* basis, T* matrix);
+void run_factor_blended(Device& device, const Factor<T>& args);
 
 template <class Device, class In, class T>
-void run_apply(Device& device, const Layout& s, const In* x, const T* mean, const T* matrix,
-               const T* gamma, const T* beta, In* y);
+void run_apply(Device& device, const Apply<In, T>& args);
 
 template <class Device, class In, class T>
-void run_backward_reduce(Device& device, const Layout& s, const In* x, const In* grad,
-                         const T* mean, T* grad_sum, T* cross);
+void run_backward_reduce(Device& device, const BackwardReduce<In, T>& args);
 
 template <class Device, class T>
-void run_backward_matrix(Device& device, int64_t G, int64_t D, const T* cross, const T* eigenvalues,
-                         const T* basis, const T* matrix, const T* gamma, const T* rho,
-                         double batch_weight, int64_t kind, T* inner, T* grad_gamma);
+void run_backward_matrix(Device& device, const BackwardMatrix<T>& args);
 
 template <class Device, class In, class T>
-void run_backward_apply(Device& device, const Layout& s, const In* x, const In* grad, const T* mean,
-                        const T* grad_sum, const T* matrix, const T* inner, const T* gamma,
-                        const T* p, In* dx);
+void run_backward_apply(Device& device, const BackwardApply<In, T>& args);
 
 template <class Device, class In, class T>
 void run_whiten_forward(Device& device, const WhitenForward<In, T>& in);
@@ -62,18 +44,13 @@ template <class Device, class In, class T>
 void run_whiten_backward(Device& device, const WhitenBackward<In, T>& in);
 
 template <class Device, class In, class T>
-void run_sample_statistics(Device& device, const Layout& s, const In* x, const T* p, T* mean,
-                           T* scaled, T* gram);
+void run_sample_statistics(Device& device, const SampleStatistics<In, T>& args);
 
 template <class Device, class Out, class T>
-void run_sample_apply(Device& device, const Layout& s, const T* scaled, const T* eigenvalues,
-                      const T* eigenvectors, const T* p, const T* rho, double eps, Out* y,
-                      T* projected);
+void run_sample_apply(Device& device, const SampleApply<Out, T>& args);
 
 template <class Device, class In, class T>
-void run_sample_backward(Device& device, const Layout& s, const In* grad, const T* projected,
-                         const T* eigenvalues, const T* eigenvectors, const T* p, const T* rho,
-                         double eps, In* dx);
+void run_sample_backward(Device& device, const SampleBackward<In, T>& args);
 
 }  // namespace cuda
 }  // namespace fastwhiten

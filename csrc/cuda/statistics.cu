@@ -4,9 +4,8 @@
 namespace fastwhiten {
 namespace cuda {
 
-#define FASTWHITEN_INSTANTIATE(In, T)                                                         \
-  template void run_statistics(Device&, const Layout&, const In*, const T*, T*, T*, const T*, \
-                               double, T*);
+#define FASTWHITEN_INSTANTIATE(In, T) \
+  template void run_statistics(Device&, const Statistics<In, T>&);
 FASTWHITEN_FOR_DEVICE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
 

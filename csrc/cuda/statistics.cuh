@@ -192,23 +192,23 @@ __global__ void __launch_bounds__(kThreads) statistics_combine_kernel(CombineArg
 }
 
 template <class Device, class In, class T>
-void run_statistics(Device& device, const Layout& s, const In* x, const T* p, T* mean,
-                    T* covariance, const T* running, double batch_weight, T* blended) {
-  const int64_t tiles = channel_tiles(s, true), C = s.groups * s.width;
-  const Chunks chunks = cut(s.rows(), tiles);
-  auto products = device.template allocate<T>(chunks.count * C * s.width);
+void run_statistics(Device& device, const Statistics<In, T>& args) {
+  const int64_t tiles = channel_tiles(args.s, true), C = args.s.groups * args.s.width;
+  const Chunks chunks = cut(args.s.rows(), tiles);
+  auto products = device.template allocate<T>(chunks.count * C * args.s.width);
   auto means = device.template allocate<T>(chunks.count * C);
   auto weights = device.template allocate<double>(chunks.count);
-  auto heaviest = device.template allocate<int64_t>(p != nullptr ? 1 : 0);
-  const int64_t* const origin = run_heaviest_row(device, s, p, heaviest.get());
+  auto heaviest = device.template allocate<int64_t>(args.p != nullptr ? 1 : 0);
+  const int64_t* const origin = run_heaviest_row(device, args.s, args.p, heaviest.get());
   device.launch(statistics_kernel<In, T>, tiles * chunks.count, kThreads, kStatisticsSharedBytes<T>,
-                StatisticsArguments<In, T>{s, chunks.count, chunks.size, x, p, origin,
-                                           products.get(), means.get(), weights.get()});
-  device.launch(statistics_combine_kernel<In, T>, s.groups * patches(s), kThreads,
-                kCombineSharedBytes<T>,
-                CombineArguments<In, T>{s, chunks.count, x, p, origin, products.get(), means.get(),
-                                        weights.get(), mean, covariance, running,
-                                        static_cast<T>(batch_weight), blended});
+                StatisticsArguments<In, T>{args.s, chunks.count, chunks.size, args.x, args.p,
+                                           origin, products.get(), means.get(), weights.get()});
+  device.launch(
+      statistics_combine_kernel<In, T>, args.s.groups * patches(args.s), kThreads,
+      kCombineSharedBytes<T>,
+      CombineArguments<In, T>{args.s, chunks.count, args.x, args.p, origin, products.get(),
+                              means.get(), weights.get(), args.mean, args.covariance, args.running,
+                              static_cast<T>(args.batch_weight), args.blended});
 }
 
 }  // namespace cuda

@@ -7,8 +7,6 @@
 // the stages.
 #pragma once
 
-#include <limits>
-
 #include "small_backward.cuh"
 #include "stages.h"
 
@@ -41,24 +39,22 @@ void run_whiten_forward(Device& device, const WhitenForward<In, T>& in) {
                                      in.matrix,
                                      in.rho};
   if (run_small_forward(device, small)) return;
-  run_statistics(device, in.s, in.x, in.p, in.mean, in.covariance, in.running, in.batch_weight,
-                 blended);
+  run_statistics(device, Statistics<In, T>{in.s, in.x, in.p, in.mean, in.covariance, in.running,
+                                           in.batch_weight, blended});
   const T* const rho = in.method != 0 ? in.rho : nullptr;
   if (in.method != 0) {
-    run_intensity(device, in.s, in.x, static_cast<const T*>(in.mean),
-                  static_cast<const T*>(in.covariance), in.running, in.p, in.batch_weight,
-                  in.method, in.value, in.rho);
+    run_intensity(device, Intensity<In, T>{in.s, in.x, in.mean, in.covariance, in.running, in.p,
+                                           in.batch_weight, in.method, in.value, in.rho});
   }
   const T* const factored = blended != nullptr ? blended : in.covariance;
-  run_factor(device, G, D, factored, rho, in.eps, in.kind, in.start, in.eigenvalues, in.basis,
-             in.matrix);
-  run_apply(device, in.s, in.x, static_cast<const T*>(in.mean), static_cast<const T*>(in.matrix),
-            in.gamma, in.beta, in.y);
+  run_factor_blended(device, Factor<T>{G, D, factored, nullptr, rho, 1.0, in.eps, in.kind, in.start,
+                                       in.eigenvalues, in.basis, in.matrix});
+  run_apply(device, Apply<In, T>{in.s, in.x, in.mean, in.matrix, in.gamma, in.beta, in.y});
 }
 
 template <class Device, class In, class T>
 void run_whiten_backward(Device& device, const WhitenBackward<In, T>& in) {
-  const T tie = 64 * static_cast<T>(in.s.width) * std::numeric_limits<T>::epsilon();
+  const T tie = tie_tolerance<T>(in.s.width);
   const BackwardMatrixArguments<T> matrices = {in.s.groups,
                                                in.s.width,
                                                static_cast<int>(in.kind),
@@ -77,12 +73,14 @@ void run_whiten_backward(Device& device, const WhitenBackward<In, T>& in) {
   if (run_small_backward(device, small)) return;
   const int64_t square = in.s.groups * in.s.width * in.s.width;
   auto cross = device.template allocate<T>(square), inner = device.template allocate<T>(square);
-  run_backward_reduce(device, in.s, in.x, in.grad, in.mean, in.grad_sum, cross.get());
-  run_backward_matrix(device, in.s.groups, in.s.width, static_cast<const T*>(cross.get()),
-                      in.eigenvalues, in.basis, in.matrix, in.gamma, in.rho, in.batch_weight,
-                      in.kind, inner.get(), in.grad_gamma);
-  run_backward_apply(device, in.s, in.x, in.grad, in.mean, static_cast<const T*>(in.grad_sum),
-                     in.matrix, static_cast<const T*>(inner.get()), in.gamma, in.p, in.dx);
+  run_backward_reduce(
+      device, BackwardReduce<In, T>{in.s, in.x, in.grad, in.mean, in.grad_sum, cross.get()});
+  run_backward_matrix(
+      device,
+      BackwardMatrix<T>{in.s.groups, in.s.width, cross.get(), in.eigenvalues, in.basis, in.matrix,
+                        in.gamma, in.rho, in.batch_weight, in.kind, inner.get(), in.grad_gamma});
+  run_backward_apply(device, BackwardApply<In, T>{in.s, in.x, in.grad, in.mean, in.grad_sum,
+                                                  in.matrix, inner.get(), in.gamma, in.p, in.dx});
 }
 
 }  // namespace cuda

@@ -18,6 +18,10 @@ namespace ops {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
+// What a Type stands for.
+template <class Type>
+using TypeOf = typename Type::type;
+
 template <class Device>
 Tensor empty_like(const Device& device, const Tensor& x) {
   return x.dim() == 3 ? device.empty({x.size(0), x.size(1), x.size(2)}, x.scalar_type())
@@ -55,8 +59,9 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x, const OptionalTensor& row
       fill(device, covariance, t, kNaN);
       return;
     }
-    run_statistics(device, s, data(x, in), data(row_weight, t), mutable_data(mean, t),
-                   mutable_data(covariance, t));
+    run_statistics(device, Statistics<TypeOf<decltype(in)>, TypeOf<decltype(t)>>{
+                               s, data(x, in), data(row_weight, t), mutable_data(mean, t),
+                               mutable_data(covariance, t)});
   });
   return {mean, covariance};
 }
@@ -81,9 +86,10 @@ Tensor intensity(const Tensor& x, const Tensor& mean, const Tensor& covariance,
   STD_TORCH_CHECK(s.numel() > 0, op, ": expected at least one row");
   Tensor rho = device.empty({s.groups}, dtype);
   dispatch(device, x.scalar_type(), dtype, [&](auto in, auto t) {
-    run_intensity(device, s, data(x, in), data(mean, t), data(covariance, t),
-                  data(running_covariance, t), data(row_weight, t), batch_weight, method, value,
-                  mutable_data(rho, t));
+    run_intensity(
+        device, Intensity<TypeOf<decltype(in)>, TypeOf<decltype(t)>>{
+                    s, data(x, in), data(mean, t), data(covariance, t), data(running_covariance, t),
+                    data(row_weight, t), batch_weight, method, value, mutable_data(rho, t)});
   });
   return rho;
 }
@@ -156,9 +162,10 @@ std::tuple<Tensor, Tensor, Tensor> factor(const Tensor& covariance,
   Tensor matrix = device.empty({G, D, D}, dtype);
   if (covariance.numel() == 0) return {values, basis, matrix};
   dispatch_accumulation(dtype, [&](auto t) {
-    run_factor(device, G, D, data(covariance, t), data(running_covariance, t), data(rho, t),
-               batch_weight, eps, kind, data(start, t), mutable_data(values, t),
-               mutable_data(basis, t), mutable_data(matrix, t));
+    run_factor(device, Factor<TypeOf<decltype(t)>>{
+                           G, D, data(covariance, t), data(running_covariance, t), data(rho, t),
+                           batch_weight, eps, kind, data(start, t), mutable_data(values, t),
+                           mutable_data(basis, t), mutable_data(matrix, t)});
   });
   return {values, basis, matrix};
 }
@@ -179,8 +186,9 @@ Tensor apply(const Tensor& x, const Tensor& mean, const Tensor& matrix, const Op
   Tensor y = empty_like(device, x);
   if (s.numel() == 0) return y;
   dispatch(device, x.scalar_type(), dtype, [&](auto in, auto t) {
-    run_apply(device, s, data(x, in), data(mean, t), data(matrix, t), data(gamma, t), data(beta, t),
-              mutable_data(y, in));
+    run_apply(device, Apply<TypeOf<decltype(in)>, TypeOf<decltype(t)>>{
+                          s, data(x, in), data(mean, t), data(matrix, t), data(gamma, t),
+                          data(beta, t), mutable_data(y, in)});
   });
   return y;
 }
@@ -203,8 +211,9 @@ std::tuple<Tensor, Tensor> backward_reduce(const Tensor& x, const Tensor& grad, 
       fill(device, cross, t, 0);
       return;
     }
-    run_backward_reduce(device, s, data(x, in), data(grad, in), data(mean, t),
-                        mutable_data(grad_sum, t), mutable_data(cross, t));
+    run_backward_reduce(device, BackwardReduce<TypeOf<decltype(in)>, TypeOf<decltype(t)>>{
+                                    s, data(x, in), data(grad, in), data(mean, t),
+                                    mutable_data(grad_sum, t), mutable_data(cross, t)});
   });
   return {grad_sum, cross};
 }
@@ -230,9 +239,10 @@ std::tuple<Tensor, Tensor> backward_matrix(const Tensor& cross, const Tensor& ei
   Tensor grad_gamma = device.empty({G * D}, dtype);
   if (cross.numel() == 0) return {inner, grad_gamma};
   dispatch_accumulation(dtype, [&](auto t) {
-    run_backward_matrix(device, G, D, data(cross, t), data(eigenvalues, t), data(basis, t),
-                        data(matrix, t), data(gamma, t), data(rho, t), batch_weight, kind,
-                        mutable_data(inner, t), mutable_data(grad_gamma, t));
+    run_backward_matrix(device, BackwardMatrix<TypeOf<decltype(t)>>{
+                                    G, D, data(cross, t), data(eigenvalues, t), data(basis, t),
+                                    data(matrix, t), data(gamma, t), data(rho, t), batch_weight,
+                                    kind, mutable_data(inner, t), mutable_data(grad_gamma, t)});
   });
   return {inner, grad_gamma};
 }
@@ -258,9 +268,10 @@ Tensor backward_apply(const Tensor& x, const Tensor& grad, const Tensor& mean,
   Tensor dx = empty_like(device, x);
   if (s.numel() == 0) return dx;
   dispatch(device, x.scalar_type(), dtype, [&](auto in, auto t) {
-    run_backward_apply(device, s, data(x, in), data(grad, in), data(mean, t), data(grad_sum, t),
-                       data(matrix, t), data(inner, t), data(gamma, t), data(row_weight, t),
-                       mutable_data(dx, in));
+    run_backward_apply(device, BackwardApply<TypeOf<decltype(in)>, TypeOf<decltype(t)>>{
+                                   s, data(x, in), data(grad, in), data(mean, t), data(grad_sum, t),
+                                   data(matrix, t), data(inner, t), data(gamma, t),
+                                   data(row_weight, t), mutable_data(dx, in)});
   });
   return dx;
 }
@@ -293,15 +304,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> whiten_forwar
   Tensor basis = spectral ? device.empty({G, D, D}, dtype) : device.empty({0}, dtype);
   Tensor rho = device.empty({method == kNoShrinkage ? 0 : G}, dtype);
   dispatch(device, x.scalar_type(), dtype, [&](auto in, auto t) {
-    using In = typename decltype(in)::type;
-    using T = typename decltype(t)::type;
     run_whiten_forward(
-        device, WhitenForward<In, T>{s, data(x, in), data(gamma, t), data(beta, t),
-                                     data(row_weight, t), data(running_covariance, t), batch_weight,
-                                     eps, kind, method, value, data(start, t), mutable_data(y, in),
-                                     mutable_data(mean, t), mutable_data(covariance, t),
-                                     mutable_data(values, t), mutable_data(basis, t),
-                                     mutable_data(matrix, t), mutable_data(rho, t)});
+        device, WhitenForward<TypeOf<decltype(in)>, TypeOf<decltype(t)>>{
+                    s, data(x, in), data(gamma, t), data(beta, t), data(row_weight, t),
+                    data(running_covariance, t), batch_weight, eps, kind, method, value,
+                    data(start, t), mutable_data(y, in), mutable_data(mean, t),
+                    mutable_data(covariance, t), mutable_data(values, t), mutable_data(basis, t),
+                    mutable_data(matrix, t), mutable_data(rho, t)});
   });
   return {y, mean, covariance, values, basis, matrix, rho};
 }
@@ -332,14 +341,12 @@ std::tuple<Tensor, Tensor, Tensor> whiten_backward(const Tensor& grad, const Ten
   Tensor grad_gamma = device.empty({s.channels}, dtype);
   Tensor grad_sum = device.empty({s.channels}, dtype);
   dispatch(device, x.scalar_type(), dtype, [&](auto in, auto t) {
-    using In = typename decltype(in)::type;
-    using T = typename decltype(t)::type;
     run_whiten_backward(
         device,
-        WhitenBackward<In, T>{s, data(grad, in), data(x, in), data(mean, t), data(eigenvalues, t),
-                              data(basis, t), data(matrix, t), data(gamma, t), data(rho, t),
-                              data(row_weight, t), batch_weight, kind, mutable_data(dx, in),
-                              mutable_data(grad_gamma, t), mutable_data(grad_sum, t)});
+        WhitenBackward<TypeOf<decltype(in)>, TypeOf<decltype(t)>>{
+            s, data(grad, in), data(x, in), data(mean, t), data(eigenvalues, t), data(basis, t),
+            data(matrix, t), data(gamma, t), data(rho, t), data(row_weight, t), batch_weight, kind,
+            mutable_data(dx, in), mutable_data(grad_gamma, t), mutable_data(grad_sum, t)});
   });
   return {dx, grad_gamma, grad_sum};
 }
@@ -360,8 +367,9 @@ std::tuple<Tensor, Tensor, Tensor> sample_statistics(const Tensor& x,
   Tensor gram = device.empty({s.groups, s.samples, s.samples}, dtype);
   dispatch(device, x.scalar_type(), dtype, [&](auto in, auto t) {
     if (s.numel() == 0) return fill(device, mean, t, kNaN);
-    run_sample_statistics(device, s, data(x, in), data(row_weight, t), mutable_data(mean, t),
-                          mutable_data(scaled, t), mutable_data(gram, t));
+    run_sample_statistics(device, SampleStatistics<TypeOf<decltype(in)>, TypeOf<decltype(t)>>{
+                                      s, data(x, in), data(row_weight, t), mutable_data(mean, t),
+                                      mutable_data(scaled, t), mutable_data(gram, t)});
   });
   return {mean, scaled, gram};
 }
@@ -385,9 +393,10 @@ std::tuple<Tensor, Tensor> sample_apply(const Tensor& scaled, const Tensor& eige
   Tensor projected = device.empty({s.groups, s.samples, s.width}, dtype);
   if (s.numel() == 0) return {y, projected};
   dispatch(device, out_dtype, dtype, [&](auto out, auto t) {
-    run_sample_apply(device, s, data(scaled, t), data(eigenvalues, t), data(eigenvectors, t),
-                     data(row_weight, t), data(rho, t), eps, mutable_data(y, out),
-                     mutable_data(projected, t));
+    run_sample_apply(device, SampleApply<TypeOf<decltype(out)>, TypeOf<decltype(t)>>{
+                                 s, data(scaled, t), data(eigenvalues, t), data(eigenvectors, t),
+                                 data(row_weight, t), data(rho, t), eps, mutable_data(y, out),
+                                 mutable_data(projected, t)});
   });
   return {y, projected};
 }
@@ -407,11 +416,58 @@ Tensor sample_backward(const Tensor& grad, const Tensor& projected, const Tensor
   Tensor dx = device.empty({s.samples, s.channels}, grad.scalar_type());
   if (s.numel() == 0) return dx;
   dispatch(device, grad.scalar_type(), dtype, [&](auto in, auto t) {
-    run_sample_backward(device, s, data(grad, in), data(projected, t), data(eigenvalues, t),
-                        data(eigenvectors, t), data(row_weight, t), data(rho, t), eps,
-                        mutable_data(dx, in));
+    run_sample_backward(device, SampleBackward<TypeOf<decltype(in)>, TypeOf<decltype(t)>>{
+                                    s, data(grad, in), data(projected, t), data(eigenvalues, t),
+                                    data(eigenvectors, t), data(row_weight, t), data(rho, t), eps,
+                                    mutable_data(dx, in)});
   });
   return dx;
+}
+
+// For STABLE_TORCH_LIBRARY: the schemas. backends/stages.py has them too, and a test compares.
+inline void define_all(torch::stable::detail::StableLibrary& m) {
+  m.def(
+      "whiten_forward(Tensor x, Tensor? gamma, Tensor? beta, Tensor? row_weight,"
+      " Tensor? running_covariance, int groups, float batch_weight, float eps, int kind,"
+      " bool double_precision, int shrink_method, float shrink_value, Tensor? start=None)"
+      " -> (Tensor y, Tensor mean, Tensor covariance, Tensor eigenvalues, Tensor basis,"
+      " Tensor matrix, Tensor rho)");
+  m.def(
+      "whiten_backward(Tensor grad, Tensor x, Tensor mean, Tensor eigenvalues, Tensor basis,"
+      " Tensor matrix, Tensor? gamma, Tensor? rho, Tensor? row_weight, float batch_weight,"
+      " int kind) -> (Tensor dx, Tensor grad_gamma, Tensor grad_sum)");
+  m.def(
+      "statistics(Tensor x, Tensor? row_weight, int groups, bool double_precision)"
+      " -> (Tensor mean, Tensor covariance)");
+  m.def(
+      "intensity(Tensor x, Tensor mean, Tensor covariance, Tensor? running_covariance,"
+      " Tensor? row_weight, float batch_weight, int method, float value) -> Tensor");
+  m.def("eigh(Tensor a, Tensor? start=None) -> (Tensor eigenvalues, Tensor eigenvectors)");
+  m.def("eigh_sweeps(Tensor a, Tensor? start=None) -> Tensor");
+  m.def(
+      "factor(Tensor covariance, Tensor? running_covariance, Tensor? rho, float batch_weight,"
+      " float eps, int kind, Tensor? start=None)"
+      " -> (Tensor eigenvalues, Tensor basis, Tensor matrix)");
+  m.def("apply(Tensor x, Tensor mean, Tensor matrix, Tensor? gamma, Tensor? beta) -> Tensor");
+  m.def(
+      "backward_reduce(Tensor x, Tensor grad, Tensor mean, int groups)"
+      " -> (Tensor grad_sum, Tensor cross)");
+  m.def(
+      "backward_matrix(Tensor cross, Tensor eigenvalues, Tensor basis, Tensor matrix,"
+      " Tensor? gamma, Tensor? rho, float batch_weight, int kind)"
+      " -> (Tensor inner, Tensor grad_gamma)");
+  m.def(
+      "backward_apply(Tensor x, Tensor grad, Tensor mean, Tensor grad_sum, Tensor matrix,"
+      " Tensor inner, Tensor? gamma, Tensor? row_weight) -> Tensor");
+  m.def(
+      "sample_statistics(Tensor x, Tensor? row_weight, int groups, bool double_precision)"
+      " -> (Tensor mean, Tensor scaled, Tensor gram)");
+  m.def(
+      "sample_apply(Tensor scaled, Tensor eigenvalues, Tensor eigenvectors, Tensor? row_weight,"
+      " Tensor? rho, float eps, ScalarType out_dtype) -> (Tensor y, Tensor projected)");
+  m.def(
+      "sample_backward(Tensor grad, Tensor projected, Tensor eigenvalues, Tensor eigenvectors,"
+      " Tensor? row_weight, Tensor? rho, float eps) -> Tensor");
 }
 
 // For STABLE_TORCH_LIBRARY_IMPL: every op on this device.

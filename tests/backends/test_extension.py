@@ -70,7 +70,7 @@ def test_a_module_that_is_newer_than_the_sources_is_refused(checkout: Path) -> N
 def test_a_module_beside_the_sources_may_be_in_the_way(checkout: Path) -> None:
     """An editable install's comes before any that ``pip install .`` makes."""
     stale = Path(shutil.copy(sys.modules["fastwhiten_cpu"].__file__, checkout))
-    with (checkout / "csrc" / "ops" / "schemas.cpp").open("a") as file:
+    with (checkout / "csrc" / "ops" / "ops.h").open("a") as file:
         file.write("// another line\n")
     error = whiten_in(checkout).stderr.splitlines()[-1]
     assert f"run `pip install -e .` in {checkout}, or delete {stale};" in error

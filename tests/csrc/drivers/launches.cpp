@@ -25,9 +25,7 @@
 
 namespace {
 
-using fastwhiten::Layout;
-using fastwhiten::WhitenBackward;
-using fastwhiten::WhitenForward;
+using namespace fastwhiten;
 using namespace fastwhiten::cuda;
 using emulation::AnyArray;
 
@@ -98,14 +96,15 @@ void passes(Device& device, const Layout& s) {
 // The stages as ops of their own, of the input.
 template <class In, class T>
 void stages(Device& device, const Layout& s) {
-  run_statistics<Device, In, T>(device, s, kAny, kAny, kAny, kAny);
+  run_statistics(device, Statistics<In, T>{s, kAny, kAny, kAny, kAny});
   for (const int64_t method : {1, 2, 3}) {
-    run_intensity<Device, In, T>(device, s, kAny, kAny, kAny, kAny, kAny, 0.5, method, 0.1, kAny);
+    run_intensity(device,
+                  Intensity<In, T>{s, kAny, kAny, kAny, kAny, kAny, 0.5, method, 0.1, kAny});
   }
-  run_apply<Device, In, T>(device, s, kAny, kAny, kAny, kAny, kAny, kAny);
-  run_backward_reduce<Device, In, T>(device, s, kAny, kAny, kAny, kAny, kAny);
-  run_backward_apply<Device, In, T>(device, s, kAny, kAny, kAny, kAny, kAny, kAny, kAny, kAny,
-                                    kAny);
+  run_apply(device, Apply<In, T>{s, kAny, kAny, kAny, kAny, kAny, kAny});
+  run_backward_reduce(device, BackwardReduce<In, T>{s, kAny, kAny, kAny, kAny, kAny});
+  run_backward_apply(device,
+                     BackwardApply<In, T>{s, kAny, kAny, kAny, kAny, kAny, kAny, kAny, kAny, kAny});
 }
 
 // ... of matrices.
@@ -115,9 +114,9 @@ void stages_of_matrices(Device& device, int64_t G, int64_t D) {
   for (int64_t kind = 0; kind < 3; ++kind) {
     for (const bool shrunk : {false, true}) {
       const T* const rho = if_so<T>(shrunk);
-      run_factor<Device, T>(device, G, D, kAny, kAny, rho, 0.5, kEps, kind, kAny, kAny, kAny, kAny);
-      run_backward_matrix<Device, T>(device, G, D, kAny, kAny, kAny, kAny, kAny, rho, 0.5, kind,
-                                     kAny, kAny);
+      run_factor(device, Factor<T>{G, D, kAny, kAny, rho, 0.5, kEps, kind, kAny, kAny, kAny, kAny});
+      run_backward_matrix(device, BackwardMatrix<T>{G, D, kAny, kAny, kAny, kAny, kAny, rho, 0.5,
+                                                    kind, kAny, kAny});
     }
   }
 }
@@ -125,12 +124,13 @@ void stages_of_matrices(Device& device, int64_t G, int64_t D) {
 // ... and of fewer rows than channels.
 template <class In, class T>
 void sample_side(Device& device, const Layout& s) {
-  run_sample_statistics<Device, In, T>(device, s, kAny, kAny, kAny, kAny, kAny);
+  run_sample_statistics(device, SampleStatistics<In, T>{s, kAny, kAny, kAny, kAny, kAny});
   device.eigh<T>(s.groups, s.samples, kAny, kAny, kAny);
   for (const bool shrunk : {false, true}) {
     const T* const rho = if_so<T>(shrunk);
-    run_sample_apply<Device, In, T>(device, s, kAny, kAny, kAny, kAny, rho, kEps, kAny, kAny);
-    run_sample_backward<Device, In, T>(device, s, kAny, kAny, kAny, kAny, kAny, rho, kEps, kAny);
+    run_sample_apply(device, SampleApply<In, T>{s, kAny, kAny, kAny, kAny, rho, kEps, kAny, kAny});
+    run_sample_backward(device,
+                        SampleBackward<In, T>{s, kAny, kAny, kAny, kAny, kAny, rho, kEps, kAny});
   }
 }
 

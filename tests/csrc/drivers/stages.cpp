@@ -15,9 +15,7 @@
 
 namespace {
 
-using fastwhiten::Layout;
-using fastwhiten::WhitenBackward;
-using fastwhiten::WhitenForward;
+using namespace fastwhiten;
 using namespace fastwhiten::cuda;
 using emulation::Arguments;
 
@@ -76,46 +74,52 @@ void of_rows(Arguments& a) {
   const T* const running = a.array<T>("running_covariance");
   const double weight = a.has("batch_weight") ? a.real("batch_weight") : 1;
   if (is(a, "statistics")) {
-    return run_statistics<Emulator, In, T>(
-        device, s, x, p, a.output<T>("out_mean", C_), a.output<T>("out_covariance", matrices),
-        running, weight, running != nullptr ? a.output<T>("out_blended", matrices) : nullptr);
+    return run_statistics(
+        device,
+        Statistics<In, T>{s, x, p, a.output<T>("out_mean", C_),
+                          a.output<T>("out_covariance", matrices), running, weight,
+                          running != nullptr ? a.output<T>("out_blended", matrices) : nullptr});
   }
   if (is(a, "apply")) {
-    return run_apply<Emulator, In, T>(device, s, x, a.array<T>("mean"), a.array<T>("matrix"),
-                                      a.array<T>("gamma"), a.array<T>("beta"),
-                                      a.output<In>("out_y", count));
+    return run_apply(
+        device, Apply<In, T>{s, x, a.array<T>("mean"), a.array<T>("matrix"), a.array<T>("gamma"),
+                             a.array<T>("beta"), a.output<In>("out_y", count)});
   }
   if (is(a, "backward_reduce")) {
-    return run_backward_reduce<Emulator, In, T>(device, s, x, grad, a.array<T>("mean"),
-                                                a.output<T>("out_grad_sum", C_),
-                                                a.output<T>("out_cross", matrices));
+    return run_backward_reduce(device, BackwardReduce<In, T>{s, x, grad, a.array<T>("mean"),
+                                                             a.output<T>("out_grad_sum", C_),
+                                                             a.output<T>("out_cross", matrices)});
   }
   if (is(a, "backward_apply")) {
-    return run_backward_apply<Emulator, In, T>(
-        device, s, x, grad, a.array<T>("mean"), a.array<T>("grad_sum"), a.array<T>("matrix"),
-        a.array<T>("inner"), a.array<T>("gamma"), p, a.output<In>("out_dx", count));
+    return run_backward_apply(
+        device, BackwardApply<In, T>{s, x, grad, a.array<T>("mean"), a.array<T>("grad_sum"),
+                                     a.array<T>("matrix"), a.array<T>("inner"), a.array<T>("gamma"),
+                                     p, a.output<In>("out_dx", count)});
   }
   if (is(a, "intensity")) {
-    return run_intensity<Emulator, In, T>(
-        device, s, x, a.array<T>("mean"), a.array<T>("covariance"), running, p, weight,
-        a.integer("method"), a.real("value"), a.output<T>("out_rho", static_cast<std::size_t>(G)));
+    return run_intensity(
+        device, Intensity<In, T>{s, x, a.array<T>("mean"), a.array<T>("covariance"), running, p,
+                                 weight, a.integer("method"), a.real("value"),
+                                 a.output<T>("out_rho", static_cast<std::size_t>(G))});
   }
   if (is(a, "sample_statistics")) {
-    return run_sample_statistics<Emulator, In, T>(
-        device, s, x, p, a.output<T>("out_mean", C_), a.output<T>("out_scaled", count),
-        a.output<T>("out_gram", static_cast<std::size_t>(G * M * M)));
+    return run_sample_statistics(
+        device, SampleStatistics<In, T>{
+                    s, x, p, a.output<T>("out_mean", C_), a.output<T>("out_scaled", count),
+                    a.output<T>("out_gram", static_cast<std::size_t>(G * M * M))});
   }
   if (is(a, "sample_apply")) {
-    return run_sample_apply<Emulator, In, T>(
-        device, s, a.array<T>("scaled"), a.array<T>("eigenvalues"), a.array<T>("eigenvectors"), p,
-        a.array<T>("rho"), a.real("eps"), a.output<In>("out_y", count),
-        a.output<T>("out_projected", count));
+    return run_sample_apply(
+        device,
+        SampleApply<In, T>{s, a.array<T>("scaled"), a.array<T>("eigenvalues"),
+                           a.array<T>("eigenvectors"), p, a.array<T>("rho"), a.real("eps"),
+                           a.output<In>("out_y", count), a.output<T>("out_projected", count)});
   }
   if (is(a, "sample_backward")) {
-    return run_sample_backward<Emulator, In, T>(device, s, grad, a.array<T>("projected"),
-                                                a.array<T>("eigenvalues"),
-                                                a.array<T>("eigenvectors"), p, a.array<T>("rho"),
-                                                a.real("eps"), a.output<In>("out_dx", count));
+    return run_sample_backward(
+        device, SampleBackward<In, T>{s, grad, a.array<T>("projected"), a.array<T>("eigenvalues"),
+                                      a.array<T>("eigenvectors"), p, a.array<T>("rho"),
+                                      a.real("eps"), a.output<In>("out_dx", count)});
   }
   throw emulation::Error("no such stage");
 }
@@ -158,10 +162,12 @@ void of_matrices(Arguments& a) {
   const int64_t G = a.integer("groups"), D = a.integer("width"), kind = a.integer("kind");
   const auto matrices = static_cast<std::size_t>(G * D * D), C = static_cast<std::size_t>(G * D);
   if (is(a, "backward_matrix")) {
-    run_backward_matrix<Emulator, T>(
-        device, G, D, a.array<T>("cross"), a.array<T>("eigenvalues"), a.array<T>("basis"),
-        a.array<T>("matrix"), a.array<T>("gamma"), a.array<T>("rho"), a.real("batch_weight"), kind,
-        a.output<T>("out_inner", matrices), a.output<T>("out_grad_gamma", C));
+    run_backward_matrix(
+        device,
+        BackwardMatrix<T>{G, D, a.array<T>("cross"), a.array<T>("eigenvalues"), a.array<T>("basis"),
+                          a.array<T>("matrix"), a.array<T>("gamma"), a.array<T>("rho"),
+                          a.real("batch_weight"), kind, a.output<T>("out_inner", matrices),
+                          a.output<T>("out_grad_gamma", C)});
     return;
   }
   const auto spectral = [&](std::size_t n) { return kind == 2 ? std::size_t{0} : n; };
@@ -174,10 +180,9 @@ void of_matrices(Arguments& a) {
     run_matrix<Emulator, T>(device, G, D, a.array<T>("spectrum"), basis, a.array<T>("rho"),
                             a.real("eps"), kind, eigenvalues, matrix);
   } else {
-    run_factor<Emulator, T>(device, G, D, a.array<T>("covariance"),
-                            a.array<T>("running_covariance"), a.array<T>("rho"),
-                            a.real("batch_weight"), a.real("eps"), kind, a.array<T>("start"),
-                            eigenvalues, basis, matrix);
+    run_factor(device, Factor<T>{G, D, a.array<T>("covariance"), a.array<T>("running_covariance"),
+                                 a.array<T>("rho"), a.real("batch_weight"), a.real("eps"), kind,
+                                 a.array<T>("start"), eigenvalues, basis, matrix});
   }
 }
 
