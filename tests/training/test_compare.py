@@ -143,7 +143,7 @@ def test_an_empty_group_is_a_dash(tmp_path: Path):
     row = as_markdown(comparison, "test", 0.95).splitlines()[4]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == ["logit-adjusted", "last", "2", *("90.0 ± 0.0", "50.0 ± 0.0", "-"), *cells[6:]]
-    assert cells[6:] == ["50.0 ± 0.0", "25.0 ± 0.0"]
+    assert cells[6:] == ["25.0 ± 0.0", "50.0 ± 0.0"]
 
 
 def test_missing_values_do_not_count():
