@@ -20,7 +20,13 @@ STAMPS = Path(__file__).with_suffix(".json")
 extension = build_helpers.extension()
 ENDINGS = (*extension.SUFFIXES, ".py", ".sh", ".csv", ".json", ".txt")
 
-_TRITON = ("fastwhiten/kernels", "fastwhiten/backends/triton.py", "constraints.txt")
+_TRITON = (
+    "fastwhiten/kernels",
+    "fastwhiten/backends/triton.py",
+    "fastwhiten/backends/stages.py",
+    "constraints.txt",
+)
+_STAGES = "test_stages test_stages_apply test_whole_passes test_eigensolver test_large_products"
 _BUILD = ("setup.py", "tools/build_cuda.py", "tools/build_helpers.py")
 SOURCES: dict[str, tuple[str, ...]] = {
     "triton-resources": (*_TRITON, "tools/triton_resources.py", "tools/triton_resources.json"),
@@ -29,7 +35,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "tools/triton_versions.sh",
         "tests/conftest.py",
         "tests/helpers",
-        "tests/kernels",
+        "tests/kernels/test_jacobi.py",
+        "tests/kernels/test_intensity.py",
+        "tests/kernels/test_tuning.py",
         "tests/backends/test_whole_passes.py",
     ),
     "cuda": (
@@ -37,6 +45,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/common",
         "csrc/ops",
         "csrc/cuda",
+        "tests/csrc/drivers/launches.cpp",
+        "tests/csrc/emulator",
         "tools/kernel_launches.py",
         "tools/kernel_resources.py",
     ),
@@ -47,7 +57,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/ops",
         "csrc/cpu",
         "tests/helpers",
-        "tests/backends",
+        *(f"tests/backends/{name}.py" for name in _STAGES.split()),
+        "tests/test_sides.py",
+        "tests/test_nonfinite.py",
     ),
 }
 
