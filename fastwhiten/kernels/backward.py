@@ -20,6 +20,7 @@ from .common import (
     SLICE,
     bits,
     block_of,
+    half_in_double,
     layout_of,
     load_matrix,
     load_rows,
@@ -146,7 +147,8 @@ def launch_backward_reduce(
     block = block_of(size)
     blocks = triton.cdiv(size, block)
     programs = groups * blocks * blocks
-    fixed = reduction_options(block, mean.dtype, most=8 if mean.dtype == torch.float64 else 4)
+    most = 8 if mean.dtype == torch.float64 else 4
+    fixed = reduction_options(block, mean.dtype, 2 if half_in_double(x.dtype, mean.dtype) else most)
     # Eight warps spill in float32 planes at block 32 on sm_90.
     spills = ("warps",) if block == 32 and mean.dtype == torch.float32 else ()
 

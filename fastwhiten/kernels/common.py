@@ -86,6 +86,11 @@ def reduction_options(block: int, dtype: torch.dtype, most: int) -> dict[str, in
     return options
 
 
+def half_in_double(input: torch.dtype, accumulation: torch.dtype) -> bool:
+    """Return whether half precision is computed in float64; other numbers of warps spill there."""
+    return input.itemsize == 2 and accumulation == torch.float64
+
+
 def power_of_two(n: int) -> int:
     """Return the smallest power of two that is at least ``n``."""
     return 1 << max(n - 1, 0).bit_length()
@@ -142,6 +147,20 @@ def row_start(rows, channels, length, PLANES: tl.constexpr):
 
 
 @device_function
+def converted(value, T: tl.constexpr):
+    """Return what was loaded in ``T``.
+
+    Triton lays a product's operands out for the type that they were loaded in, and has no layout
+    for float64 that was half precision (3.6 to 3.9: "fp64 don't support largeK MMA"). It looks back
+    as far as the operations are elementwise: a sum over one element is not.
+    """
+    result = value.to(T)
+    if T == tl.float64 and value.dtype.primitive_bitwidth == 16:
+        result = tl.sum(tl.expand_dims(result, len(value.shape)), len(value.shape))
+    return result
+
+
+@device_function
 def load_rows(
     pointer,  # rows [M, C] or planes [N, C, L]
     start,  # [R] int64, from row_start
@@ -155,7 +174,13 @@ def load_rows(
     """Return a tile ``[R, K]`` in ``T``, 0 outside of the mask."""
     stride = length if PLANES else 1
     mask = row_mask[:, None] & column_mask[None, :]
-    return tl.load(pointer + start[:, None] + columns[None, :] * stride, mask=mask, other=0.0).to(T)
+    if T == tl.float64 and pointer.dtype.element_ty.primitive_bitwidth == 16:
+        tile = tl.load(pointer + start[:, None] + columns[None, :] * stride, mask=mask, other=0.0)
+        return converted(tile, T)
+    else:
+        return tl.load(
+            pointer + start[:, None] + columns[None, :] * stride, mask=mask, other=0.0
+        ).to(T)
 
 
 @device_function

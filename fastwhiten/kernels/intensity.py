@@ -24,6 +24,7 @@ from .common import (
     device_function,
     divide,
     exact,
+    half_in_double,
     layout_of,
     load_rows,
     or_dummy,
@@ -174,6 +175,8 @@ def launch_fourth_moments(
     block_rows = 64 if block == 16 else 32
     steps, chunks = plan_chunks(rows, block_rows, groups)
     partial = mean.new_empty(chunks, groups)
+    # Four spill in planes computed in float64, but eight where these are of half precision.
+    warps = 8 if mean.dtype == torch.float64 and not half_in_double(x.dtype, mean.dtype) else 4
     fourth_moment_kernel[(chunks * groups,)](
         x,
         mean,
@@ -190,7 +193,7 @@ def launch_fourth_moments(
         WEIGHTED=row_weight is not None,
         BLOCK=block,
         BLOCK_ROWS=block_rows,
-        num_warps=8 if mean.dtype == torch.float64 else 4,  # four spill in float64 planes
+        num_warps=warps,
         num_stages=1,
     )
     return partial

@@ -31,9 +31,11 @@ from .common import (
     WHOLE,
     bits,
     block_of,
+    converted,
     device_function,
     divide,
     exact,
+    half_in_double,
     or_dummy,
     product,
     product_of,
@@ -76,8 +78,8 @@ def sample_statistics_kernel(
     # Relative to row 0, with weights to the heaviest row, as one without weight may lie anywhere:
     # |mean| >> std costs no digit then.
     origin = tl.argmax(p, 0).to(tl.int64) * channels if WEIGHTED else 0
-    shift = tl.load(x + origin + channel, mask=mask, other=0.0).to(T)
-    tile = tl.load(x + where, mask=tile_mask, other=0.0).to(T) - shift[None, :]
+    shift = converted(tl.load(x + origin + channel, mask=mask, other=0.0), T)
+    tile = converted(tl.load(x + where, mask=tile_mask, other=0.0), T) - shift[None, :]
     center = divide(tl.sum(tile * p[:, None], 0), tl.sum(p, 0) + tl.full((BLOCK,), 0.0, T))
     tl.store(mean + channel, shift + center, mask=mask)
     tile = tl.where(tile_mask, (tile - center[None, :]) * root(p)[:, None], 0.0)
@@ -193,7 +195,7 @@ def sample_cross_kernel(
         p = row_weight_of(weight, k, inside, uniform_bits, T, WEIGHTED)
         scale = root(tl.where(inside, p, 1.0))[:, None] + tl.full((SLICE, BLOCK), 0.0, T)
         where = tile + k[:, None].to(tl.int64) * channels + column
-        g = tl.load(where, mask=inside[:, None] & (column < rest), other=0.0).to(T)
+        g = converted(tl.load(where, mask=inside[:, None] & (column < rest), other=0.0), T)
         mask = (m < rows) & inside[None, :]
         left = tl.load(v + k[None, :] * rows + m, mask=mask, other=0.0)  # V^T
         total += product(left, divide(g, scale))
@@ -397,7 +399,8 @@ def launch_sample_apply(
         return y, projected
 
     flags = (scaled.dtype, out_dtype, row_weight is not None, rho is not None)
-    configurations = tuning.configurations(tile_options(rows))
+    most = 4 if half_in_double(out_dtype, scaled.dtype) else 8
+    configurations = tuning.configurations(tile_options(rows, most))
     shape_class = (rows, channels, groups, *flags)
     y, projected = tuning.launch("sample_apply", shape_class, scaled.device, configurations, run)
     return y, projected

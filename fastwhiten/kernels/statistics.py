@@ -21,6 +21,7 @@ from torch import Tensor
 from . import tuning
 from .common import (
     block_of,
+    converted,
     device_function,
     divide,
     layout_of,
@@ -102,8 +103,8 @@ def statistics_kernel(
     mask_i, mask_j = local_i < size, local_j < size
     stride = length if PLANES else 1
     first = origin_start(origin, channels, length, PLANES, WEIGHTED)
-    shift_i = tl.load(x + first + i * stride, mask=mask_i, other=0.0).to(T)
-    shift_j = tl.load(x + first + j * stride, mask=mask_j, other=0.0).to(T)
+    shift_i = converted(tl.load(x + first + i * stride, mask=mask_i, other=0.0), T)
+    shift_j = converted(tl.load(x + first + j * stride, mask=mask_j, other=0.0), T)
     mean_i, mean_j = tl.full((BLOCK,), 0.0, T), tl.full((BLOCK,), 0.0, T)
     products = tl.full((BLOCK, BLOCK), 0.0, T)
     total = tl.full((), 0.0, T)
