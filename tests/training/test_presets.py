@@ -34,7 +34,7 @@ def test_every_preset_is_a_configuration_that_makes_sense(protocol: str, parser:
         validate(config)
         check_groups(config)
         expected = {"ours": "fused", "batchnorm": "batchnorm"}.get(method, "none")
-        assert config.whitening == expected
+        assert config.whitening == expected, f"methods/{method}.yaml"
 
 
 def test_the_published_numbers():
