@@ -148,9 +148,10 @@ def launch_backward_reduce(
     blocks = triton.cdiv(size, block)
     programs = groups * blocks * blocks
     most = 8 if mean.dtype == torch.float64 else 4
-    fixed = reduction_options(block, mean.dtype, 2 if half_in_double(x.dtype, mean.dtype) else most)
+    half = half_in_double(x.dtype, mean.dtype)
+    fixed = reduction_options(block, mean.dtype, 2 if half else most)
     # Eight warps spill in float32 planes at block 32 on sm_90.
-    spills = ("warps",) if block == 32 and mean.dtype == torch.float32 else ()
+    spills = ("warps",) if block == 32 and (half or mean.dtype == torch.float32) else ()
 
     def run(options: dict[str, int]) -> tuple[Tensor, Tensor]:
         steps, chunks = plan_chunks(rows, options["BLOCK_ROWS"], programs)

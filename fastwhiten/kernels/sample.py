@@ -400,7 +400,8 @@ def launch_sample_apply(
 
     flags = (scaled.dtype, out_dtype, row_weight is not None, rho is not None)
     most = 4 if half_in_double(out_dtype, scaled.dtype) else 8
-    configurations = tuning.configurations(tile_options(rows, most))
+    spills = ("warps",) if out_dtype != scaled.dtype == torch.float64 else ()
+    configurations = tuning.configurations(tile_options(rows, most), spills)
     shape_class = (rows, channels, groups, *flags)
     y, projected = tuning.launch("sample_apply", shape_class, scaled.device, configurations, run)
     return y, projected
