@@ -228,7 +228,7 @@ void run_sample_backward(const Device&, const SampleBackward<In, T>& args) {
 
 #define FASTWHITEN_INSTANTIATE(In, T)                                                 \
   template void run_sample_statistics(const Device&, const SampleStatistics<In, T>&); \
-  template void run_sample_apply(const Device&, const SampleApply<In, T>&);          \
+  template void run_sample_apply(const Device&, const SampleApply<In, T>&);           \
   template void run_sample_backward(const Device&, const SampleBackward<In, T>&);
 FASTWHITEN_FOR_TILE_TYPES(FASTWHITEN_INSTANTIATE)
 #undef FASTWHITEN_INSTANTIATE
