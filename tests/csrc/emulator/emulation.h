@@ -141,6 +141,13 @@ inline int __all_sync(unsigned mask, int predicate, EMULATION_SITE) {
   return emulation::ballot("__all_sync", {file, line}, mask, predicate == 0) == 0;
 }
 
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return value;
+  return emulation::Block::instance()
+      .meet("__reduce_max_sync", {file, line}, mask, value, emulation::lane(), false)
+      .most;
+}
+
 // Sources as in CUDA's guide: inside segments of `width` lanes; where an offset leaves the segment,
 // a lane keeps its own value.
 template <class T>

@@ -34,6 +34,21 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 
+namespace emulation {
+// As wrong as the instructions of a device may be, one way or the other from number to number.
+template <class T>
+T off_by(T exact, T x, T error) {
+  std::uint32_t bits;
+  const auto rounded = static_cast<float>(x);
+  std::memcpy(&bits, &rounded, sizeof bits);
+  return exact + exact * ((bits * 2654435761u >> 31) != 0 ? error : -error);
+}
+inline float approximate_rsqrt(float x) { return off_by(1.0f / sqrtf(x), x, 0x1p-22f * 0.536f); }
+inline double approximate_rsqrt(double x) { return off_by(1.0 / ::sqrt(x), x, 0x1p-20); }
+inline float approximate_reciprocal(float x) { return off_by(1.0f / x, x, 0x1p-23f); }
+inline double approximate_reciprocal(double x) { return off_by(1.0 / x, x, 0x1p-20); }
+}  // namespace emulation
+
 // The types of cuda_fp16.h and cuda_bf16.h: storage only, arithmetic is done in float.
 struct __half {
   std::uint16_t bits;
