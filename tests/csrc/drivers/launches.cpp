@@ -152,7 +152,7 @@ void of_layouts(Device& device, int64_t D) {
 
 template <class In, class T>
 void of_types(Device& device) {
-  constexpr int64_t limit = std::max({kOneSidedUpTo, kCholeskyLimit, int{kTile}});
+  constexpr int64_t limit = std::max({kBlockUpTo, kCholeskyLimit, int{kTile}});
   std::vector<int64_t> widths = {256, 512, 2048};
   for (int64_t D = 1; D <= limit + 1; ++D) widths.push_back(D);
   for (const int64_t D : widths) {
@@ -163,7 +163,7 @@ void of_types(Device& device) {
   }
   // One launch for few rows: as many as fit, and some D comes closest to the limit. For smaller D
   // kSmallRows fit.
-  for (int64_t D = kWarpUpTo + 1; D <= kTwoSidedUpTo; ++D) {
+  for (int64_t D = kWarpUpTo + 1; D <= kBothUpTo; ++D) {
     for (int64_t M = 2; M <= kSmallRows; ++M) passes<In, T>(device, {M, D, 1, 1, D});
   }
   fill<Device, T>(device, kAny, 1, T(0));  // no rows
