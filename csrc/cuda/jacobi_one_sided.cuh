@@ -24,7 +24,7 @@ template <class T, int N>
 struct RowPair {
   static constexpr int kEach = N / 8;  // numbers of a row a lane: four of every 32
   T p[kEach], q[kEach];
-  T pp, qq;  // squared norms
+  T pp, qq;  // halves of their squared norms
 
   // The column of number i of this lane.
   __device__ static __forceinline__ int column(int i) {
@@ -95,26 +95,27 @@ struct Angle {
   T sine, half;
 };
 
-// Half of the angle whose tangent is twice / difference. tau by a polynomial in the cosine of that
-// angle: off by 1.4e-4 of itself at most, so that as much of pq is left to the next sweep; the sine
-// by one with an error of 8e-9. (Interpolations at the Chebyshev nodes of [0, 1], and of
+// Half of the angle whose tangent is pq / difference; 0 where `turns` is false. tau by a polynomial in the cosine
+// of that angle: off by 1.4e-4 of itself at most, so that as much of pq is left to the next sweep;
+// the sine by one with an error of 8e-9. (Interpolations at the Chebyshev nodes of [0, 1], and of
 // [0, tan(pi / 8)^2].)
-__device__ __forceinline__ Angle<float> half_of(float difference, float twice) {
-  const float over_root = approximate_rsqrt(difference * difference + twice * twice);
+__device__ __forceinline__ Angle<float> half_of(float difference, float pq, bool turns) {
+  const float over_root = approximate_rsqrt(difference * difference + (pq * pq + 1e-30f));
+  const float s = (!turns ? 0.0f : difference < 0 ? -pq : pq) * over_root;
   const float c = fabs(difference) * over_root, c2 = c * c;
-  const float s = (difference < 0 ? -twice : twice) * over_root;
-  const float quarter =
-      0.41416515f + c * -0.29026312f + c2 * (0.21348202f + c * -0.12059845f + c2 * 0.03324953f);
-  const float tau = s * quarter, u = tau * tau, u2 = u * u;
-  const float inverse = 0.99999999f + u * -0.99999684f + u2 * (0.99978092f + u * -0.99438120f) +
-                        u2 * u2 * (0.93343658f + u * -0.61672696f);
-  return {2 * tau * inverse, tau};
+  const float upper = 0.21348202f + c * -0.12059845f;
+  const float lower = 0.41416515f + c * -0.29026312f;
+  const float tau = s * (lower + c2 * (upper + c2 * 0.03324953f));
+  const float u = tau * tau, u2 = u * u;
+  const float high = (0.99978092f - u * 0.9943812f) + u2 * (0.93343658f - u * 0.61672696f);
+  return {2 * tau * ((0.99999999f - u * 0.99999684f) + u2 * high), tau};
 }
-__device__ __forceinline__ Angle<double> half_of(double difference, double twice) {
-  const double over_root = inverse_root(difference * difference + twice * twice);
+__device__ __forceinline__ Angle<double> half_of(double difference, double pq,
+                                                       bool turns) {
+  const double over_root = inverse_root(difference * difference + (pq * pq + 1e-200));
   const double cosine2 = 0.5 + 0.5 * fabs(difference) * over_root;  // of half of the angle, squared
   const double secant = inverse_root(cosine2);
-  const double sine = 0.5 * over_root * secant * (difference < 0 ? -twice : twice);
+  const double sine = 0.5 * over_root * secant * (!turns ? 0.0 : difference < 0 ? -pq : pq);
   return {sine, sine * inverse(1 + cosine2 * secant)};
 }
 
@@ -122,21 +123,20 @@ __device__ __forceinline__ Angle<double> half_of(double difference, double twice
 // what the rotations before left of them.
 template <bool kFresh, class T, int N>
 __device__ __forceinline__ bool rotate(RowPair<T, N>& r) {
-  constexpr T kNoise = 4 * Precision<T>::epsilon * Precision<T>::epsilon;  // squared
+  // Two roundings of the product of the norms, which are halves of squares here; squared.
+  constexpr T kNoise = 16 * Precision<T>::epsilon * Precision<T>::epsilon;
   const T pq = row_sum(dot(r.p, r.q));
   if (kFresh) {
-    r.pp = row_sum(dot(r.p, r.p));
-    r.qq = row_sum(dot(r.q, r.q));
+    r.pp = T(0.5) * row_sum(dot(r.p, r.p));
+    r.qq = T(0.5) * row_sum(dot(r.q, r.q));
   }
   const T difference = r.qq - r.pp, square = pq * pq, noise = kNoise * (r.pp * r.qq);
-  const Angle<T> angle = half_of(difference, 2 * pq);
-  const bool off = square > noise;
-  const T sine = off ? angle.sine : T(0), half = off ? angle.half : T(0);
+  const Angle<T> angle = half_of(difference, pq, square > noise);
 #pragma unroll
-  for (int i = 0; i < N / 8; ++i) turn(sine, half, r.p[i], r.q[i]);
-  const T change = sine * (2 * (1 - sine * half) * pq - sine * difference);
-  r.pp -= change;
-  r.qq += change;
+  for (int i = 0; i < N / 8; ++i) turn(angle.sine, angle.half, r.p[i], r.q[i]);
+  const T change = pq - angle.sine * (angle.half * pq + difference);
+  r.pp -= angle.sine * change;
+  r.qq += angle.sine * change;
   return square > 1024 * noise;
 }
 
@@ -164,68 +164,66 @@ __device__ __forceinline__ void regroup(RowPair<T, N>& r, int lanes, bool low) {
   }
 }
 
-// Which blocks of rows this warp has when block i meets block i XOR partner.
-struct Meeting {
-  int partner, bit, p, q;  // bit: the highest of partner
-  __device__ __forceinline__ Meeting(int with, int highest) : partner(with), bit(highest) {
-    const int warp = place().warp;
-    p = (warp & (bit - 1)) | (warp & -bit) << 1;
-    q = p ^ partner;
-  }
-};
-
 // Rotations of the rows of the first meeting until none of a whole sweep was far off; unit rows are
 // left in the basis. Returns the sweeps that took. No barrier before, none after.
 template <class T, int N>
 __device__ __forceinline__ int one_sided_sweeps(const EigenShared<T, N>& s, RowPair<T, N>& r) {
   constexpr int kMeetings = N / 4 - 1, kFirst = N / 8;
-  const int j = place().lane / 8;
-  Meeting now(kFirst, kFirst);
-  int done = 0, quiet = 0;
+  const int warp = place().warp, j = place().lane / 8;
+  // This warp's blocks when block i meets block i XOR partner, whose highest bit is `bit`.
+  int partner = kFirst, bit = kFirst, block_p = warp, done = 0, quiet = 0;
   while (true) {
-    bool large = rotate<true>(r);
+    bool far = rotate<true>(r);
     pass_on(r, 8);
-    large |= rotate<false>(r);
+    far |= rotate<false>(r);
     pass_on(r, 16);
-    large |= rotate<false>(r);
+    far |= rotate<false>(r);
     pass_on(r, 8);
-    large |= rotate<false>(r);
-    int row_p = 4 * now.p + j, row_q = 4 * now.q + (j ^ 2);
-    const bool last = now.partner == 1;
-    if (last) {
+    far |= rotate<false>(r);
+    int row_p = 4 * block_p + j, row_q = 4 * (block_p ^ partner) + (j ^ 2);
+    if (partner == 1) {
       regroup(r, 16, j < 2);
-      large |= rotate<false>(r);
+      far |= rotate<false>(r);
       pass_on(r, 8);
-      large |= rotate<false>(r);
+      far |= rotate<false>(r);
       regroup(r, 8, j % 2 == 0);
-      large |= rotate<false>(r);
-      row_p = 4 * (j < 2 ? now.p : now.q) + (-j & 3);
+      far |= rotate<false>(r);
+      row_p = 4 * (j < 2 ? block_p : block_p ^ 1) + (-j & 3);
       row_q = row_p ^ 1;
     }
-    const bool wraps = now.partner + 1 == 2 * now.bit;
-    const int bit = !wraps ? now.bit : last ? kFirst : now.bit / 2;
     __syncwarp();  // other lanes of this warp have read these places
-    if (wraps) RowPair<T, N>::store(s.basis, row_p, r.p);
-    RowPair<T, N>::store(s.basis, row_q, r.q);
-    now = Meeting(wraps ? bit : now.partner + 1, bit);
-    quiet = __syncthreads_or(large) != 0 ? 0 : quiet + 1;
-    if (wraps) RowPair<T, N>::load(s.basis, 4 * now.p + j, r.p);
-    RowPair<T, N>::load(s.basis, 4 * now.q + j, r.q);
     ++done;
+    RowPair<T, N>::store(s.basis, row_q, r.q);
+    const bool wraps = ++partner == 2 * bit;
+    if (wraps) {
+      RowPair<T, N>::store(s.basis, row_p, r.p);
+      bit = bit == 1 ? kFirst : bit / 2;
+      partner = bit;
+      block_p = (warp & (bit - 1)) | (warp & -bit) << 1;
+    }
+    const bool again = __syncthreads_or(far) != 0;
+    RowPair<T, N>::load(s.basis, 4 * (block_p ^ partner) + j, r.q);
+    if (wraps) RowPair<T, N>::load(s.basis, 4 * block_p + j, r.p);
+    quiet = again ? 0 : quiet + 1;
     if (quiet == kMeetings || done == kMaxSweeps * kMeetings) break;
   }
   // Rows beyond D are zero, and stay so.
   const T pp = row_sum(dot(r.p, r.p));
   const T qq = row_sum(dot(r.q, r.q));
-  RowPair<T, N>::store(s.basis, 4 * now.p + j, r.p, pp > 0 ? 1 / sqrt(pp) : T(0));
-  RowPair<T, N>::store(s.basis, 4 * now.q + j, r.q, qq > 0 ? 1 / sqrt(qq) : T(0));
+  RowPair<T, N>::store(s.basis, 4 * block_p + j, r.p, pp > 0 ? 1 / sqrt(pp) : T(0));
+  RowPair<T, N>::store(s.basis, 4 * (block_p ^ partner) + j, r.q, qq > 0 ? 1 / sqrt(qq) : T(0));
   return (done + kMeetings - 1) / kMeetings;
 }
 
-// The order of positive numbers, and of what is beyond a float only roughly.
-__device__ __forceinline__ unsigned order_key(float x) { return x > 0 ? __float_as_uint(x) : 0u; }
-__device__ __forceinline__ unsigned order_key(double x) {
-  return x > 0 ? static_cast<unsigned>(__double_as_longlong(x) >> 32) : 0u;
+// A row and its pivot in one number: the larger, the better, 13 bits of the pivot or more; nothing of
+// a pivot that is not positive. No two rows have the same.
+__device__ __forceinline__ unsigned pivot_key(float pivot, int row) {
+  const unsigned bits = pivot > 0 ? __float_as_uint(pivot) : 0u;
+  return (bits & ~(2u * kBlockUpTo - 1)) | static_cast<unsigned>(row);
+}
+__device__ __forceinline__ unsigned pivot_key(double pivot, int row) {
+  const auto bits = static_cast<unsigned>(pivot > 0 ? __double_as_longlong(pivot) >> 32 : 0);
+  return (bits & ~(2u * kBlockUpTo - 1)) | static_cast<unsigned>(row);
 }
 
 // The rows of the first meeting become those of P^T (A + shift I) P = L L^T: row k of A that of L^T
@@ -237,10 +235,10 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
                                                  RowPair<T, N>& r) {
   constexpr int kEach = N / 8, kWarps = N / 8, kStride = kRowStride<N>;
   const Place me = place();
-  const int row_p = 4 * me.warp + me.lane / 8, row_q = row_p + N / 2;  // of Meeting(N / 8, N / 8)
+  const int row_p = 4 * me.warp + me.lane / 8, row_q = row_p + N / 2;  // of the first meeting
   RowPair<T, N>::load(s.matrix, row_p, r.p);
   RowPair<T, N>::load(s.matrix, row_q, r.q);
-  // Diagonals of what is left; -1 where a row has been a pivot, of which that is kept.
+  // Diagonals of what is left; -1 where a row has been a pivot.
   T left_p = s.matrix[row_p * kStride + row_p], left_q = s.matrix[row_q * kStride + row_q];
   left_p = row_p < s.D ? left_p + shift : T(-1);
   left_q = row_q < s.D ? left_q + shift : T(-1);
@@ -250,70 +248,55 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
     if (RowPair<T, N>::column(i) == row_q) r.q[i] = left_q;
   }
   T pivot_p = 1, pivot_q = 1;
-  unsigned gone = 0;  // which of this lane's columns are eliminated
-  bool second, mine;  // whether q is the better of two rows, these lanes' the best of the warp
-  const auto offer = [&] {
-    second = left_q > left_p;
-    const unsigned key = order_key(second ? left_q : left_p);
-    const unsigned most = __reduce_max_sync(0xffffffffu, key);
-    const unsigned holders = __ballot_sync(0xffffffffu, key == most);
-    mine = (__ffs(static_cast<int>(holders)) - 1) / 8 == me.lane / 8;
-  };
-  offer();
+  // Which of this lane's columns are eliminated: now, and when a row was the pivot.
+  unsigned gone = 0, gone_p = 0, gone_q = 0;
+  unsigned key_q = pivot_key(left_q, row_q);
+  unsigned key = pivot_key(left_p, row_p);
+  key = key_q > key ? key_q : key;
+  unsigned most = __reduce_max_sync(0xffffffffu, key);
   __syncthreads();
   for (int k = 0; k < s.D; ++k) {
     const int set = k % 2 * kWarps;
-    if (mine) {
+    if (key == most) {
 #pragma unroll
       for (int i = 0; i < kEach; i += 4) {
         Four<T> four;
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
-          const T entry = second ? r.q[i + w] : r.p[i + w];
+          const T entry = key == key_q ? r.q[i + w] : r.p[i + w];
           four.v[w] = (gone >> (i + w) & 1u) != 0 ? T(0) : entry;
         }
         store4(s.basis, (set + me.warp) * kStride + RowPair<T, N>::column(i), four);
       }
-      if (me.lane % 8 == 0) {
-        s.values[set + me.warp] = second ? left_q : left_p;
-        s.order[set + me.warp] = second ? row_q : row_p;
-      }
     }
+    if (me.lane == 0) s.order[set + me.warp] = static_cast<int>(most);
     __syncthreads();
-    T pivots[kWarps];
-    load_many(s.values, set, pivots);
-    int best = 0;
-    T pivot = pivots[0];
+    int keys[kWarps];
+    load_many(s.order, set, keys);
+    int best = keys[0];
 #pragma unroll
-    for (int w = 1; w < kWarps; ++w) {
-      best = pivots[w] > pivot ? w : best;
-      pivot = pivots[w] > pivot ? pivots[w] : pivot;
-    }
+    for (int w = 1; w < kWarps; ++w) best = keys[w] > best ? keys[w] : best;
+    const int column = best % (2 * kBlockUpTo);
+    const int from = (set + column % (N / 2) / 4) * kStride;
+    const T pivot = s.basis[from + column], at_p = s.basis[from + row_p];
+    const T at_q = s.basis[from + row_q];
     if (!(pivot > Precision<T>::tiny)) {
       __syncthreads();
       return false;
     }
-    const int from = (set + best) * kStride, column = s.order[set + best];
+    const bool is_p = column == row_p, is_q = column == row_q;
     const T over = inverse(pivot);
-    const T at_p = s.basis[from + row_p], at_q = s.basis[from + row_q];
-    T factor_p = at_p * over, factor_q = at_q * over;
-    if (best == me.warp) {
-      if (column == row_p) {
-        RowPair<T, N>::load(s.basis, set + best, r.p);
-        pivot_p = pivot;
-        left_p = -1;
-        factor_p = 0;
-      }
-      if (column == row_q) {
-        RowPair<T, N>::load(s.basis, set + best, r.q);
-        pivot_q = pivot;
-        left_q = -1;
-        factor_q = 0;
-      }
-    }
-    left_p -= factor_p * at_p;
-    left_q -= factor_q * at_q;
-    offer();  // the next one's search goes on while rows are subtracted
+    const T factor_p = is_p ? T(0) : at_p * over, factor_q = is_q ? T(0) : at_q * over;
+    left_p = is_p ? T(-1) : left_p - factor_p * at_p;
+    left_q = is_q ? T(-1) : left_q - factor_q * at_q;
+    key_q = pivot_key(left_q, row_q);
+    key = pivot_key(left_p, row_p);
+    key = key_q > key ? key_q : key;
+    most = __reduce_max_sync(0xffffffffu, key);  // goes on while rows are subtracted
+    pivot_p = is_p ? pivot : pivot_p;
+    pivot_q = is_q ? pivot : pivot_q;
+    gone_p = is_p ? gone : gone_p;
+    gone_q = is_q ? gone : gone_q;
     gone |= column / 4 % 8 == me.lane % 8 ? 1u << (column / 32 * 4 + column % 4) : 0u;
 #pragma unroll
     for (int i = 0; i < kEach; i += 4) {
@@ -329,8 +312,8 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
   const T scale_p = 1 / sqrt(pivot_p), scale_q = 1 / sqrt(pivot_q);
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    r.p[i] *= scale_p;
-    r.q[i] *= scale_q;
+    r.p[i] = (gone_p >> i & 1u) != 0 ? T(0) : scale_p * r.p[i];
+    r.q[i] = (gone_q >> i & 1u) != 0 ? T(0) : scale_q * r.q[i];
   }
   return true;
 }

@@ -49,7 +49,7 @@ using BFloat16 = __nv_bfloat16;
 // Elements i, ..., i + 3 of shared memory; i is a multiple of four, the array starts at one of 16
 // bytes.
 template <class T>
-struct Four {
+struct alignas(16) Four {
   T v[4];
 };
 template <class T>
@@ -58,31 +58,16 @@ __device__ __forceinline__ Four<T> load4(const SharedArray<T>& a, int i) {
   a.check_vector(i);
   return {{a[i], a[i + 1], a[i + 2], a[i + 3]}};
 #else
-  if constexpr (sizeof(T) == 4) {
-    const auto from = *reinterpret_cast<const float4*>(&a[i]);
-    return {{from.x, from.y, from.z, from.w}};
-  } else {
-    const auto low = *reinterpret_cast<const double2*>(&a[i]);
-    const auto high = *reinterpret_cast<const double2*>(&a[i + 2]);
-    return {{low.x, low.y, high.x, high.y}};
-  }
+  return *reinterpret_cast<const Four<T>*>(&a[i]);
 #endif
 }
-
-// The same, written.
 template <class T>
 __device__ __forceinline__ void store4(const SharedArray<T>& a, int i, const Four<T>& value) {
 #ifdef FASTWHITEN_EMULATE
   a.check_vector(i);
   for (int n = 0; n < 4; ++n) a[i + n] = value.v[n];
 #else
-  if constexpr (sizeof(T) == 4) {
-    *reinterpret_cast<float4*>(&a[i]) =
-        make_float4(value.v[0], value.v[1], value.v[2], value.v[3]);
-  } else {
-    *reinterpret_cast<double2*>(&a[i]) = make_double2(value.v[0], value.v[1]);
-    *reinterpret_cast<double2*>(&a[i + 2]) = make_double2(value.v[2], value.v[3]);
-  }
+  *reinterpret_cast<Four<T>*>(&a[i]) = value;
 #endif
 }
 
