@@ -248,7 +248,8 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
     if (RowPair<T, N>::column(i) == row_q) r.q[i] = left_q;
   }
   T pivot_p = 1, pivot_q = 1;
-  // Which of this lane's columns are eliminated: now, and when a row was the pivot.
+  // Which of this lane's columns are eliminated: now, and when a row was the pivot. What rounding
+  // leaves there meets no other column, and is cut off in the end.
   unsigned gone = 0, gone_p = 0, gone_q = 0;
   unsigned key_q = pivot_key(left_q, row_q);
   unsigned key = pivot_key(left_p, row_p);
@@ -262,10 +263,7 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
       for (int i = 0; i < kEach; i += 4) {
         Four<T> four;
 #pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          const T entry = key == key_q ? r.q[i + w] : r.p[i + w];
-          four.v[w] = (gone >> (i + w) & 1u) != 0 ? T(0) : entry;
-        }
+        for (int w = 0; w < 4; ++w) four.v[w] = key == key_q ? r.q[i + w] : r.p[i + w];
         store4(s.basis, (set + me.warp) * kStride + RowPair<T, N>::column(i), four);
       }
     }
@@ -276,17 +274,17 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
     int best = keys[0];
 #pragma unroll
     for (int w = 1; w < kWarps; ++w) best = keys[w] > best ? keys[w] : best;
-    const int column = best % (2 * kBlockUpTo);
-    const int from = (set + column % (N / 2) / 4) * kStride;
+    const int column = best & (2 * kBlockUpTo - 1), from = (set + ((column & (N / 2 - 1)) >> 2)) * kStride;
     const T pivot = s.basis[from + column], at_p = s.basis[from + row_p];
     const T at_q = s.basis[from + row_q];
-    if (!(pivot > Precision<T>::tiny)) {
+    if (best < 2 * kBlockUpTo || !(pivot > Precision<T>::tiny)) {
       __syncthreads();
       return false;
     }
     const bool is_p = column == row_p, is_q = column == row_q;
     const T over = inverse(pivot);
-    const T factor_p = is_p ? T(0) : at_p * over, factor_q = is_q ? T(0) : at_q * over;
+    const T factor_p = is_p || left_p < 0 ? T(0) : at_p * over;
+    const T factor_q = is_q || left_q < 0 ? T(0) : at_q * over;
     left_p = is_p ? T(-1) : left_p - factor_p * at_p;
     left_q = is_q ? T(-1) : left_q - factor_q * at_q;
     key_q = pivot_key(left_q, row_q);
@@ -297,7 +295,7 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
     pivot_q = is_q ? pivot : pivot_q;
     gone_p = is_p ? gone : gone_p;
     gone_q = is_q ? gone : gone_q;
-    gone |= column / 4 % 8 == me.lane % 8 ? 1u << (column / 32 * 4 + column % 4) : 0u;
+    gone |= (column >> 2 & 7) == (me.lane & 7) ? 1u << ((column >> 5) * 4 + (column & 3)) : 0u;
 #pragma unroll
     for (int i = 0; i < kEach; i += 4) {
       const Four<T> four = load4(s.basis, from + RowPair<T, N>::column(i));
