@@ -144,4 +144,5 @@ def test_kernels_around_the_library_have_none() -> None:
     values = torch.zeros(3 * 37)
     run("library", kernel=1, a=a, values=values, finite=guarded["finite"], **options)
     run("library", kernel=2, a=a, rho=torch.full((3,), 0.2), eps=1e-3, **options)
-    run("library", kernel=3, a=a, info=torch.zeros(3, dtype=torch.int32), **options)
+    strides = {"stride_batch": 37 * 37, "stride_row": 37, "stride_column": 1}
+    run("library", kernel=3, a=a, info=torch.zeros(3, dtype=torch.int32), **strides, **options)

@@ -71,6 +71,11 @@ def graphed(step: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
+def library_waits() -> bool:
+    """Return whether wide eigensystems are torch.linalg.eigh's, for want of a newer cuSOLVER."""
+    return "torch.linalg.eigh" in torch.ops.fastwhiten.library_eigensolver()
+
+
 def occupy() -> None:
     """Keep the current stream busy for some 20 ms."""
     if not DRY_RUN:
