@@ -41,7 +41,8 @@ Cusolver& cusolver() {
 // For fastwhiten.info.
 std::string library_eigensolver() {
   const Cusolver& solver = cusolver();
-  return "D > " + std::to_string(kOneSidedUpTo) + ": " +
+  return "D > " + std::to_string(kBlockUpTo<float>) +
+         " (float64: " + std::to_string(kBlockUpTo<double>) + "): " +
          (solver.usable() ? "cusolverDnXsyevBatched of " + solver.version()
                           : "torch.linalg.eigh, which waits for the device: " + solver.missing());
 }
