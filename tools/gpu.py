@@ -158,20 +158,23 @@ def perform(command: list[str], environment: dict[str, str], log: Path, seconds:
     return {0: "passed", SKIPPED: "skipped"}.get(status, f"failed with status {status}")
 
 
-def variables(dry: bool) -> dict[str, str]:
-    """Return the environment of every part."""
+def variables(part: str, dry: bool) -> dict[str, str]:
+    """Return the environment of a part."""
     found = {**os.environ, "FASTWHITEN_TEST_DEVICE": "cpu" if dry else "cuda"}
     # Other plugins of pytest that happen to be installed take time in every process, at the least.
     found |= {"PYTHONUNBUFFERED": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     found["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{found.get('PATH', '')}"  # ninja
+    if part.endswith("check"):  # the allocator would hide what runs over a tensor's end
+        found["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    if part in ("native", "triton"):  # there are as many processes as processors
+        found["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     if dry:
         return found | {"TRITON_INTERPRET": "1"}
     found.setdefault("TORCH_CUDA_ARCH_LIST", ".".join(map(str, torch.cuda.get_device_capability())))
     # A machine with such a GPU has the memory, though a virtual one may show only a part of it.
     found.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
-    # Triton's kernels, torch.compile's too, are to be compiled: by every test's process for itself.
-    found |= {"TRITON_INTERPRET": "0", "FASTWHITEN_CUDA": "1"}
-    return found | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    # Triton's kernels, torch.compile's too, are to be compiled.
+    return found | {"TRITON_INTERPRET": "0", "FASTWHITEN_CUDA": "1"}
 
 
 def gather(folder: Path, copies: Path | None) -> None:
@@ -202,7 +205,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--copy-to",
         type=Path,
-        default=os.environ.get("FASTWHITEN_RESULTS"),
+        default=os.environ.get("FASTWHITEN_RESULTS") or None,
         help="another folder for the results; by default FASTWHITEN_RESULTS",
     )
     options = parser.parse_args(given)
@@ -253,10 +256,7 @@ def main(given: list[str]) -> int:
         else:
             begun, log = time.monotonic(), folder / "log.txt"
             written = log.stat().st_size if log.exists() else 0
-            environment = variables(dry)
-            if name.endswith("check"):  # the allocator would hide what runs over a tensor's end
-                environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
-            outcomes[name] = perform(command, environment, log, min(limit, left))
+            outcomes[name] = perform(command, variables(name, dry), log, min(limit, left))
             lines = log.read_bytes()[written:].decode(errors="replace").splitlines()
             shown = max(SHOWN.get(name, 1), 20 * (outcomes[name] not in GOOD))
             say("\n".join(lines[-shown:]))
