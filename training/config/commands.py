@@ -241,6 +241,9 @@ class AblateConfig:
         root: Folder for the grid's folder.
         name: Name of the grid's folder; null is the grid's name, or "axes".
         jobs: Runs at a time; >= 1. Each has train.threads threads.
+        one_process: The runs at a time share a process and take turns, step by step; on a GPU each
+            has a stream. For small networks on one large GPU, with train.cuda_graph. Otherwise
+            each run has a process of its own.
     """
 
     grid: str = "2x2"
@@ -252,6 +255,7 @@ class AblateConfig:
     root: str = "runs"
     name: str | None = None
     jobs: int = 1
+    one_process: bool = False
 
 
 def check_ablate(config: AblateConfig) -> None:
