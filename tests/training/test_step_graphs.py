@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ from training.config import TrainConfig, validate
 from training.data import build_dataset
 from training.engine import trainer as engine
 from training.engine.distributed import Processes
-from training.engine.graphs import StepGraphs, check_cuda_graph
+from training.engine.graphs import check_cuda_graph
 from training.engine.signals import StopSignals
 from training.engine.trainer import Trainer, build_trainer
 from training.errors import ConfigError, TrainingDiverged, TrainingStopped
@@ -162,16 +165,30 @@ def test_what_reads_the_device_cannot_be_captured(config: TrainConfig, captures:
     """The recording refuses it, so that the steps above are known to wait nowhere."""
     config.whitening = "none"
     trainer = _trainer(_graphed(config))
-    update = trainer.capturable_step
 
-    def reading(examples) -> Tensor:
-        loss = update(examples)
-        assert loss.item() > 0
-        return loss
+    def look(module: Any, inputs: Any, loss: Tensor) -> None:
+        loss.item()
 
-    trainer.graphs = StepGraphs(reading, record)
+    read = trainer.loss.register_forward_hook(look)
     with pytest.raises(RuntimeError, match="_local_scalar_dense: not permitted"):
         trainer.run_epoch()
+    read.remove()
+    trainer.run_epoch()
+
+
+def test_the_memory_of_graphs_ends_with_the_run(config: TrainConfig, captures: list):
+    """Without waiting for Python's search for cycles, which could come during a capture."""
+    config.whitening = "fused"
+    trainer = _trainer(_graphed(config))
+    trainer.run_epoch()
+    captures.clear()
+    graphs = weakref.ref(trainer.graphs)
+    gc.disable()
+    try:
+        del trainer
+        assert graphs() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from training.engine.distributed import Processes
 from training.errors import ConfigError
 from training.samplers.base import BatchKind
 
+Step = Callable[[Examples], Tensor]
+"""Takes a training step; returns the loss, []."""
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
 """Records a function; returns what does the same again, and where the result will be."""
@@ -76,22 +78,22 @@ class StepGraphs:
     The first step of a kind is taken as any other: libraries set up then what cannot be set up
     during a capture. The second one is captured, and replayed from then on.
 
+    It does not hold whose steps these are: both end together, and the graphs' memory with them.
+
     Args:
-        step: Takes a step on examples; returns the loss, []. Leaves its results on the device, in
-            tensors that stay.
-        capture: How it is recorded.
+        capture: How a step is recorded.
     """
 
-    def __init__(self, step: Callable[[Examples], Tensor], capture: Capture) -> None:
+    def __init__(self, capture: Capture) -> None:
         """Nothing is captured yet."""
-        self._step = step
         self._capture = capture
         self._recordings: dict[_Kind, _Recording | None] = {}
 
-    def __call__(self, examples: Examples, phase: int) -> Tensor:
+    def __call__(self, step: Step, examples: Examples, phase: int) -> Tensor:
         """Take a step.
 
         Args:
+            step: Always the same; leaves its results on the device, in tensors that stay.
             examples: Of any kind.
             phase: Of the loss, see `ClassificationLoss.phase`.
 
@@ -102,19 +104,19 @@ class StepGraphs:
         if kind not in self._recordings:
             self._recordings = {k: r for k, r in self._recordings.items() if k.phase == phase}
             self._recordings[kind] = None
-            return self._step(examples)
+            return step(examples)
         recording = self._recordings[kind]
         if recording is None:
-            recording = self._recordings[kind] = self._record(examples)
+            recording = self._recordings[kind] = self._record(step, examples)
         recording.examples.images.copy_(examples.images)
         recording.examples.labels.copy_(examples.labels)
         recording.replay()
         return recording.loss
 
-    def _record(self, examples: Examples) -> _Recording:
+    def _record(self, step: Step, examples: Examples) -> _Recording:
         images, labels = examples.images.clone(), examples.labels.clone()
         static = replace(examples, images=images, labels=labels)
-        replay, loss = self._capture(lambda: self._step(static))
+        replay, loss = self._capture(lambda: step(static))
         return _Recording(static, replay, loss)
 
 

@@ -63,7 +63,7 @@ class Trainer:
         average: Moving average of the model, or None.
         cursor: The next batch of the plan.
         meter: Sums over the batches of the current epoch that are done.
-        graphs: Replay `capturable_step`; None if steps are taken one by one.
+        graphs: Replay `_capturable_step`; None if steps are taken one by one.
     """
 
     model: WhitenedClassifier
@@ -150,12 +150,12 @@ class Trainer:
         """Take a step, replayed if so configured, and note it in the meter; return the loss []."""
         if self.graphs is not None:
             self.schedule.set(self.step)
-            return self.graphs(examples, self.loss.phase)
+            return self.graphs(self._capturable_step, examples, self.loss.phase)
         loss, logits = self.training_step(examples)
         self.meter.add(loss, logits, examples.labels)
         return loss
 
-    def capturable_step(self, examples: Examples) -> Tensor:
+    def _capturable_step(self, examples: Examples) -> Tensor:
         """The part of a step that is the same each time but for numbers on the device."""
         loss, logits = self._update(examples)
         self.meter.add(loss, logits, examples.labels)
@@ -245,7 +245,7 @@ def build_trainer(
     decay = config.optim.ema_decay
     optimizer, schedule = build_optimizer(model, config.optim, len(sampler), config.cuda_graph)
     dataset = dataset.to(device)
-    trainer = Trainer(
+    return Trainer(
         model=model,
         loss=build_loss(config, dataset.class_counts, sampler).to(device),
         optimizer=optimizer,
@@ -263,7 +263,5 @@ def build_trainer(
         average=None if decay is None else WeightAverage(model, decay),
         clip_norm=config.optim.clip_norm,
         channels_last=config.channels_last,
+        graphs=StepGraphs(CudaCapture()) if config.cuda_graph else None,
     )
-    if config.cuda_graph:
-        trainer.graphs = StepGraphs(trainer.capturable_step, CudaCapture())
-    return trainer
