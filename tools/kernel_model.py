@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the time of one kernel of a source."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        kernels = compiled(options.source, [ROOT / "csrc", *options.include], folder)
+        kernels = compiled(options.source, [*options.include, ROOT / "csrc"], folder)
         names = dict(zip(demangle([k.name for k in kernels]), kernels, strict=True))
         found = [k for shown, k in names.items() if options.kernel in (shown, k.name)] or [
             k for shown, k in names.items() if options.kernel in shown

@@ -1,4 +1,4 @@
-"""From a CUDA source to what tests/csrc/machine/ runs: compiles, disassembles, decodes.
+"""From what nvdisasm prints to what tests/csrc/machine/ runs.
 
 An instruction of sm_70 and later has 128 bits. Bits 105 to 125 tell the scheduler what to do: how
 many cycles the warp stalls, which of six scoreboards the instruction counts up until its result is
@@ -8,19 +8,11 @@ in hexadecimal only.
 
 from __future__ import annotations
 
-import os
 import re
 import struct
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
-
-import build_cuda
-
-ARCH = "9.0"
-NO_BARRIER = 7
 
 
 class Control(NamedTuple):
@@ -94,41 +86,6 @@ _SECOND = re.compile(r"^\s+/\* 0x([0-9a-f]{16}) \*/")
 _LABEL = re.compile(r"^(\S+):\s*$")
 _SOURCE = re.compile(r'^\s*//## File "([^"]*)", line (\d+)')
 _MEMORY = re.compile(r"^\[(.*)\]$")
-
-
-def compile_cubin(toolkit: build_cuda.Toolkit, source: Path, folders: list[Path], out: Path) -> str:
-    """Compile a source for sm_90 with the flags of the build; return what ptxas says.
-
-    Raises:
-        SystemExit: it does not compile.
-    """
-    flags = build_cuda.nvcc_flags([ARCH], [], [])
-    command = [f"{toolkit.home}/bin/nvcc", *flags, "-lineinfo", "-Xptxas", "-v", "-cubin"]
-    command += [*(f"-I{folder}" for folder in folders), str(source), "-o", str(out)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        sys.exit(f"{source}: nvcc failed:\n{result.stderr}")
-    return result.stderr
-
-
-def find_disassembler(toolkit: build_cuda.Toolkit) -> str:
-    """Return nvdisasm: the toolkit's, one on PATH, or that of Triton's wheel.
-
-    Raises:
-        SystemExit: there is none.
-    """
-    folders = [f"{toolkit.home}/bin", *os.environ.get("PATH", "").split(os.pathsep)]
-    folders += [f"{path}/triton/backends/nvidia/bin" for path in sys.path]
-    for folder in folders:
-        if os.access(path := f"{folder}/nvdisasm", os.X_OK):
-            return path
-    sys.exit("expected nvdisasm (CUDA_HOME, PATH or Triton's wheel), found none")
-
-
-def disassemble(disassembler: str, cubin: Path) -> str:
-    """Return what nvdisasm prints: code, encodings, lines of the source."""
-    command = [disassembler, "-c", "-g", "-hex", str(cubin)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def parse(text: str) -> dict[str, list[Instruction]]:
@@ -293,24 +250,6 @@ def _memory(inner: str) -> Operand:
         else:
             raise ValueError(f"expected registers and a number, got [{inner}]")
     return Operand("m", register, flags, offset, uniform)
-
-
-def registers(shown: str) -> dict[str, tuple[int, int]]:
-    """Return kernel -> registers of a thread, static shared memory, from what ptxas says."""
-    entries = re.finditer(
-        r"Compiling entry function '(\w+)'.*?Used (\d+) registers([^\n]*)", shown, re.DOTALL
-    )
-    found = {}
-    for entry in entries:
-        shared = re.search(r"(\d+) bytes smem", entry[3])
-        found[entry[1]] = (int(entry[2]), int(shared[1]) if shared else 0)
-    return found
-
-
-def kernels(text: str, shown: str) -> list[Kernel]:
-    """Return all kernels of a disassembly and of what ptxas said about them."""
-    code = parse(text)
-    return [Kernel(name, *of, code[name]) for name, of in registers(shown).items()]
 
 
 def program(kernels: Iterable[Kernel]) -> str:

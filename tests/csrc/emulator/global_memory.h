@@ -21,6 +21,9 @@
 #include <string>
 #include <vector>
 
+#if defined(FASTWHITEN_MACHINE)
+#include "machine/host.h"
+#endif
 #include "races.h"
 
 namespace emulation {
@@ -49,6 +52,12 @@ class GlobalMemory {
     arrays_.push_back({begin, begin + bytes, name, written, {}});
     arrays_.back().cells.resize((bytes + kPiece - 1) / kPiece);
     return reinterpret_cast<void*>(begin);
+#elif defined(FASTWHITEN_MACHINE)
+    void* const memory = std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment);
+    if (memory == nullptr) throw std::bad_alloc();
+    // What the step before left is still in L2, a layer's input and gradient are not.
+    machine::add_array(memory, bytes, written && name != "x" && name != "grad");
+    return memory;
 #else
     (void)name, (void)written;
     void* const memory = std::malloc(bytes == 0 ? 1 : bytes);
@@ -63,6 +72,9 @@ class GlobalMemory {
                                  [&](const Array& a) { return a.begin == begin; }),
                   arrays_.end());
 #else
+#if defined(FASTWHITEN_MACHINE)
+    machine::remove_array(first);
+#endif
     std::free(first);
 #endif
   }
