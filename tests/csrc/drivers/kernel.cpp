@@ -166,6 +166,7 @@ int run(int argc, char** argv) {
   L2 l2;
   Simulation simulation(known, l2);
   const Outcome out = simulation.run(launch, true);
+  report(std::cout, launch);
   report(std::cout, launch, out);
   for (const Array& a : arrays) {
     if (a.name.empty()) continue;

@@ -1,6 +1,7 @@
 // What one lane of an arithmetic instruction computes.
 #pragma once
 
+#include <cfenv>
 #include <cmath>
 
 #include "warp.h"
@@ -90,15 +91,16 @@ inline float flushed(float x) {
   return std::fabs(x) < 1.1754943508222875e-38f ? std::copysign(0.0f, x) : x;
 }
 
-// A double rounded to float in a direction.
-inline float directed(double exact, char rounding) {
-  float near = static_cast<float>(exact);
-  if (rounding == 'N' || std::isnan(exact) || static_cast<double>(near) == exact) return near;
-  const bool above = static_cast<double>(near) > exact;
-  if (rounding == 'M' && above) near = std::nextafter(near, -INFINITY);
-  if (rounding == 'P' && !above) near = std::nextafter(near, INFINITY);
-  if (rounding == 'Z' && above == (exact > 0)) near = std::nextafter(near, 0.0f);
-  return near;
+// f(a, b, c) rounded in a direction. Volatile: the compiler does not know the processor's mode.
+template <class To, class F, class... From>
+To directed(char rounding, const F& f, From... from) {
+  if (rounding == 'N') return f(from...);
+  const int before = std::fegetround();
+  std::fesetround(rounding == 'M' ? FE_DOWNWARD : rounding == 'P' ? FE_UPWARD : FE_TOWARDZERO);
+  const auto opaque = [](volatile auto x) { return x; };
+  volatile To result = f(opaque(from)...);
+  std::fesetround(before);
+  return result;
 }
 
 // Whether a / b needs the slow way: quotient or remainder could leave the normal numbers.
@@ -154,6 +156,14 @@ inline uint32_t float_to_bfloat16(float x) {
   if (!(x == x)) return 0x7fff;
   const uint32_t word = bits<uint32_t>(x);
   return (word + 0x7fffu + (word >> 16 & 1)) >> 16;
+}
+
+// Towards zero, with the last bit set if that changed it: rounding once more is as rounding once.
+inline float to_odd(double x) {
+  const auto cast = [](double y) { return static_cast<float>(y); };
+  const float near = directed<float>('Z', cast, x);
+  return static_cast<double>(near) == x || near != near ? near
+                                                        : bits<float>(bits<uint32_t>(near) | 1u);
 }
 
 inline double rounded(double x, char rounding) {

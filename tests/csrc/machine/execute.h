@@ -69,7 +69,11 @@ class Executor {
       }
       case kDsetp: {
         const auto a = w.real64(o[2]), b = w.real64(o[3]);
-        set(w, in, lanes, [&](int i) { return compare(in.compare, in.unordered, a[i], b[i]); });
+        if (in.compare == Compare::kMin || in.compare == Compare::kMax) {
+          choose(w, in, lanes, a, b);
+        } else {
+          set(w, in, lanes, [&](int i) { return compare(in.compare, in.unordered, a[i], b[i]); });
+        }
         break;
       }
       case kFset: {
@@ -240,24 +244,20 @@ class Executor {
       case kHfma2:
         halves(w, in, lanes);
         break;
-      case kDadd: {
-        const auto a = w.real64(o[1]), b = w.real64(o[2]);
-        Many<double> d;
-        for (int i = 0; i < kLanes; ++i) d[i] = a[i] + b[i];
-        w.store(o[0], d, lanes);
+      case kDadd:
+        real2_64(w, in, lanes, [](double a, double b) { return a + b; });
         break;
-      }
-      case kDmul: {
-        const auto a = w.real64(o[1]), b = w.real64(o[2]);
-        Many<double> d;
-        for (int i = 0; i < kLanes; ++i) d[i] = a[i] * b[i];
-        w.store(o[0], d, lanes);
+      case kDmul:
+        real2_64(w, in, lanes, [](double a, double b) { return a * b; });
         break;
-      }
       case kDfma: {
         const auto a = w.real64(o[1]), b = w.real64(o[2]), c = w.real64(o[3]);
         Many<double> d;
-        for (int i = 0; i < kLanes; ++i) d[i] = std::fma(a[i], b[i], c[i]);
+        for (int i = 0; i < kLanes; ++i) {
+          d[i] = directed<double>(
+              in.rounding, [](double x, double y, double z) { return std::fma(x, y, z); }, a[i],
+              b[i], c[i]);
+        }
         w.store(o[0], d, lanes);
         break;
       }
@@ -293,6 +293,26 @@ class Executor {
     for (int i = 0; i < kLanes; ++i) d[i] = f(a[i], b[i]);
     finish(w, in, lanes, d);
   }
+  template <class F>
+  void real2_64(Warp& w, const Instruction& in, uint32_t lanes, const F& f) {
+    const auto a = w.real64(in.operands[1]), b = w.real64(in.operands[2]);
+    Many<double> d;
+    for (int i = 0; i < kLanes; ++i) d[i] = directed<double>(in.rounding, f, a[i], b[i]);
+    w.store(in.operands[0], d, lanes);
+  }
+  // DSETP.MIN and MAX: whether it is a, the number if only one is, and whether neither is.
+  void choose(Warp& w, const Instruction& in, uint32_t lanes, const Many<double>& a,
+              const Many<double>& b) {
+    const bool least = in.compare == Compare::kMin;
+    uint32_t first = 0, neither = 0;
+    for (int i = 0; i < kLanes; ++i) {
+      const bool nan_a = a[i] != a[i], nan_b = b[i] != b[i];
+      first |= uint32_t{nan_b ? !nan_a : least ? a[i] < b[i] : a[i] > b[i]} << i;
+      neither |= uint32_t{nan_a && nan_b} << i;
+    }
+    w.set_predicate(in.operands[0], first, lanes);
+    w.set_predicate(in.operands[1], neither, lanes);
+  }
   void finish(Warp& w, const Instruction& in, uint32_t lanes, Many<float>& d) {
     if (in.flush) {
       for (int i = 0; i < kLanes; ++i) d[i] = flushed(d[i]);
@@ -308,9 +328,11 @@ class Executor {
     Many<float> d;
     if (in.rounding == 'N') {
       for (int i = 0; i < kLanes; ++i) d[i] = std::fma(a[i], b[i], c[i]);
-    } else {  // the exact result, but for the last of 53 bits
+    } else {
       for (int i = 0; i < kLanes; ++i) {
-        d[i] = directed(std::fma(double(a[i]), double(b[i]), double(c[i])), in.rounding);
+        d[i] = directed<float>(
+            in.rounding, [](float x, float y, float z) { return std::fma(x, y, z); }, a[i], b[i],
+            c[i]);
       }
     }
     finish(w, in, lanes, d);

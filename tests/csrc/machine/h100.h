@@ -4,6 +4,7 @@
 // [luo]     Luo et al., Benchmarking and dissecting the Nvidia Hopper GPU architecture via
 //           microbenchmarking, arXiv:2402.13499: latencies of an H100
 // [paper]   NVIDIA H100 Tensor Core GPU Architecture (white paper): units, sizes, bandwidths
+// [huerta]  Huerta et al., Analyzing modern NVIDIA GPU cores, arXiv:2503.20481
 // assumed   no source: the first measurements calibrate these
 #pragma once
 
@@ -36,8 +37,10 @@ struct H100 {
   static constexpr int fp64 = 2;     // 64 [guide]
   static constexpr int special = 8;  // MUFU and conversions: 16 [guide]
   static constexpr int uniform = 2;  // assumed
-  static constexpr int memory = 2;   // of a scheduler's memory instructions: assumed
-  static constexpr int queue = 24;   // cycles of work that may wait for shared memory: assumed
+  static constexpr int memory = 4;   // 8 load/store units [paper]; shuffles pass them, too
+  // Memory instructions of a scheduler that wait for those units: [huerta], of Ampere
+  static constexpr int queue = 4;
+  static constexpr int backlog = 24;  // cycles of work that may wait for shared memory: assumed
   // Cycles of the multiprocessor's shared memory and L1, for all schedulers
   static constexpr int wavefront = 1;  // 128 bytes [guide]
   static constexpr int shuffle = 1;    // 32 lanes a cycle [guide]
@@ -52,11 +55,12 @@ struct H100 {
   static constexpr int constant = 40;     // LDC: assumed
   static constexpr int system = 25;       // S2R, S2UR, B2R, R2UR: assumed
   static constexpr int vote = 12;         // where a scoreboard is used: assumed
-  static constexpr int operands = 12;     // until a memory instruction has read its registers
-  static constexpr int barrier = 25;      // from the last arrival on: assumed
-  static constexpr int branch = 4;        // of a taken one, beyond its stall: assumed
-  static constexpr int converge = 4;      // BSYNC, WARPSYNC that waited: assumed
-  static constexpr int line_miss = 40;    // first use of 128 bytes of code, with prefetch: assumed
+  static constexpr int operands =
+      10;                             // until a memory instruction has read its registers: [huerta]
+  static constexpr int barrier = 25;  // from the last arrival on: assumed
+  static constexpr int branch = 4;    // of a taken one, beyond its stall: assumed
+  static constexpr int converge = 4;  // BSYNC, WARPSYNC that waited: assumed
+  static constexpr int line_miss = 40;  // first use of 128 bytes of code, with prefetch: assumed
 };
 
 }  // namespace machine

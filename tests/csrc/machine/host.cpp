@@ -14,12 +14,14 @@ struct Host {
   L2 l2;
   std::string folder;
   bool has_program = false;
+  bool alone = false;  // blocks of the other multiprocessors do not run
   std::map<std::string, Kernel> program;
 
   Host() {
     const char* const name = std::getenv("FASTWHITEN_MACHINE");
     if (name == nullptr) throw Error("expected FASTWHITEN_MACHINE to name a folder");
     folder = name;
+    alone = std::getenv("FASTWHITEN_MACHINE_ALONE") != nullptr;
     has_program = std::ifstream(folder + "/program").good();
     if (has_program) program = load_program(folder + "/program", resolve);
   }
@@ -43,25 +45,27 @@ void remove_array(const void* first) { Host::instance().arrays.remove(first); }
 void launch(const char* kernel, const uint32_t (&grid)[3], const uint32_t (&block)[3],
             int64_t shared, const std::vector<uint8_t>& parameters) {
   Host& host = Host::instance();
-  std::ofstream report_file(host.folder + "/report", std::ios::app);
-  if (!host.has_program) {
-    report_file << "kernel " << kernel << '\n';
-    return;
-  }
-  const auto found = host.program.find(kernel);
-  if (found == host.program.end()) throw Error(std::string(kernel) + " is not compiled");
+  std::ofstream file(host.folder + "/report", std::ios::app);
+  Kernel unknown;
+  unknown.name = kernel;
   Launch launch;
-  launch.kernel = &found->second;
+  launch.kernel = &unknown;
   launch.shared = shared;
   for (std::size_t i = 0; i < 3; ++i) {
     launch.grid[i] = grid[i];
     launch.block[i] = block[i];
   }
+  if (!host.has_program) return report(file, launch);
+  const auto found = host.program.find(kernel);
+  if (found == host.program.end()) throw Error(std::string(kernel) + " is not compiled");
+  launch.kernel = &found->second;
   set_sizes(launch);
   std::memcpy(launch.constants.bytes.data() + Constants::kParameters, parameters.data(),
               parameters.size());
   Simulation simulation(host.arrays, host.l2);
-  report(report_file, launch, simulation.run(launch, true));
+  const Outcome outcome = simulation.run(launch, !host.alone);
+  report(file, launch);
+  report(file, launch, outcome);
 }
 
 }  // namespace machine

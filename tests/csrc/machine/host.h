@@ -14,7 +14,8 @@ void add_array(const void* first, std::size_t bytes, bool in_l2);
 void remove_array(const void* first);
 
 // Runs a kernel of the program in the folder that FASTWHITEN_MACHINE names, and appends what comes
-// of it to the folder's report; without a program, its name alone.
+// of it to the folder's report. Without a program nothing runs, and the report has sizes only.
+// Where FASTWHITEN_MACHINE_ALONE is set, the blocks of one multiprocessor run.
 void launch(const char* kernel, const std::uint32_t (&grid)[3], const std::uint32_t (&block)[3],
             std::int64_t shared, const std::vector<std::uint8_t>& parameters);
 

@@ -28,36 +28,39 @@ class L2 {
 // L1 of one multiprocessor: sets of four lines of four sectors, the oldest one goes.
 class L1 {
  public:
-  explicit L1(int64_t bytes)
-      : ways_(static_cast<std::size_t>(std::max<int64_t>(bytes, kLine * kWays) / kLine / kWays) *
-              kWays) {}
-  bool touch(uint64_t sector, bool load) {
-    const uint64_t line = sector / 4 + 1;
-    const uint32_t bit = 1u << sector % 4;
-    const std::size_t first = line % (ways_.size() / kWays) * kWays;
-    Way* oldest = &ways_[first];
-    for (std::size_t i = first; i < first + kWays; ++i) {
-      Way& way = ways_[i];
-      if (way.line == line) {
-        const bool hit = way.sectors & bit;
-        if (load) way.sectors |= bit;
-        way.used = ++clock_;
-        return hit;
-      }
-      if (way.used < oldest->used) oldest = &way;
+  explicit L1(int64_t bytes) : sets_(static_cast<std::size_t>(bytes / kLine / kWays) + 1) {}
+
+  // When a sector that is there or on its way arrives; null if it is neither.
+  double* find(uint64_t sector) {
+    for (Way& way : sets_[sector / 4 % sets_.size()]) {
+      if (way.line != sector / 4 + 1) continue;
+      way.used = ++clock_;
+      return way.arrival[sector % 4] < 0 ? nullptr : &way.arrival[sector % 4];
     }
-    if (load) *oldest = {line, bit, ++clock_};
-    return false;
+    return nullptr;
+  }
+  void fill(uint64_t sector, double arrival) {
+    auto& set = sets_[sector / 4 % sets_.size()];
+    Way* to = &set[0];
+    for (Way& way : set) {
+      if (way.used < to->used) to = &way;
+    }
+    for (Way& way : set) {
+      if (way.line == sector / 4 + 1) to = &way;
+    }
+    if (to->line != sector / 4 + 1) *to = Way{sector / 4 + 1};
+    to->arrival[sector % 4] = arrival;
+    to->used = ++clock_;
   }
 
  private:
-  static constexpr std::size_t kWays = 4;
+  static constexpr int kWays = 4;
   struct Way {
     uint64_t line = 0;
-    uint32_t sectors = 0;
+    std::array<double, 4> arrival{-1, -1, -1, -1};
     uint64_t used = 0;
   };
-  std::vector<Way> ways_;
+  std::vector<std::array<Way, kWays>> sets_;
   uint64_t clock_ = 0;
 };
 
@@ -119,8 +122,10 @@ class Memory {
 
   Traffic traffic;
 
-  // Cycles of work that the shared pipe has before it.
-  double backlog(int64_t now) const { return std::max(0.0, pipe_ - static_cast<double>(now)); }
+  double dram_rate() const { return dram_rate_; }
+
+  // When shared memory has done all that it was given.
+  int64_t free() const { return static_cast<int64_t>(pipe_); }
 
   struct Times {
     int64_t result, operands;
@@ -160,22 +165,24 @@ class Memory {
     traffic.requests += 1;
     traffic.sectors += static_cast<int64_t>(sectors.size());
     for (const uint64_t s : sectors) {
-      const bool in_l1 = l1_.touch(s, a.load);
-      if (a.load && in_l1) {
+      if (const double* const arrival = a.load ? l1_.find(s) : nullptr) {
         traffic.l1_hits += 1;
+        result = std::max(result, *arrival);
         continue;
       }
       const bool in_l2 = l2_.touch(s);
       port_ = std::max(port_, begin) + kSector / l2_rate_;
-      double done = port_ + H100::l2_hit;
-      if (a.load && !in_l2) {
+      if (!a.load) continue;
+      double arrival = port_ + H100::l2_hit;
+      if (in_l2) {
+        traffic.l2_hits += 1;
+      } else {
         traffic.dram += 1;
         dram_ = std::max(dram_, begin) + kSector / dram_rate_;
-        done = std::max(port_, dram_) + H100::dram;
-      } else {
-        traffic.l2_hits += 1;
+        arrival = std::max(port_, dram_) + H100::dram;
       }
-      result = std::max(result, done);
+      l1_.fill(s, arrival);
+      result = std::max(result, arrival);
     }
     return {static_cast<int64_t>(result), static_cast<int64_t>(through) + H100::operands};
   }

@@ -40,10 +40,11 @@ struct Rounds {  // a barrier's releases
 };
 
 struct Outcome {
-  int64_t cycles = 0, issued = 0, fma_lanes = 0;
+  int64_t cycles = 0, issued = 0;
+  double arithmetic = 0;  // cycles that all units would need for the lanes that do any
   int blocks_run = 0, resident = 0, active = 0;
   std::array<int64_t, 8> busy{};  // cycles of work by pipe, over the schedulers
-  double pipe_busy = 0;           // of shared memory and L1
+  double dram_rate = 1;           // bytes a cycle that this multiprocessor has of it
   Traffic traffic;
   std::vector<Place> places;
   std::map<int, Rounds> rounds;  // by instruction

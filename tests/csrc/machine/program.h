@@ -40,7 +40,7 @@ struct Operand {
 // Which unit works on it, and whose latency a scoreboard counts.
 enum class Pipe { kFma, kImad, kAlu, kFp64, kSpecial, kUniform, kMemory, kControl };
 
-enum class Compare { kF, kLt, kEq, kLe, kGt, kNe, kGe, kNum, kNan, kT };
+enum class Compare { kF, kLt, kEq, kLe, kGt, kNe, kGe, kNum, kNan, kT, kMin, kMax };
 
 struct Instruction {
   uint32_t address = 0;
@@ -80,9 +80,9 @@ struct Kernel {
 
 inline Compare comparison(std::string name, bool& unordered) {
   static const std::map<std::string, Compare> known = {
-      {"F", Compare::kF},     {"LT", Compare::kLt}, {"EQ", Compare::kEq}, {"LE", Compare::kLe},
-      {"GT", Compare::kGt},   {"NE", Compare::kNe}, {"GE", Compare::kGe}, {"NUM", Compare::kNum},
-      {"NAN", Compare::kNan}, {"T", Compare::kT}};
+      {"F", Compare::kF},     {"LT", Compare::kLt}, {"EQ", Compare::kEq},   {"LE", Compare::kLe},
+      {"GT", Compare::kGt},   {"NE", Compare::kNe}, {"GE", Compare::kGe},   {"NUM", Compare::kNum},
+      {"NAN", Compare::kNan}, {"T", Compare::kT},   {"MIN", Compare::kMin}, {"MAX", Compare::kMax}};
   unordered = name.size() == 3 && name[2] == 'U' && name != "NUM";
   if (unordered) name.pop_back();
   const auto found = known.find(name);

@@ -15,19 +15,26 @@ inline void set_sizes(Launch& launch) {
   }
 }
 
+inline void report(std::ostream& out, const Launch& launch) {
+  out << "kernel " << launch.kernel->name << '\n'
+      << "blocks " << launch.blocks() << '\n'
+      << "threads " << launch.threads() << '\n'
+      << "shared " << launch.shared + launch.kernel->shared << '\n';
+}
+
 inline void report(std::ostream& out, const Launch& launch, const Outcome& o) {
   const double cycles = static_cast<double>(std::max<int64_t>(o.cycles, 1));
   const double slots = cycles * H100::schedulers;
   const auto share = [&](double part) { return part / slots; };
-  out << "kernel " << launch.kernel->name << '\n'
-      << "blocks " << launch.blocks() << '\n'
-      << "threads " << launch.threads() << '\n'
-      << "registers " << launch.kernel->registers << '\n'
-      << "shared " << launch.shared + launch.kernel->shared << '\n'
+  out << "registers " << launch.kernel->registers << '\n'
       << "resident " << o.resident << '\n'
       << "timed_blocks " << o.blocks_run << '\n'
       << "cycles " << o.cycles << '\n'
       << "us " << cycles / H100::gigahertz / 1000 << '\n'
+      << "floor_bytes_us "
+      << static_cast<double>(o.traffic.dram * kSector) / o.dram_rate / H100::gigahertz / 1000
+      << '\n'
+      << "floor_arithmetic_us " << o.arithmetic / H100::gigahertz / 1000 << '\n'
       << "issued " << o.issued << '\n'
       << "issue_share " << share(static_cast<double>(o.issued)) << '\n';
   const char* const pipes[] = {"fma", "imad", "alu", "fp64", "special", "uniform", "memory"};

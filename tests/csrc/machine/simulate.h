@@ -1,7 +1,7 @@
 // A launch: the blocks of one multiprocessor cycle by cycle, the others only for what they write.
 //
 // Each scheduler issues one instruction a cycle, of the warp that it issued last if that can, else
-// of the oldest one. What an instruction does happens when it is issued.
+// of the youngest one ([huerta], h100.h). What an instruction does happens when it is issued.
 #pragma once
 
 #include "multiprocessor.h"
@@ -88,6 +88,7 @@ class Simulation {
     }
     out_.cycles = now;
     out_.traffic = memory_->traffic;
+    out_.dram_rate = memory_->dram_rate();
   }
 
   static int64_t carve_out(int64_t bytes) {
@@ -165,20 +166,20 @@ class Simulation {
         next = std::min(next, slot->ready);
         return false;
       }
-      const int64_t free = pipe_free(s, *slot, now);
+      const int64_t free = pipe_free(s, *slot);
       if (free <= now) return true;
       slot->pipe_was_busy = true;
       next = std::min(next, free);
       return false;
     };
     if (s.last != nullptr && can(s.last)) return s.last;
-    for (Slot* slot : s.slots) {
-      if (slot != s.last && can(slot)) return s.last = slot;
+    for (auto slot = s.slots.rbegin(); slot != s.slots.rend(); ++slot) {
+      if (*slot != s.last && can(*slot)) return s.last = *slot;
     }
     return nullptr;
   }
 
-  int64_t pipe_free(const Scheduler& s, const Slot& slot, int64_t now) const {
+  int64_t pipe_free(const Scheduler& s, const Slot& slot) const {
     const Instruction& in = kernel_->code[static_cast<std::size_t>(slot.warp->group().at)];
     switch (in.pipe) {
       case Pipe::kFma:
@@ -193,12 +194,10 @@ class Simulation {
         return s.special;
       case Pipe::kUniform:
         return s.uniform;
-      case Pipe::kMemory: {
-        const double over = memory_->backlog(now) - H100::queue;
-        return std::max(s.memory, over > 0 ? now + static_cast<int64_t>(over) + 1 : now);
-      }
+      case Pipe::kMemory:
+        return s.memory - H100::queue * H100::memory;
       default:
-        return now;
+        return 0;
     }
   }
 
@@ -258,7 +257,7 @@ class Simulation {
     switch (in.pipe) {
       case Pipe::kFma:
         occupy(s.fma <= now ? s.fma : s.imad, H100::fma);
-        if (in.code == kFfma) out_.fma_lanes += __builtin_popcount(lanes);
+        out_.arithmetic += __builtin_popcount(lanes) / 128.0;
         break;
       case Pipe::kImad:
         occupy(s.imad, H100::imad);
@@ -268,6 +267,7 @@ class Simulation {
         break;
       case Pipe::kFp64:
         occupy(s.fp64, H100::fp64);
+        out_.arithmetic += __builtin_popcount(lanes) / 64.0;
         result = now + H100::fp64_result;
         break;
       case Pipe::kSpecial:
@@ -278,11 +278,13 @@ class Simulation {
         occupy(s.uniform, H100::uniform);
         break;
       case Pipe::kMemory: {
-        occupy(s.memory, H100::memory);
+        const int64_t begin = std::max({now, s.memory, memory_->free() - H100::backlog});
+        s.memory = begin + H100::memory;
+        busy += H100::memory;
         if (in.code == kShfl || in.code == kLds || in.code == kSts || in.code == kLdg ||
             in.code == kStg || in.code == kLdgsts) {
           const auto times =
-              in.code == kShfl ? memory_->shuffle(now) : memory_->access(now, access);
+              in.code == kShfl ? memory_->shuffle(begin) : memory_->access(begin, access);
           result = times.result;
           operands = times.operands;
           if (access.global) why = kLongBoard;
@@ -291,10 +293,10 @@ class Simulation {
           result = std::max(now, slot.copies);
           why = kLongBoard;
         } else if (in.code == kMembar) {
-          result = now + H100::l2_hit;
+          result = begin + H100::l2_hit;
           why = kLongBoard;
         } else {
-          result = now + (in.code == kLdc ? H100::constant : H100::system);
+          result = begin + (in.code == kLdc ? H100::constant : H100::system);
         }
         break;
       }

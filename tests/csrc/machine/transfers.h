@@ -61,21 +61,24 @@ inline void convert(Warp& w, const Instruction& in, uint32_t lanes) {
   const auto& o = in.operands;
   const std::string& to = in.modifiers.empty() ? in.base : in.modifiers[0];
   if (in.code == kI2f) {
-    const bool from_64 = in.has("S64") || in.has("U64"), to_64 = in.has("F64");
-    const Wide a = w.wide_integer(o[1]);
+    const bool from_64 = in.has("S64") || in.has("U64");
+    const Wide wide = w.wide_integer(o[1]);
     const Lanes narrow = w.integer(o[1]);
-    Many<double> d;
-    for (int i = 0; i < kLanes; ++i) {
-      if (from_64) {
-        d[i] = in.is_signed ? double(static_cast<int64_t>(a[i])) : double(a[i]);
-      } else {
-        d[i] = in.is_signed ? double(static_cast<int32_t>(narrow[i])) : double(narrow[i]);
+    const auto all = [&](auto& d) {
+      using T = std::decay_t<decltype(d[0])>;
+      const auto cast = [](auto x) { return static_cast<T>(x); };
+      for (int i = 0; i < kLanes; ++i) {
+        const auto bits_64 = from_64 ? wide[i] : uint64_t{narrow[i]};
+        const auto number =
+            from_64 ? static_cast<int64_t>(wide[i]) : int64_t{static_cast<int32_t>(narrow[i])};
+        d[i] = in.is_signed ? directed<T>(in.rounding, cast, number)
+                            : directed<T>(in.rounding, cast, bits_64);
       }
-    }
-    if (to_64) return w.store(o[0], d, lanes);
+      w.store(o[0], d, lanes);
+    };
+    Many<double> d;
     Many<float> f;
-    for (int i = 0; i < kLanes; ++i) f[i] = directed(d[i], in.rounding);
-    return w.store(o[0], f, lanes);
+    return in.has("F64") ? all(d) : all(f);
   }
   if (in.code == kF2fp) {  // PACK_AB: a above b
     const auto a = w.real(o[1]), b = w.real(o[2]);
@@ -87,14 +90,13 @@ inline void convert(Warp& w, const Instruction& in, uint32_t lanes) {
     return;
   }
   // F2I, F2F, FRND: the source's type is named after the result's, if it is no float
-  const auto& m = in.modifiers;
   bool from_64 = false, from_half = false;
   std::size_t types = 0;
-  for (const auto& name : m) {
-    if (name[0] != 'F' || name == "FTZ" || name == "FLOOR") continue;
-    const bool second = in.code != kF2f || types++ == 1;
-    from_64 = from_64 || (second && name == "F64");
-    from_half = from_half || (second && name == "F16");
+  for (const auto& name : in.modifiers) {
+    if (name != "F16" && name != "BF16" && name != "F32" && name != "F64") continue;
+    const bool of_source = in.code != kF2f || types++ == 1;
+    from_64 = from_64 || (of_source && name == "F64");
+    from_half = from_half || (of_source && name == "F16");
   }
   const auto wide = from_64 ? w.real64(o[1]) : Many<double>{};
   const auto narrow = w.real(o[1]);
@@ -118,9 +120,10 @@ inline void convert(Warp& w, const Instruction& in, uint32_t lanes) {
     return w.store(o[0], x, lanes);
   }
   each(w, o[0], lanes, [&](int i) {
-    if (to == "F16") return float_to_half(static_cast<float>(x[i]));
-    if (to == "BF16") return float_to_bfloat16(static_cast<float>(x[i]));
-    return bits<uint32_t>(directed(x[i], in.rounding));
+    if (to == "F16") return float_to_half(to_odd(x[i]));
+    if (to == "BF16") return float_to_bfloat16(to_odd(x[i]));
+    const auto cast = [](double y) { return static_cast<float>(y); };
+    return bits<uint32_t>(directed<float>(in.rounding, cast, x[i]));
   });
 }
 
