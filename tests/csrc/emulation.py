@@ -95,7 +95,7 @@ def build(driver: str, *, sanitize: bool | str = False) -> Path:
         str(source),
         "-o",
     ]
-    known = hashlib.sha256(f"{_sources()} {command}".encode()).hexdigest()[:16]
+    known = hashlib.sha256(f"{_sources(kind == 'machine')} {command}".encode()).hexdigest()[:16]
     program = PROGRAMS / f"{base}.{known}"
     PROGRAMS.mkdir(parents=True, exist_ok=True)
     with (PROGRAMS / f"{base}.lock").open("w") as lock:
@@ -122,8 +122,9 @@ def build(driver: str, *, sanitize: bool | str = False) -> Path:
 
 
 @functools.cache
-def _sources() -> str:
-    folders = ["csrc", "tests/csrc/emulator", "tests/csrc/drivers", "tests/csrc/machine"]
+def _sources(with_machine: bool) -> str:
+    folders = ["csrc", "tests/csrc/emulator", "tests/csrc/drivers"]
+    folders += ["tests/csrc/machine"] if with_machine else []
     return extension.fingerprint(ROOT, extension.files(ROOT, folders))
 
 

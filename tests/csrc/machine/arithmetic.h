@@ -4,6 +4,7 @@
 #include <cfenv>
 #include <cmath>
 
+#include "emulator/types.h"
 #include "warp.h"
 
 namespace machine {
@@ -129,41 +130,6 @@ inline uint32_t special_upper(const std::string& function, uint32_t upper) {
   const double x = bits<double>(uint64_t{upper} << 32);
   const double y = function == "RCP64H" ? 1.0 / x : 1.0 / std::sqrt(x);
   return static_cast<uint32_t>(bits<uint64_t>(y) >> 32);
-}
-
-inline float half_to_float(uint32_t h) {
-  const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
-  if (exponent == 31) return bits<float>(sign | 0x7f800000u | fraction << 13);
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(fraction) * 5.9604644775390625e-08f;
-    return sign ? -magnitude : magnitude;
-  }
-  return bits<float>(sign | (exponent + 112) << 23 | fraction << 13);
-}
-inline uint32_t float_to_half(float x) {
-  const uint32_t word = bits<uint32_t>(x), sign = word >> 16 & 0x8000u;
-  const float size = std::fabs(x);
-  if (!(size == size)) return 0x7fff;
-  if (size >= 65520.0f) return sign | 0x7c00u;
-  if (size < 6.103515625e-05f) {
-    return sign | static_cast<uint32_t>(std::nearbyint(size * 16777216.0f));
-  }
-  const uint32_t low = word & 0x1fffu, base = (word & 0x7fffffffu) - (112u << 23);
-  const uint32_t up = low > 0x1000u || (low == 0x1000u && (base >> 13 & 1));
-  return sign | ((base >> 13) + up);
-}
-inline uint32_t float_to_bfloat16(float x) {
-  if (!(x == x)) return 0x7fff;
-  const uint32_t word = bits<uint32_t>(x);
-  return (word + 0x7fffu + (word >> 16 & 1)) >> 16;
-}
-
-// Towards zero, with the last bit set if that changed it: rounding once more is as rounding once.
-inline float to_odd(double x) {
-  const auto cast = [](double y) { return static_cast<float>(y); };
-  const float near = directed<float>('Z', cast, x);
-  return static_cast<double>(near) == x || near != near ? near
-                                                        : bits<float>(bits<uint32_t>(near) | 1u);
 }
 
 inline double rounded(double x, char rounding) {

@@ -30,6 +30,7 @@ inline void report(std::ostream& out, const Launch& launch, const Outcome& o) {
       << "resident " << o.resident << '\n'
       << "timed_blocks " << o.blocks_run << '\n'
       << "cycles " << o.cycles << '\n'
+      << "launch_us " << H100::launch_us << '\n'
       << "us " << cycles / H100::gigahertz / 1000 << '\n'
       << "floor_bytes_us "
       << static_cast<double>(o.traffic.dram * kSector) / o.dram_rate / H100::gigahertz / 1000

@@ -57,6 +57,12 @@ struct Block {
   int threads = 0;
 };
 
+// value as a half, or a bfloat16, rounded once.
+inline uint32_t half_word(double value, bool brain) {
+  const float odd = emulation::double_to_float_odd(value);
+  return brain ? emulation::float_to_bfloat16_bits(odd) : emulation::float_to_half_bits(odd);
+}
+
 inline void convert(Warp& w, const Instruction& in, uint32_t lanes) {
   const auto& o = in.operands;
   const std::string& to = in.modifiers.empty() ? in.base : in.modifiers[0];
@@ -83,10 +89,8 @@ inline void convert(Warp& w, const Instruction& in, uint32_t lanes) {
   if (in.code == kF2fp) {  // PACK_AB: a above b
     const auto a = w.real(o[1]), b = w.real(o[2]);
     const bool brain = to == "BF16";
-    each(w, o[0], lanes, [&](int i) {
-      return brain ? float_to_bfloat16(a[i]) << 16 | float_to_bfloat16(b[i])
-                   : float_to_half(a[i]) << 16 | float_to_half(b[i]);
-    });
+    each(w, o[0], lanes,
+         [&](int i) { return half_word(a[i], brain) << 16 | half_word(b[i], brain); });
     return;
   }
   // F2I, F2F, FRND: the source's type is named after the result's, if it is no float
@@ -103,7 +107,7 @@ inline void convert(Warp& w, const Instruction& in, uint32_t lanes) {
   Many<double> x;
   for (int i = 0; i < kLanes; ++i) {
     x[i] = from_64     ? wide[i]
-           : from_half ? half_to_float(bits<uint32_t>(narrow[i]) & 0xffff)
+           : from_half ? emulation::half_bits_to_float(bits<uint32_t>(narrow[i]) & 0xffff)
                        : double(narrow[i]);
   }
   if (in.code == kF2i) {
@@ -120,8 +124,8 @@ inline void convert(Warp& w, const Instruction& in, uint32_t lanes) {
     return w.store(o[0], x, lanes);
   }
   each(w, o[0], lanes, [&](int i) {
-    if (to == "F16") return float_to_half(to_odd(x[i]));
-    if (to == "BF16") return float_to_bfloat16(to_odd(x[i]));
+    if (to == "F16") return half_word(x[i], false);
+    if (to == "BF16") return half_word(x[i], true);
     const auto cast = [](double y) { return static_cast<float>(y); };
     return bits<uint32_t>(directed<float>(in.rounding, cast, x[i]));
   });
@@ -135,7 +139,7 @@ inline Many<float> half_of(Warp& w, const Operand& o, bool upper, bool brain) {
   Many<float> out;
   for (int i = 0; i < kLanes; ++i) {
     const uint32_t h = upper ? raw[i] >> 16 : raw[i] & 0xffff;
-    out[i] = brain ? bits<float>(h << 16) : half_to_float(h);
+    out[i] = brain ? bits<float>(h << 16) : emulation::half_bits_to_float(h);
     if (o.flags & kAbsolute) out[i] = std::fabs(out[i]);
     if (o.flags & kNegative) out[i] = -out[i];
   }
@@ -158,10 +162,8 @@ inline void halves(Warp& w, const Instruction& in, uint32_t lanes) {
   const auto low = both(false);
   if (in.has("F32")) return w.store(o[0], low, lanes);
   const auto high = both(true);
-  each(w, o[0], lanes, [&](int i) {
-    return brain ? float_to_bfloat16(high[i]) << 16 | float_to_bfloat16(low[i])
-                 : float_to_half(high[i]) << 16 | float_to_half(low[i]);
-  });
+  each(w, o[0], lanes,
+       [&](int i) { return half_word(high[i], brain) << 16 | half_word(low[i], brain); });
 }
 
 inline void vote(Warp& w, const Instruction& in, uint32_t lanes) {

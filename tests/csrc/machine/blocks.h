@@ -1,54 +1,13 @@
-// One multiprocessor: four schedulers, in-order issue a warp, scoreboards, pipes, barriers.
+// A launch, its blocks, and what control flow and barriers do to their warps.
 #pragma once
 
-#include <deque>
-#include <functional>
 #include <memory>
-#include <set>
+#include <utility>
 
 #include "execute.h"
-#include "memory.h"
+#include "h100.h"
 
 namespace machine {
-
-// Why a warp did not issue: what it waited for before an instruction.
-enum Reason : int {
-  kStalls,      // its own stall count
-  kShortBoard,  // shared memory, shuffles, special functions, constants
-  kLongBoard,   // global memory
-  kPipeBusy,    // a pipe, or the queue of shared memory
-  kAtBarrier,
-  kBranches,  // taken branches, waiting for other lanes, code not yet there
-  kNotSelected,
-  kReasons
-};
-inline const char* reason_name(int r) {
-  static const char* const names[] = {"stall",   "short",  "long", "pipe",
-                                      "barrier", "branch", "other"};
-  return names[r];
-}
-
-struct Place {                             // what happened at one instruction
-  int64_t issued = 0;                      // warp instructions
-  int64_t lanes = 0;                       // ... in lanes
-  std::array<int64_t, kReasons> waited{};  // cycles before it, of warps
-};
-
-struct Rounds {  // a barrier's releases
-  int64_t count = 0, first = 0, last = 0;
-  std::vector<int64_t> gaps;
-};
-
-struct Outcome {
-  int64_t cycles = 0, issued = 0;
-  double arithmetic = 0;  // cycles that all units would need for the lanes that do any
-  int blocks_run = 0, resident = 0, active = 0;
-  std::array<int64_t, 8> busy{};  // cycles of work by pipe, over the schedulers
-  double dram_rate = 1;           // bytes a cycle that this multiprocessor has of it
-  Traffic traffic;
-  std::vector<Place> places;
-  std::map<int, Rounds> rounds;  // by instruction
-};
 
 struct Launch {
   const Kernel* kernel = nullptr;
@@ -56,6 +15,8 @@ struct Launch {
   int64_t shared = 0;  // dynamic
   Constants constants;
   int threads() const { return static_cast<int>(block[0] * block[1] * block[2]); }
+  // Of a block, with the driver's.
+  int64_t shared_bytes() const { return shared + kernel->shared + H100::shared_reserved; }
   int64_t blocks() const { return int64_t{grid[0]} * grid[1] * grid[2]; }
 };
 
@@ -64,8 +25,7 @@ inline int resident_blocks(const Launch& launch) {
   const int unit = H100::register_unit, a_warp = launch.kernel->registers * kLanes;
   const int of_warp = (a_warp + unit - 1) / unit * unit;
   const int by_registers = H100::registers / H100::schedulers / of_warp * H100::schedulers / warps;
-  const int64_t bytes = launch.shared + launch.kernel->shared + H100::shared_reserved;
-  const int64_t by_shared = H100::shared_size / ((bytes + 127) / 128 * 128);
+  const int64_t by_shared = H100::shared_size / ((launch.shared_bytes() + 127) / 128 * 128);
   return static_cast<int>(std::min<int64_t>(
       {int64_t{H100::blocks}, int64_t{H100::warps / warps}, int64_t{by_registers}, by_shared}));
 }
@@ -90,9 +50,7 @@ struct Running {
     block.index = {static_cast<uint32_t>(index % launch.grid[0]),
                    static_cast<uint32_t>(index / launch.grid[0] % launch.grid[1]),
                    static_cast<uint32_t>(index / launch.grid[0] / launch.grid[1])};
-    block.shared.assign(
-        static_cast<std::size_t>(H100::shared_reserved + launch.shared + launch.kernel->shared),
-        0xff);
+    block.shared.assign(static_cast<std::size_t>(launch.shared_bytes()), 0xff);
     alive = block.threads;
     for (int first = 0; first < block.threads; first += kLanes) {
       auto w = std::make_unique<Warp>();
@@ -108,8 +66,7 @@ struct Running {
   }
 };
 
-// Control flow: what becomes of the current group. Returns whether the branch was taken, or the
-// group has to wait.
+// Control flow: what becomes of the current group of lanes.
 class Control {
  public:
   enum Effect { kNext, kTaken, kWaits, kArrives, kEnds };
@@ -232,6 +189,90 @@ class Control {
     w.group().at = kernel.at(target);
     return kTaken;
   }
+};
+
+// Carries out instructions of any kind.
+class Stepper {
+ public:
+  explicit Stepper(Arrays& arrays) : executor_(arrays) {}
+
+  // The block whose threads were let through a barrier since this was asked last, or null.
+  Running* released() { return std::exchange(released_, nullptr); }
+
+  Control::Effect step(Running& running, Warp& w, const Kernel& kernel, const Instruction& in,
+                       uint32_t lanes, Access& access) {
+    if (in.code == kBar) return arrive(running, w, in, lanes);
+    const bool control = in.code >= kBra && in.code <= kExit && in.code != kEndcollective;
+    if (!control) {
+      if (lanes != 0) executor_.run(w, in, lanes, access);
+      w.group().at += 1;
+      return Control::kNext;
+    }
+    if (lanes == 0 && in.code != kBra) {
+      w.group().at += 1;
+      return Control::kNext;
+    }
+    if ((in.code == kCall || in.code == kBsync) && lanes != w.group().lanes) {
+      throw Error(in.name + " (" + in.line + "): by some of the lanes only");
+    }
+    const uint32_t before = w.ended;
+    const Control::Effect effect = Control::run(w, kernel, in, lanes);
+    if (in.code == kExit) {
+      running.alive -= __builtin_popcount(w.ended & ~before);
+      for (auto& [id, barrier] : running.barriers) complete(running, id, barrier);
+    }
+    return effect;
+  }
+
+ private:
+  Control::Effect arrive(Running& running, Warp& w, const Instruction& in, uint32_t lanes) {
+    Group& g = w.group();
+    g.at += 1;
+    if (lanes == 0) return Control::kNext;
+    const auto& o = in.operands;
+    const auto number = [&](const Operand& x) {
+      return static_cast<int>(w.raw(x)[__builtin_ctz(lanes)]);
+    };
+    const int id = number(o.at(0));
+    auto& barrier = running.barriers[id];
+    barrier.arrived += __builtin_popcount(g.lanes);
+    for (std::size_t i = 1; i < o.size(); ++i) {
+      if (o[i].is_predicate()) {
+        const uint32_t yes = w.predicate(o[i]) & g.lanes;
+        barrier.any |= yes != 0 ? ~0u : 0u;
+        if (yes != g.lanes) barrier.all = 0;
+        barrier.count += __builtin_popcount(yes);
+      } else {
+        barrier.expected = number(o[i]);
+      }
+    }
+    barrier.all_wanted = in.has("AND");
+    if (!in.has("ARV")) {
+      g.state = Group::kBarrier;
+      g.meeting = id;
+    }
+    complete(running, id, barrier);
+    return in.has("ARV") ? Control::kNext : Control::kArrives;
+  }
+
+  // Lets all go on if everybody is there.
+  void complete(Running& running, int id, Running::Barrier& barrier) {
+    const int expected = barrier.expected > 0 ? barrier.expected : running.alive;
+    if (barrier.arrived == 0 || barrier.arrived < expected) return;
+    for (auto& w : running.warps) {
+      for (Group& g : w->groups) {
+        if (g.state != Group::kBarrier || g.meeting != id) continue;
+        g.state = Group::kRuns;
+        w->vote = barrier.all_wanted ? barrier.all : barrier.any;
+        w->vote_count = barrier.count;
+      }
+    }
+    barrier = {};
+    released_ = &running;
+  }
+
+  Executor executor_;
+  Running* released_ = nullptr;
 };
 
 }  // namespace machine
