@@ -16,6 +16,7 @@ from pathlib import Path
 
 import build_cuda
 import build_helpers
+import kernel_resources
 import sass
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,13 +85,10 @@ def kernels_of(source: Path, folders: Iterable[Path] = (CSRC,)) -> list[sass.Ker
 
 def _resources(shown: str) -> dict[str, tuple[int, int]]:
     """Return kernel -> (registers, bytes of static shared memory) from what ptxas says."""
-    entries = re.finditer(
-        r"Compiling entry function '(\w+)'.*?Used (\d+) registers([^\n]*)", shown, re.DOTALL
-    )
     found = {}
-    for entry in entries:
-        shared = re.search(r"(\d+) bytes smem", entry[3])
-        found[entry[1]] = (int(entry[2]), int(shared[1]) if shared else 0)
+    for entry in kernel_resources.ENTRY.finditer(shown):
+        shared = re.search(r"(\d+) bytes smem", entry["rest"])
+        found[entry["name"]] = (int(entry["registers"]), int(shared[1]) if shared else 0)
     return found
 
 

@@ -101,8 +101,10 @@ def test_a_loop_takes_its_stalls(tmp_path: Path) -> None:
     assert cycles[1] - cycles[0] == 200 * (5 + 4 + 13 + 5 + CONSTANTS["branch"])
 
 
-@pytest.mark.parametrize(("stride", "width", "wavefronts"), [(4, "", 1), (8, "", 2), (128, "", 32),
-                                                              (0, "", 1), (16, ".128", 4)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stride", "width", "wavefronts"),
+    [(0, "", 1), (4, "", 1), (8, "", 2), (128, "", 32), (16, ".128", 4)],
+)
 def test_bank_conflicts(tmp_path: Path, stride: int, width: str, wavefronts: int) -> None:
     def cycles(loads: int) -> compiled.Report:
         load = f"4 2 - - | LDS{width} R8, [R5+{SHARED_BASE:#x}]\n 5 - - 2 | IADD3 R4, R4, R8, RZ\n"

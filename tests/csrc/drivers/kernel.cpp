@@ -14,7 +14,6 @@
 #include <cmath>
 #include <fstream>
 #include <iostream>
-#include <memory>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -108,10 +107,6 @@ std::vector<double> values(const std::string& kind, std::size_t count) {
   return v;
 }
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
 // The parameters of a kernel as bytes, and the arrays that they point to.
 class Parameters {
  public:
@@ -131,7 +126,7 @@ class Parameters {
     for (const Array& a : arrays_) {
       if (a.name.empty()) continue;
       std::ofstream file(a.name, std::ios::binary);
-      file.write(static_cast<const char*>(a.memory.get()), static_cast<std::streamsize>(a.bytes));
+      file.write(reinterpret_cast<const char*>(a.memory), static_cast<std::streamsize>(a.bytes));
     }
   }
 
@@ -139,7 +134,7 @@ class Parameters {
   struct Array {
     std::string name;
     std::size_t bytes;
-    std::unique_ptr<void, Free> memory;
+    std::uint8_t* memory;
   };
   std::uint8_t* next(std::size_t size) {
     const std::size_t at = (bytes_.size() + size - 1) / size * size;
@@ -152,14 +147,11 @@ class Parameters {
     const std::size_t first = equals == std::string::npos ? 0 : equals + 1;
     const std::string type = text.substr(first, open - first);
     const std::size_t count = std::stoul(text.substr(open + 1)), bytes = count * size_of(type);
-    Array a{first == 0 ? "" : text.substr(0, equals), bytes, nullptr};
-    a.memory.reset(std::aligned_alloc(256, (bytes / 256 + 1) * 256));  // as cudaMalloc aligns
-    auto* const memory = static_cast<std::uint8_t*>(a.memory.get());
+    auto* const memory = static_cast<std::uint8_t*>(machine::allocate(bytes, false));
     const auto v = values(close == std::string::npos ? "zero" : text.substr(close + 2), count);
     for (std::size_t i = 0; i < count; ++i) put(memory + i * size_of(type), type, v[i]);
-    machine::add_array(memory, bytes, false);
     pointer(memory);
-    arrays_.push_back(std::move(a));
+    arrays_.push_back({first == 0 ? "" : text.substr(0, equals), bytes, memory});
   }
 
   Bytes bytes_;

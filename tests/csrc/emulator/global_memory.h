@@ -53,11 +53,8 @@ class GlobalMemory {
     arrays_.back().cells.resize((bytes + kPiece - 1) / kPiece);
     return reinterpret_cast<void*>(begin);
 #elif defined(FASTWHITEN_MACHINE)
-    void* const memory = std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment);
-    if (memory == nullptr) throw std::bad_alloc();
-    // What the step before left is still in L2, a layer's input and gradient are not.
-    machine::add_array(memory, bytes, written && name != "x" && name != "grad");
-    return memory;
+    // What the step before left is still in L2; a layer's input and gradient are not.
+    return machine::allocate(bytes, written && name != "x" && name != "grad");
 #else
     (void)name, (void)written;
     void* const memory = std::malloc(bytes == 0 ? 1 : bytes);
@@ -71,10 +68,9 @@ class GlobalMemory {
     arrays_.erase(std::remove_if(arrays_.begin(), arrays_.end(),
                                  [&](const Array& a) { return a.begin == begin; }),
                   arrays_.end());
+#elif defined(FASTWHITEN_MACHINE)
+    machine::release(first);
 #else
-#if defined(FASTWHITEN_MACHINE)
-    machine::remove_array(first);
-#endif
     std::free(first);
 #endif
   }

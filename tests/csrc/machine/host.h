@@ -9,9 +9,10 @@
 
 namespace machine {
 
-// An array in global memory, and whether L2 holds it before the first launch.
-void add_array(const void* first, std::size_t bytes, bool in_l2);
-void remove_array(const void* first);
+// An array in global memory, and whether L2 holds it before the first launch. Addresses are the
+// same in every run: what caches hold depends on them.
+void* allocate(std::size_t bytes, bool in_l2);
+void release(const void* first);
 
 // Runs a kernel of the program in the folder that FASTWHITEN_MACHINE names, and appends what comes
 // of it to the folder's report. Without a program nothing runs, and the report has sizes only.

@@ -14,15 +14,12 @@ struct Access {
   std::array<uint64_t, kLanes> address{};
 };
 
-// Arrays of the host in place of global memory. Where some are known, addresses are checked.
+// Arrays of the host in place of global memory.
 class Arrays {
  public:
-  void add(const void* first, std::size_t bytes) {
-    const auto begin = reinterpret_cast<uint64_t>(first);
-    ends_[begin] = begin + bytes;
-  }
-  void remove(const void* first) {
-    ends_.erase(reinterpret_cast<uint64_t>(first));
+  void add(uint64_t begin, std::size_t bytes) { ends_[begin] = begin + bytes; }
+  void remove(uint64_t begin) {
+    ends_.erase(begin);
     begin_ = end_ = 0;
   }
   void* at(uint64_t address, int bytes, const Instruction& in) {
