@@ -94,6 +94,20 @@ class Executor {
       case kAddMnmx:
         minimum(w, in, lanes);
         break;
+      case kMnmx3: {
+        const Lanes a = w.integer(o[1]), b = w.integer(o[2]), c = w.integer(o[3]);
+        const uint32_t least = w.predicate(o[4]);
+        const auto of_two = [&](uint32_t x, uint32_t y, bool minimum) {
+          const bool less =
+              in.is_signed ? static_cast<int32_t>(x) < static_cast<int32_t>(y) : x < y;
+          return less == minimum ? x : y;
+        };
+        each(w, o[0], lanes, [&](int i) {
+          const bool minimum = (least >> i & 1) != 0;
+          return of_two(of_two(a[i], b[i], minimum), c[i], minimum);
+        });
+        break;
+      }
       case kPrmt: {
         const Lanes a = w.integer(o[1]), s = w.integer(o[2]), b = w.integer(o[3]);
         each(w, o[0], lanes, [&](int i) { return permuted(a[i], s[i], b[i]); });

@@ -179,10 +179,13 @@ inline void vote(Warp& w, const Instruction& in, uint32_t lanes) {
 inline void reduce(Warp& w, const Instruction& in, uint32_t lanes) {
   const Lanes a = w.integer(in.operands[1]);
   const bool is_or = in.has("OR"), is_sum = in.has("SUM"), is_and = in.has("AND");
-  if (!is_or && !is_sum && !is_and) throw Error(in.name + " is not known to the machine");
+  const bool is_max = in.has("MAX") && !in.has("S32");
+  if (!is_or && !is_sum && !is_and && !is_max)
+    throw Error(in.name + " is not known to the machine");
   uint32_t d = is_and ? ~0u : 0;
   for (int i = 0; i < kLanes; ++i) {
-    if (lanes >> i & 1) d = is_or ? d | a[i] : is_and ? d & a[i] : d + a[i];
+    if (lanes >> i & 1)
+      d = is_max ? (a[i] > d ? a[i] : d) : is_or ? d | a[i] : is_and ? d & a[i] : d + a[i];
   }
   each(w, in.operands[0], lanes, [&](int) { return d; });
 }
