@@ -32,15 +32,16 @@ struct RowTile {
 
 __host__ __device__ inline int64_t row_tiles(const Layout& s) {
   return ceil_div(s.rows(), kTile) *
-         (narrow(s) ? channel_tiles(s, true) : s.groups * ceil_div(s.width, kTile));
+         (narrow(s) ? ceil_div(s.channels, packed_width(s)) : s.groups * ceil_div(s.width, kTile));
 }
 __device__ inline RowTile row_tile(const Layout& s, int64_t t) {
   const int64_t n = ceil_div(s.rows(), kTile), row = t % n * kTile, b = t / n;
   const int64_t left = s.rows() - row;
   const int rows = static_cast<int>(left < kTile ? left : kTile);
   if (narrow(s)) {
-    const ChannelTile c = channel_tile(s, b, true);
-    return {row, c.row, rows, c.rows, c.row / s.width};
+    const int64_t first = b * packed_width(s), rest = s.channels - first;
+    const int channels = static_cast<int>(rest < packed_width(s) ? rest : packed_width(s));
+    return {row, first, rows, channels, first / s.width};
   }
   const int64_t per = ceil_div(s.width, kTile), first = b % per * kTile, rest = s.width - first;
   return {row, b / per * s.width + first, rows, static_cast<int>(rest < kTile ? rest : kTile),

@@ -1,11 +1,15 @@
 // grad_sum [C] = sum_n g_n ; cross [G, D, D] = sum_n (x_n - mean) g_n^T (row: x's channel).
 //
-// One block per chunk of rows and tile of 64 x 64 channel pairs; a second kernel adds the chunks in
-// order. Bytes: x and grad once per 64 channels, partial sums [chunks, G, D, D]. Determinism: rows
-// are cut by shape alone, no atomics. Shared memory: two slabs, 17 KiB (float).
+// One block per chunk of rows and tile of 64 x 64 channel pairs; a second kernel adds the chunks.
+// Bytes: x and grad once per 64 channels, partial sums [chunks, G, D, D]. Determinism: rows are cut
+// by shape alone, no atomics. A float32 sum is stored after 31 slabs of 32 rows, and the next one
+// added to it: long sums are made of short ones, whose rounding errors do not grow with the number
+// of rows. Shared memory: two slabs, and what gather needs, 32 KiB (float).
 #pragma once
 
-#include "tiles.cuh"
+#include "chunks.cuh"
+#include "panels.cuh"
+#include "stages.h"
 
 namespace fastwhiten {
 namespace cuda {
@@ -13,7 +17,10 @@ namespace cuda {
 template <class In, class T>
 struct BackwardReduceArguments {
   Layout s;
-  int64_t chunks, chunk_rows;
+  ChannelTiling tiling;
+  SlabStep step;
+  bool vectors;  // moves_vectors
+  int64_t chunk_rows;
   const In* x;     // [M, C] or [N, C, L]
   const In* grad;  // like x
   const T* mean;   // [C]
@@ -21,103 +28,143 @@ struct BackwardReduceArguments {
   T* sums;         // [chunks, C]
 };
 
-template <class T>
-constexpr int64_t kBackwardReduceSharedBytes = 2 * kSlab * sizeof(T);
-
-template <class In, class T>
-__global__ void __launch_bounds__(kThreads)
-    backward_reduce_kernel(BackwardReduceArguments<In, T> in) {
-  FASTWHITEN_SHARED_MEMORY(arena);
-  const SharedArray<T> a(arena, 0, kSlab), b(arena, kSlab * sizeof(T), kSlab);
-  const Layout s = in.s;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t tiles = channel_tiles(s, false), chunk = blockIdx.x / tiles, D = s.width;
-  const ChannelTile tile = channel_tile(s, blockIdx.x % tiles, false);
-  const int64_t first = chunk * in.chunk_rows;
-  const int64_t last = first + in.chunk_rows < s.rows() ? first + in.chunk_rows : s.rows();
-  const auto of_x = [&](int64_t r, int i) {
-    const int64_t channel = tile.row + i;
-    return i < tile.rows
-               ? convert<T>(in.x[row_offset(s, r) + channel * s.length]) - in.mean[channel]
-               : T(0);
-  };
-  const auto of_grad = [&](int64_t r, int j) {
-    const int64_t channel = tile.column + j;
-    return j < tile.columns ? convert<T>(in.grad[row_offset(s, r) + channel * s.length]) : T(0);
-  };
-  // Every column is summed by the tile whose rows are the first of its group (narrow: of its own).
-  const bool adds_up = narrow(s) || tile.row % D == 0;
-  Sums<T> sums;
-  T grad_sum = 0;
-  for (int64_t r = first; r < last; r += kDepth) {
-    __syncthreads();  // the slabs of the round before are read
-    stage(a, r, last, s.planes(), of_x);
-    stage(b, r, last, s.planes(), of_grad);
-    __syncthreads();
-    if (adds_up && thread < kTile) {
-      T part = 0;
-#pragma unroll 8
-      for (int k = 0; k < kDepth; ++k) part += b[k * kStride + thread];
-      grad_sum += part;
-    }
-    multiply(a, b, sums);
-  }
-  sums.each([&](int i, int j, T sum) {
-    const int64_t row = tile.row + i, column = tile.column + j;
-    if (i >= tile.rows || j >= tile.columns || row / D != column / D) return;
-    in.products[(chunk * s.groups * D + row) * D + column % D] = sum;
-  });
-  if (adds_up && thread < tile.columns) {
-    in.sums[chunk * s.groups * D + tile.column + thread] = grad_sum;
-  }
-}
-
-// out [count] = the sum of from [chunks, count] in order. From: what the stages above left behind.
-template <class T>
-struct AddChunksArguments {
-  int64_t chunks, count;
-  const T* from;
-  T* out;
-  int64_t second_count;  // a second array, added the same way by the same launch
-  const T* second_from;
-  T* second_out;
+enum ReducePlace : int {
+  kToProducts,  // of the block, in the arrays of the launch
+  kToSums,      // negative where another block has them
+  kToGrad,      // from x's numbers to grad's
+  kReducePlaces,
 };
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) add_chunks_kernel(AddChunksArguments<T> in) {
-  const int64_t element = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const bool second = element >= in.count;
-  const int64_t i = second ? element - in.count : element;
-  const int64_t count = second ? in.second_count : in.count;
-  if (i >= count) return;
-  const T* const from = second ? in.second_from : in.from;
-  T sum = 0;
-  for (int64_t k = 0; k < in.chunks; ++k) sum += from[k * count + i];
-  (second ? in.second_out : in.out)[i] = sum;
+// Shared memory of a block: slabs of x - mean and grad, and what is under way of the next ones,
+// together what gather needs; means.
+template <class In, class T>
+struct ReduceShared {
+  static constexpr int kWords = RowPanel<true, In>::kWords;  // of one operand
+  static constexpr int64_t kSlabs = 2 * kSlab * sizeof(T) + 2 * kWords * 4;
+  static constexpr int64_t kRegions = kGatherElements<T> * sizeof(T);
+  static constexpr int64_t kMeans = kSlabs > kRegions ? kSlabs : kRegions;
+  static constexpr int64_t kPlaces = kMeans + kTile * sizeof(T);
+  static constexpr int64_t kBytes = kPlaces + kReducePlaces * sizeof(int64_t);
+  __device__ explicit ReduceShared(char* arena)
+      : slabs(arena, 0, 2 * kSlab),
+        a(arena, 0, kSlab),
+        b(arena, kSlab * sizeof(T), kSlab),
+        regions(arena, 0, kGatherElements<T>),
+        x(arena, 2 * kSlab * sizeof(T), kWords),
+        grad(arena, 2 * kSlab * sizeof(T) + kWords * 4, kWords),
+        mean(arena, kMeans, kTile),
+        places(arena, kPlaces, kReducePlaces) {}
+  SharedArray<T> slabs, a, b, regions;
+  SharedArray<uint32_t> x, grad;
+  SharedArray<T> mean;
+  SharedArray<int64_t> places;
+};
+
+template <bool kPlanes, class In, class T>
+__device__ __forceinline__ void reduce_chunk(const BackwardReduceArguments<In, T>& in,
+                                             const ReduceShared<In, T>& at) {
+  using Panel = RowPanel<kPlanes, In>;
+  const Layout s = in.s;
+  const int thread = static_cast<int>(threadIdx.x);
+  const unsigned chunk = blockIdx.x / in.tiling.count;
+  const ChannelTile tile = in.tiling.tile(s, blockIdx.x % in.tiling.count);
+  const int64_t first = chunk * in.chunk_rows, last = s.rows() - first, C = s.groups * s.width;
+  const int rows = static_cast<int>(in.chunk_rows < last ? in.chunk_rows : last);
+  Panel panel(in.x, s, first, tile.row);
+  if (thread == 0) {
+    at.places[kToProducts] = chunk * C * s.width + tile.place(s);
+    // Every column is summed by the tile whose rows are the first of its group (narrow: its own).
+    at.places[kToSums] = tile.row + tile.in_group == tile.column ? chunk * C + tile.column : -1;
+    at.places[kToGrad] = (reinterpret_cast<intptr_t>(in.grad) - reinterpret_cast<intptr_t>(in.x)) /
+                             static_cast<intptr_t>(sizeof(In)) +
+                         (tile.column - tile.row) * s.length;
+  }
+  if (thread < kTile) at.mean[thread] = thread < tile.rows ? in.mean[tile.row + thread] : T(0);
+  TeamSums<T> sums;
+  T grad_sum[Panel::kChannels] = {};
+  __syncthreads();
+  const auto start_loads = [&](int r) {
+    if (!in.vectors) return;
+    panel.start_load(in.step, 0, rows - r, tile.rows, at.x);
+    panel.start_load(in.step, at.places[kToGrad], rows - r, tile.columns, at.grad);
+  };
+  start_loads(0);
+  for (int r = 0, slab = 0; r < rows; r += kDepth) {
+    In x[Panel::kElements], grad[Panel::kElements];
+    if (in.vectors) {
+      panel.finish_load(at.x, x);
+      panel.finish_load(at.grad, grad);
+    } else {
+      panel.load(in.step, 0, rows - r, tile.rows, x);
+      panel.load(in.step, at.places[kToGrad], rows - r, tile.columns, grad);
+    }
+    __syncthreads();  // the slabs before are read
+    T v[Panel::kElements], part[Panel::kChannels] = {};
+    panel.subtract(x, at.mean, 0, v);
+    panel.store(at.a, v);  // rows that do not exist are multiplied by 0
+#pragma unroll
+    for (int e = 0; e < Panel::kElements; ++e) {
+      v[e] = convert<T>(grad[e]);
+      part[Panel::channel_of(e)] += v[e];
+    }
+    panel.store(at.b, v);
+#pragma unroll
+    for (int n = 0; n < Panel::kChannels; ++n) grad_sum[n] += part[n];
+    panel.advance(in.step);
+    const bool goes_on = ++slab < kRunSlabs && r + kDepth < rows;
+    if (goes_on) start_loads(r + kDepth);
+    __syncthreads();
+    multiply<false, 2>(at.slabs, 0, kSlab, thread / kTeamThreads<T> * kTeamDepth<T>, kTeamDepth<T>,
+                       sums);
+    if (goes_on) continue;
+    gather(at.regions, sums, [&](int i, int j, const Four<T>& four) {
+      store_products(s, tile.rows, tile.columns, i, j, four, r >= slab * kDepth,
+                     in.products + at.places[kToProducts]);
+    });
+    sums.clear();
+    slab = 0;
+    if (r + kDepth >= rows) break;
+    __syncthreads();  // what gather worked in is read
+    start_loads(r + kDepth);
+  }
+  Panel::add_lanes(grad_sum);
+  if (!panel.leads() || at.places[kToSums] < 0) return;
+#pragma unroll
+  for (int n = 0; n < Panel::kChannels; ++n) {
+    const int c = panel.spot.column() + Panel::column_step(n);
+    if (c < tile.columns) in.sums[at.places[kToSums] + c] = grad_sum[n];
+  }
 }
 
-template <class Device, class T>
-void add_chunks(Device& device, const AddChunksArguments<T>& arguments) {
-  device.launch(add_chunks_kernel<T>, ceil_div(arguments.count + arguments.second_count, kThreads),
-                kThreads, 0, arguments);
+template <class In, class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    backward_reduce_kernel(BackwardReduceArguments<In, T> in) {
+  FASTWHITEN_SHARED_MEMORY(arena);
+  const ReduceShared<In, T> at(arena);
+  if (in.s.planes()) {
+    reduce_chunk<true>(in, at);
+  } else {
+    reduce_chunk<false>(in, at);
+  }
 }
 
 template <class Device, class In, class T>
 void run_backward_reduce(Device& device, const BackwardReduce<In, T>& args) {
-  const int64_t tiles = channel_tiles(args.s, false), C = args.s.groups * args.s.width,
-                square = C * args.s.width;
-  const Chunks chunks = cut(args.s.rows(), tiles);
+  const ChannelTiling tiling(args.s, false);
+  const int64_t C = args.s.groups * args.s.width, square = C * args.s.width;
+  const Chunks chunks = cut(args.s.rows(), tiling.count);
   const bool whole = chunks.count == 1;  // the one chunk is the result
   auto products = device.template allocate<T>(whole ? 0 : chunks.count * square);
   auto sums = device.template allocate<T>(whole ? 0 : chunks.count * C);
-  device.launch(backward_reduce_kernel<In, T>, tiles * chunks.count, kThreads,
-                kBackwardReduceSharedBytes<T>,
-                BackwardReduceArguments<In, T>{args.s, chunks.count, chunks.size, args.x, args.grad,
-                                               args.mean, whole ? args.cross : products.get(),
-                                               whole ? args.grad_sum : sums.get()});
+  device.launch(backward_reduce_kernel<In, T>, tiling.count * chunks.count, kThreads,
+                ReduceShared<In, T>::kBytes,
+                BackwardReduceArguments<In, T>{
+                    args.s, tiling, SlabStep(args.s), moves_vectors(args.s, {args.x, args.grad}),
+                    chunks.size, args.x, args.grad, args.mean, whole ? args.cross : products.get(),
+                    whole ? args.grad_sum : sums.get()});
   if (whole) return;
-  add_chunks(device, AddChunksArguments<T>{chunks.count, square, products.get(), args.cross, C,
-                                           sums.get(), args.grad_sum});
+  add_chunks<Device, T>(device, chunks.count, square, products.get(), args.cross, C, sums.get(),
+                        args.grad_sum);
 }
 
 }  // namespace cuda

@@ -8,6 +8,7 @@
 // tree.
 #pragma once
 
+#include "chunks.cuh"
 #include "moments.cuh"
 #include "tiles.cuh"
 

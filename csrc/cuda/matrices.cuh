@@ -7,6 +7,7 @@
 // Shared memory: two slabs, 17 KiB (float).
 #pragma once
 
+#include "chunks.cuh"
 #include "tiles.cuh"
 
 namespace fastwhiten {

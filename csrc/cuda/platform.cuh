@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -46,12 +47,25 @@ inline constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
 using Half = __half;
 using BFloat16 = __nv_bfloat16;
 
-// Elements i, ..., i + 3 of shared memory; i is a multiple of four, the array starts at one of 16
-// bytes.
+// value, of which the compiler knows nothing: what is computed from it inside a loop is computed
+// there, and takes no registers outside.
+__device__ __forceinline__ int opaque(int value) {
+#ifndef FASTWHITEN_EMULATE
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 template <class T>
-struct alignas(16) Four {
+struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Four {
   T v[4];
+  friend __device__ __forceinline__ Four operator+(const Four& a, const Four& b) {
+    return {{a.v[0] + b.v[0], a.v[1] + b.v[1], a.v[2] + b.v[2], a.v[3] + b.v[3]}};
+  }
 };
+
+// Vectors in shared memory: elements i, ..., i + 3; i is a multiple of four, the array starts at a
+// multiple of 16 bytes.
 template <class T>
 __device__ __forceinline__ Four<T> load4(const SharedArray<T>& a, int i) {
 #ifdef FASTWHITEN_EMULATE
@@ -89,6 +103,100 @@ FASTWHITEN_APPROXIMATE(approximate_reciprocal, float, "rcp.approx.ftz.f32", "f")
 FASTWHITEN_APPROXIMATE(approximate_reciprocal, double, "rcp.approx.ftz.f64", "d")
 #undef FASTWHITEN_APPROXIMATE
 #endif
+
+// Vectors in global memory: p is a multiple of what they are moved in, 8 bytes of a half, else 16.
+template <class In>
+constexpr int kVectorBytes = sizeof(In) == 2 ? 8 : 16;
+#ifndef FASTWHITEN_EMULATE
+template <class In>
+using VectorOf = std::conditional_t<sizeof(In) == 2, uint2, uint4>;
+#endif
+template <class In>
+__device__ __forceinline__ Four<In> load4(const In* p) {
+  Four<In> four;
+#ifdef FASTWHITEN_EMULATE
+  ::emulation::check_global_vector(p, kVectorBytes<In>);
+  for (int n = 0; n < 4; ++n) four.v[n] = p[n];
+#else
+  VectorOf<In> parts[4 * sizeof(In) / kVectorBytes<In>];
+#pragma unroll
+  for (unsigned n = 0; n < sizeof(parts) / sizeof(parts[0]); ++n) {
+    parts[n] = reinterpret_cast<const VectorOf<In>*>(p)[n];
+  }
+  memcpy(&four, parts, sizeof(four));
+#endif
+  return four;
+}
+template <class In>
+__device__ __forceinline__ void store4(In* p, const Four<In>& four) {
+#ifdef FASTWHITEN_EMULATE
+  ::emulation::check_global_vector(p, kVectorBytes<In>);
+  for (int n = 0; n < 4; ++n) p[n] = four.v[n];
+#else
+  VectorOf<In> parts[4 * sizeof(In) / kVectorBytes<In>];
+  memcpy(parts, &four, sizeof(four));
+#pragma unroll
+  for (unsigned n = 0; n < sizeof(parts) / sizeof(parts[0]); ++n) {
+    reinterpret_cast<VectorOf<In>*>(p)[n] = parts[n];
+  }
+#endif
+}
+
+// Copies of such vectors to shared memory, `present` or zeros, that go on while the thread does
+// something else: nobody reads the words before it has waited. The words of a vector lie in parts
+// of kVectorBytes, `apart` words from one to the next.
+template <class In>
+constexpr int kVectorParts = 4 * sizeof(In) / kVectorBytes<In>;
+template <class In>
+constexpr int kPartWords = kVectorBytes<In> / 4;
+template <class In>
+__device__ __forceinline__ void start_copy4(const SharedArray<uint32_t>& to, int i, int apart,
+                                            const In* from, bool present) {
+#ifdef FASTWHITEN_EMULATE
+  Four<In> four{};
+  if (present) four = load4(from);
+  for (int n = 0; n < kVectorParts<In>; ++n) {
+    to.start_copy(i + n * apart, reinterpret_cast<const uint32_t*>(&four) + n * kPartWords<In>,
+                  kPartWords<In>);
+  }
+#else
+#pragma unroll
+  for (int n = 0; n < kVectorParts<In>; ++n) {
+    const auto place = static_cast<unsigned>(__cvta_generic_to_shared(&to[i + n * apart]));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                 :
+                 : "r"(place), "l"(reinterpret_cast<const char*>(from) + n * kVectorBytes<In>),
+                   "n"(kVectorBytes<In>), "r"(present ? kVectorBytes<In> : 0)
+                 : "memory");
+  }
+#endif
+}
+__device__ __forceinline__ void wait_for_copies() {
+#ifdef FASTWHITEN_EMULATE
+  ::emulation::finish_copies();
+#else
+  asm volatile("cp.async.wait_all;" : : : "memory");
+#endif
+}
+// What was copied.
+template <class In>
+__device__ __forceinline__ Four<In> copied4(const SharedArray<uint32_t>& from, int i, int apart) {
+  uint32_t words[kVectorParts<In> * kPartWords<In>];
+#pragma unroll
+  for (int n = 0; n < kVectorParts<In>; ++n) {
+#ifdef FASTWHITEN_EMULATE
+    from.check_vector(i + n * apart, kVectorBytes<In>);
+    for (int w = 0; w < kPartWords<In>; ++w)
+      words[n * kPartWords<In> + w] = from[i + n * apart + w];
+#else
+    const auto part = *reinterpret_cast<const VectorOf<In>*>(&from[i + n * apart]);
+    memcpy(words + n * kPartWords<In>, &part, sizeof(part));
+#endif
+  }
+  Four<In> four;
+  memcpy(&four, words, sizeof(four));
+  return four;
+}
 
 template <class T>
 __device__ __forceinline__ T convert(float value) {

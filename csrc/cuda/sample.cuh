@@ -7,6 +7,7 @@
 #pragma once
 
 #include "backward_reduce.cuh"
+#include "chunks.cuh"
 #include "heaviest.cuh"
 #include "matrices.cuh"
 #include "reduce.cuh"
@@ -344,8 +345,7 @@ void run_sample_backward(Device& device, const SampleBackward<In, T>& args) {
   multiply_samples<T>(device, CrossProduct<T>{square, in, H.get(), args.projected,
                                               whole ? F.get() : products.get()});
   if (!whole) {
-    add_chunks(device, AddChunksArguments<T>{square.chunks, G * M * M, products.get(), F.get(), 0,
-                                             nullptr, nullptr});
+    add_chunks<Device, T>(device, square.chunks, G * M * M, products.get(), F.get());
   }
   T* const shares = args.rho != nullptr ? coefficient.get() : nullptr;
   if (shares != nullptr) {

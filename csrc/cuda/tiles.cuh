@@ -36,39 +36,71 @@ __device__ inline void triangle_position(int64_t t, int64_t* row, int64_t* colum
   *column = t - r * (r + 1) / 2;
 }
 
-// The channels that one tile of D x D products covers: rows [row, row + rows) by columns [column,
-// column + columns), numbered over all groups. Narrow groups share a tile: the products of
-// channels of different groups are computed and thrown away, which costs less than empty tiles.
-struct ChannelTile {
-  int64_t row, column;
-  int rows, columns;
-};
-
 __host__ __device__ inline bool narrow(const Layout& s) { return s.width <= kTile / 2; }
 __host__ __device__ inline int64_t packed_width(const Layout& s) {  // channels in a shared tile
   return kTile / s.width * s.width;
 }
-// Tiles of all groups; lower: only those that touch the lower triangle.
-__host__ __device__ inline int64_t channel_tiles(const Layout& s, bool lower) {
-  if (narrow(s)) return ceil_div(s.groups * s.width, packed_width(s));
-  const int64_t n = ceil_div(s.width, kTile);
-  return s.groups * (lower ? n * (n + 1) / 2 : n * n);
-}
-__device__ inline ChannelTile channel_tile(const Layout& s, int64_t t, bool lower) {
-  if (narrow(s)) {
-    const int64_t first = t * packed_width(s), left = s.groups * s.width - first;
-    const int count = static_cast<int>(left < packed_width(s) ? left : packed_width(s));
-    return {first, first, count, count};
+
+// The channels that one tile of D x D products covers: rows [row, row + rows) by columns [column,
+// column + columns), numbered over all groups. Narrow groups share a tile: the products of
+// channels of different groups are computed and thrown away, which costs less than empty tiles.
+struct ChannelTile {
+  int64_t row, column, in_group;  // in_group: the first column, in its group
+  int rows, columns;
+
+  // The place of its first product in [G, D, D].
+  __device__ __forceinline__ int64_t place(const Layout& s) const {
+    return row * s.width + in_group;
   }
-  const int64_t n = ceil_div(s.width, kTile), per = lower ? n * (n + 1) / 2 : n * n;
-  const int64_t g = t / per;
-  int64_t a = t % per / n, b = t % n;
-  if (lower) triangle_position(t % per, &a, &b);
-  const int64_t rows = s.width - a * kTile, columns = s.width - b * kTile;
-  return {g * s.width + a * kTile, g * s.width + b * kTile,
-          static_cast<int>(rows < kTile ? rows : kTile),
-          static_cast<int>(columns < kTile ? columns : kTile)};
+};
+// Stores products of row i and columns j, ..., j + 3 of a tile of that many rows and columns, those
+// whose channels are of one group, or adds to what is there. to: of the tile's first product.
+template <class T>
+__device__ __forceinline__ void store_products(const Layout& s, int rows, int columns, int i, int j,
+                                               const Four<T>& products, bool adds, T* to) {
+  const int D = static_cast<int>(s.width);
+  if (i >= rows) return;
+  to += i * s.width;
+  if (columns <= D && D % 4 == 0) {
+    if (j < columns) store4(to + j, adds ? products + load4(to + j) : products);
+    return;
+  }
+  const int group = columns > D ? i / D * D : 0;  // its first channel, where several share a tile
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+    const int column = j + n - group;
+    if (column < 0 || column >= D || j + n >= columns) continue;
+    to[column] = adds ? to[column] + products.v[n] : products.v[n];
+  }
 }
+
+// How products are cut into tiles, groups one after another.
+struct ChannelTiling {
+  unsigned count, per_group, across;
+  int unit;    // channels of a tile, where a group has one at most
+  bool lower;  // only tiles that touch the lower triangle
+  ChannelTiling(const Layout& s, bool only_lower)
+      : across(static_cast<unsigned>(ceil_div(s.width, kTile))), lower(only_lower) {
+    per_group = lower ? across * (across + 1) / 2 : across * across;
+    unit = static_cast<int>(narrow(s) ? packed_width(s) : s.width < kTile ? s.width : kTile);
+    count = narrow(s) ? static_cast<unsigned>(ceil_div(s.groups * s.width, unit))
+                      : static_cast<unsigned>(s.groups) * per_group;
+  }
+  __device__ __forceinline__ ChannelTile tile(const Layout& s, unsigned t) const {
+    if (s.width <= kTile) {
+      const int64_t first = int64_t{t} * unit, left = s.groups * s.width - first;
+      const int channels = static_cast<int>(left < unit ? left : unit);
+      return {first, first, 0, channels, channels};
+    }
+    const int64_t g = t / per_group;
+    int64_t a = t % per_group / across, b = t % per_group % across;
+    if (lower) triangle_position(t % per_group, &a, &b);
+    const int64_t rows = s.width - a * kTile, columns = s.width - b * kTile;
+    return {g * s.width + a * kTile, g * s.width + b * kTile, b * kTile,
+            static_cast<int>(rows < kTile ? rows : kTile),
+            static_cast<int>(columns < kTile ? columns : kTile)};
+  }
+};
 
 // slab[k, i] = load(k0 + k, i), 0 from depth on; load gives 0 where i is outside. depth_first: who
 // varies fastest over threads, so that neighbours in memory are read together. f(k, i) must have
@@ -146,19 +178,6 @@ __device__ __forceinline__ void product(const SharedArray<T>& slab_a, const Shar
     __syncthreads();
     multiply(slab_a, slab_b, sums);
   }
-}
-
-// How a long sum is cut among blocks: by shape alone, so that the same input gives the same bits.
-struct Chunks {
-  int64_t count, size;  // size: terms of each but the last, a multiple of kDepth
-};
-inline Chunks cut(int64_t terms, int64_t blocks_per_chunk) {
-  constexpr int64_t kBlocks = 264;  // two for every multiprocessor of the largest devices
-  constexpr int64_t kSlabs = 2;     // below, adding up the chunks costs as much as they save
-  const int64_t slabs = ceil_div(terms, kDepth);
-  const int64_t wanted = kBlocks / blocks_per_chunk > 1 ? kBlocks / blocks_per_chunk : 1;
-  const int64_t own = ceil_div(slabs, wanted) > kSlabs ? ceil_div(slabs, wanted) : kSlabs;
-  return {ceil_div(terms, own * kDepth), own * kDepth};
 }
 
 }  // namespace cuda

@@ -29,7 +29,7 @@ BLOCK_FAULTS = {
     "unwritten": (5, "reads the shared word at byte 12, which nobody wrote"),
     "out of bounds": (6, "index 64 into a shared array of 64"),
     "short shared memory": (7, "does not fit the 256 bytes of the launch"),
-    "misaligned vector": (10, "reads a vector at byte 20, which is no multiple of 16"),
+    "misaligned vector": (10, "moves a vector at byte 20, which is no multiple of 16"),
 }
 
 
@@ -104,6 +104,42 @@ def test_faults_of_a_warp_are_found(fault: str, order: str) -> None:
     number, message = WARP_FAULTS[fault]
     with pytest.raises(EmulationError) as caught:
         run("planted", which=1, fault=number, order=order)
+    assert names(caught, message), str(caught.value)
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@BOTH
+@EVERY_ORDER
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors(dtype: torch.dtype, order: str, sanitize: bool) -> None:
+    x = torch.randint(-100, 100, (32, 4)).to(dtype)
+    copied = x.clone()
+    copied[3] = 0
+    result = run("planted", which=4, x=x, order=order, sanitize=sanitize)["out"].reshape(16, 2, 4)
+    assert torch.equal(result.flip(1).reshape(32, 4), x + copied)
+
+
+VECTOR_FAULTS = {
+    "misaligned load": (1, "moves a vector of global memory at an address that is no multiple"),
+    "misaligned store": (2, "moves a vector of global memory at an address that is no multiple"),
+    "misaligned in shared memory": (3, "which is no multiple of 16"),
+    "misaligned copy": (4, "moves a vector of global memory at an address that is no multiple"),
+    "no wait": (5, "copies to and has not waited for"),
+    "overwritten": (6, "copies to and has not waited for"),
+    "another thread's": (7, ("has not waited for", "race on the shared word", "nobody wrote")),
+    "copy out of bounds": (8, ("into a shared array of", "is no multiple of")),
+}
+
+
+@EVERY_ORDER
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fault", VECTOR_FAULTS)
+def test_faults_of_vectors_are_found(fault: str, dtype: torch.dtype, order: str) -> None:
+    number, message = VECTOR_FAULTS[fault]
+    with pytest.raises(EmulationError) as caught:
+        run("planted", which=4, fault=number, x=torch.ones(32, 4).to(dtype), order=order)
     assert names(caught, message), str(caught.value)
 
 

@@ -41,6 +41,45 @@ __global__ void block_sum_kernel(const float* x, float* sum, int64_t fault) {
   if (t == 0) sum[blockIdx.x] = fault == kGarbage ? sum[blockIdx.x] + a[0] : float(a[0]);
 }
 
+// A warp hands vectors on: from global to shared memory and back, each thread its neighbour's, with
+// a copy that goes on behind it.
+enum VectorFault : int64_t {
+  kWhole,
+  kMisalignedLoad,    // a vector of global memory where none may begin
+  kMisalignedStore,   // ... likewise
+  kMisalignedShared,  // a vector written to shared memory
+  kMisalignedCopy,    // a copy from where no vector may begin
+  kNotWaited,         // reads what is being copied
+  kOverwritten,       // writes what is being copied
+  kOthersCopy,        // reads another thread's copy with no barrier between
+  kCopyOutOfBounds,   // a copy to what the array does not have
+};
+
+template <class T>
+__global__ void vectors_kernel(const T* x, T* out, int64_t fault) {
+  FASTWHITEN_SHARED_MEMORY(arena);
+  using namespace fastwhiten::cuda;
+  constexpr int kApart = 32 * kPartWords<T>;  // what every thread copies, part by part
+  const int t = static_cast<int>(threadIdx.x), words = static_cast<int>(4 * 32 * sizeof(T) / 4);
+  const SharedArray<uint32_t> copies(arena, 0, words);
+  const SharedArray<float> sums(arena, 4 * words, 4 * 32);
+  const int own = t * kPartWords<T>;
+  start_copy4(copies, fault == kCopyOutOfBounds ? words - 1 + own : own, kApart,
+              x + 4 * t + (fault == kMisalignedCopy ? 1 : 0), t != 3);
+  const Four<T> four = load4(x + 4 * t + (fault == kMisalignedLoad ? 1 : 0));
+  store4(sums, 4 * t + (fault == kMisalignedShared ? 1 : 0),
+         Four<float>{{convert<float>(four.v[0]), convert<float>(four.v[1]),
+                      convert<float>(four.v[2]), convert<float>(four.v[3])}});
+  if (fault == kOverwritten) copies[own] = 0;
+  if (fault != kNotWaited) wait_for_copies();
+  if (fault != kOthersCopy) __syncwarp();
+  const Four<T> copy = copied4<T>(copies, (t ^ 1) * kPartWords<T>, kApart);
+  const Four<float> both = load4(sums, 4 * (t ^ 1));
+  Four<T> sum;
+  for (int n = 0; n < 4; ++n) sum.v[n] = round_to<T>(both.v[n] + convert<float>(copy.v[n]));
+  store4(out + 4 * t + (fault == kMisalignedStore ? 3 : 0), sum);
+}
+
 // What every warp operation gives, and the faults that belong to warps.
 enum WarpFault : int64_t {
   kRight,
@@ -149,6 +188,17 @@ void run(emulation::Arguments& a) {
   } else if (which == 1) {
     emulation::launch(warp_kernel, 1, 64, 4 * 64, a.order(),
                       a.output<int32_t>("out", std::size_t{64} * 12), fault);
+  } else if (which == 4) {
+    const auto run_vectors = [&](auto element) {
+      using T = decltype(element);
+      emulation::launch(vectors_kernel<T>, 1, 32, 4 * 32 * (sizeof(T) + 4), a.order(),
+                        a.array<T>("x"), a.output<T>("out", a.count("x")), fault);
+    };
+    const std::string type = a.type("x");
+    if (type == "f16") run_vectors(__half{});
+    if (type == "bf16") run_vectors(__nv_bfloat16{});
+    if (type == "f32") run_vectors(0.0f);
+    if (type == "f64") run_vectors(0.0);
   } else if (which == 3) {
     const std::size_t n = a.count("x");
     auto* const out = a.output<int32_t>("out", n);

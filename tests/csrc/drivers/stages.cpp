@@ -216,6 +216,7 @@ void run(Arguments& a) {
 
 int main(int argc, char** argv) {
   return emulation::drive(argc, argv, [](Arguments& a) {
+    most_chunks = a.integer("most_chunks", kMostChunks);
     run(a);
     *a.output<int64_t>("out_launches", 1) = launches;
   });

@@ -195,6 +195,15 @@ class GlobalMemory {
   std::vector<std::uint32_t> block_epochs_;  // first epoch of every block of this launch so far
 };
 
+// Fails unless a vector that is moved `bytes` at a time may begin at p.
+inline void check_global_vector(const void* p, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(p) % bytes == 0) return;
+  Block& block = Block::instance();
+  block.fail("thread " + std::to_string(block.current) +
+             " moves a vector of global memory at an address that is no multiple of " +
+             std::to_string(bytes));
+}
+
 struct FreeGlobal {
   void operator()(void* p) const { GlobalMemory::instance().release(p); }
 };

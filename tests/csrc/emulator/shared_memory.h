@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <map>
 #include <type_traits>
 #include <vector>
 
@@ -27,6 +28,7 @@ class Arena {
       words_.assign((bytes + 3) / 4, Word{});
     }
     std::memset(memory_, 255, bytes);
+    copies_.clear();
     first_epoch_ = Block::instance().epoch + 1;  // of the block that starts now
   }
 
@@ -36,12 +38,47 @@ class Arena {
   void read(std::size_t offset, std::size_t size) {
     for (std::size_t w = offset / 4; w < (offset + size) / 4; ++w) read_word(w);
   }
+  // A copy of the running thread's that goes on: `words` become what is at `offset` when it waits.
+  void start_copy(std::size_t offset, const std::uint32_t* words, std::size_t count) {
+    const int self = Block::instance().current;
+    for (std::size_t n = 0; n < count; ++n) {
+      write_word(offset / 4 + n);
+      copies_[offset / 4 + n] = {self, words[n]};
+    }
+  }
+  void finish_copies() {
+    const int self = Block::instance().current;
+    for (auto copy = copies_.begin(); copy != copies_.end();) {
+      if (copy->second.thread != self) {
+        ++copy;
+        continue;
+      }
+      const auto [index, mine] = *copy;
+      copy = copies_.erase(copy);
+      write_word(index);
+      std::memcpy(memory_ + 4 * index, &mine.word, 4);
+    }
+  }
   void written(std::size_t offset, std::size_t size) {
     for (std::size_t w = offset / 4; w < (offset + size) / 4; ++w) write_word(w);
   }
 
  private:
+  struct Copy {
+    int thread;
+    std::uint32_t word;
+  };
+
+  void check_copies(std::size_t index, const char* does) {
+    const auto copy = copies_.find(index);
+    if (copies_.empty() || copy == copies_.end()) return;
+    Block& block = Block::instance();
+    block.fail("thread " + std::to_string(block.current) + " " + does +
+               " the shared word at byte " + std::to_string(4 * index) + ", which thread " +
+               std::to_string(copy->second.thread) + " copies to and has not waited for");
+  }
   void read_word(std::size_t index) {
+    check_copies(index, "reads");
     Word& word = words_[index];
     if (word.write_epoch() < first_epoch_) {
       Block& block = Block::instance();
@@ -52,6 +89,7 @@ class Arena {
   }
 
   void write_word(std::size_t index) {
+    check_copies(index, "writes");
     const char* did = "";
     if (const int other = words_[index].write(did); other >= 0) race(index, other, did, "writes");
   }
@@ -66,8 +104,11 @@ class Arena {
   char* memory_ = nullptr;
   std::size_t bytes_ = 0;
   std::vector<Word> words_;
+  std::map<std::size_t, Copy> copies_;  // by word
   std::uint32_t first_epoch_ = 0;
 };
+
+inline void finish_copies() { Arena::instance().finish_copies(); }
 
 // One element of shared memory, as an expression: reading and writing are told to the arena.
 template <class T>
@@ -135,14 +176,23 @@ class SharedArray {
     const int64_t bytes = i * static_cast<int64_t>(sizeof(T));
     return {first_ + bytes, static_cast<std::size_t>(offset_ + bytes)};
   }
-  // Fails unless a vector of four may be read at element i: at a multiple of 16 bytes.
-  void check_vector(int64_t i) const {
+  // Fails unless a vector may be moved at element i: at a multiple of its bytes.
+  void check_vector(int64_t i, int64_t bytes = 16) const {
     const int64_t at = offset_ + i * static_cast<int64_t>(sizeof(T));
-    if (at % 16 != 0) {
-      ::emulation::Block::instance().fail(
-          "thread " + std::to_string(::emulation::Block::instance().current) +
-          ": reads a vector at byte " + std::to_string(at) + ", which is no multiple of 16");
+    if (at % bytes != 0) {
+      ::emulation::Block::instance().fail("thread " +
+                                          std::to_string(::emulation::Block::instance().current) +
+                                          ": moves a vector at byte " + std::to_string(at) +
+                                          ", which is no multiple of " + std::to_string(bytes));
     }
+  }
+  // See Arena::start_copy.
+  void start_copy(int64_t i, const std::uint32_t* words, int64_t count) const {
+    static_assert(sizeof(T) == 4, "words are copied");
+    check_vector(i, 4 * count);
+    (*this)[i], (*this)[i + count - 1];  // inside
+    ::emulation::Arena::instance().start_copy(static_cast<std::size_t>(offset_ + 4 * i), words,
+                                              static_cast<std::size_t>(count));
   }
   T load(int64_t i) const { return (*this)[i]; }
   void store(int64_t i, T value) const { (*this)[i] = value; }
