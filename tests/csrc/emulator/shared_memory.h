@@ -135,13 +135,13 @@ class SharedArray {
     const int64_t bytes = i * static_cast<int64_t>(sizeof(T));
     return {first_ + bytes, static_cast<std::size_t>(offset_ + bytes)};
   }
-  // Fails unless a vector of four may be read at element i: at a multiple of 16 bytes.
+  // Fails unless a vector of four may begin at element i: at a multiple of 16 bytes.
   void check_vector(int64_t i) const {
     const int64_t at = offset_ + i * static_cast<int64_t>(sizeof(T));
     if (at % 16 != 0) {
       ::emulation::Block::instance().fail(
           "thread " + std::to_string(::emulation::Block::instance().current) +
-          ": reads a vector at byte " + std::to_string(at) + ", which is no multiple of 16");
+          ": a vector at byte " + std::to_string(at) + ", which is no multiple of 16");
     }
   }
   T load(int64_t i) const { return (*this)[i]; }
