@@ -2,8 +2,9 @@
 //
 // A thread holds N / 16 rows and four columns of the result. Arrays have rows of N + 4 numbers: a
 // multiple of four, so that four numbers are one load, and no two rows in a row of a tile meet in
-// a bank. Of what a factor does not fill, zeros: no loop asks for a width. Per 4 N^2 multiplications
-// of a block a thread loads its share of two rows: 2 loads of 16 bytes for every 16 of them at N =
+// a bank. Of what a factor does not fill, zeros: no loop asks for a width. Per 4 N^2
+// multiplications of a block a thread loads its share of two rows: 2 loads of 16 bytes for every 16
+// of them at N =
 // 64. Every element is one sum, in order.
 #pragma once
 
@@ -113,28 +114,22 @@ __device__ __forceinline__ void add_over_rows(BlockTile<T, N>& tile, int depth,
       [&](int k) { return load4(b, (from + k) * kRowStride<N> + Tile::column()); });
 }
 
-// How many numbers of a row of the left factor are held at a time, beside as many rows of the right
-// one: with four, eight rows of doubles would exceed the 128 registers of 512 threads.
-template <class T, int N>
-constexpr int kDeep = sizeof(T) == 8 && N == 128 ? 2 : 4;
-
-// tile += a b: right(k) the four columns of row k of b, left(row, k, T (&)[kDeep]) numbers of a row
+// tile += a b: right(k) the four columns of row k of b, left(row, k, T (&)[4]) numbers of a row
 // of a.
 template <class T, int N, class Left, class Right>
 __device__ __forceinline__ void add_by_rows(BlockTile<T, N>& tile, const Left& left,
                                             const Right& right) {
-  constexpr int kStep = kDeep<T, N>;
 #pragma unroll(N == 128 ? 1 : 2)
-  for (int k = 0; k < N; k += kStep) {
-    Four<T> rows[kStep];
+  for (int k = 0; k < N; k += 4) {
+    Four<T> rows[4];
 #pragma unroll
-    for (int n = 0; n < kStep; ++n) rows[n] = right(k + n);
+    for (int n = 0; n < 4; ++n) rows[n] = right(k + n);
 #pragma unroll
     for (int u = 0; u < BlockTile<T, N>::kRows; ++u) {
-      T own[kStep];
+      T own[4];
       left(BlockTile<T, N>::row() + u, k, own);
 #pragma unroll
-      for (int n = 0; n < kStep; ++n) {
+      for (int n = 0; n < 4; ++n) {
 #pragma unroll
         for (int w = 0; w < 4; ++w) tile.v[u][w] += own[n] * rows[n].v[w];
       }
@@ -146,22 +141,21 @@ __device__ __forceinline__ void add_by_rows(BlockTile<T, N>& tile, const Left& l
 template <class T, int N, class Left>
 __device__ __forceinline__ void add_transposed(BlockTile<T, N>& tile, const Left& left,
                                                const SharedArray<T>& b) {
-  constexpr int kStep = kDeep<T, N>;
 #pragma unroll(N == 128 ? 1 : 2)
-  for (int k = 0; k < N; k += kStep) {
-    T rows[4][kStep];
+  for (int k = 0; k < N; k += 4) {
+    T rows[4][4];
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       load_many(b, BlockTile<T, N>::apart(w) * kRowStride<N> + k, rows[w]);
     }
 #pragma unroll
     for (int u = 0; u < BlockTile<T, N>::kRows; ++u) {
-      T own[kStep];
+      T own[4];
       left(BlockTile<T, N>::row() + u, k, own);
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
 #pragma unroll
-        for (int n = 0; n < kStep; ++n) tile.v[u][w] += own[n] * rows[w][n];
+        for (int n = 0; n < 4; ++n) tile.v[u][w] += own[n] * rows[w][n];
       }
     }
   }

@@ -1,7 +1,8 @@
 // a = V diag(l) V^T for B symmetric matrices: l ascending, eigenvectors as columns of V, the
 // component of largest magnitude positive (the first of equals). A matrix with a non-finite entry
 // gives NaN for itself alone. Who computes what: one warp a matrix with two-sided Jacobi up to D =
-// 16, one block with one-sided Jacobi up to 128. Mathematics, bytes, shared memory: in the two files. Deterministic: no result depends on which thread comes first.
+// 16, one block with one-sided Jacobi up to 128 (64 for double). Mathematics, bytes, shared memory:
+// in the two files. Deterministic: no result depends on which thread comes first.
 #pragma once
 
 #include "fill.cuh"
@@ -17,10 +18,10 @@ constexpr int kWarpsOfBlock = 4;  // matrices a block of eigh_warp_kernel
 template <class T>
 struct EighProblem {
   int64_t B, D;
-  const T* a;         // [B, D, D], of which the lower triangle is read
-  T* values;          // [B, D]
-  T* vectors;         // [B, D, D]
-  const T* start;     // [B, D, D] or null: where the sweeps begin
+  const T* a;       // [B, D, D], of which the lower triangle is read
+  T* values;        // [B, D]
+  T* vectors;       // [B, D, D]
+  const T* start;   // [B, D, D] or null: where the sweeps begin
   int32_t* sweeps;  // [B], or null
 };
 
@@ -39,35 +40,33 @@ __global__ void __launch_bounds__(32 * kWarpsOfBlock, 1) eigh_warp_kernel(EighPr
   }
 }
 
+// One block per matrix.
 template <class T, int N>
 __global__ void __launch_bounds__(kBlockThreads<N>, 1) eigh_block_kernel(EighProblem<T> e) {
   FASTWHITEN_SHARED_MEMORY(arena);
   const int D = static_cast<int>(e.D);
+  const int64_t b = blockIdx.x, square = int64_t{e.D} * e.D;
   const EigenShared<T, N> shared(arena, D);
-  const int64_t square = int64_t{e.D} * e.D;
-  for (int64_t b = blockIdx.x; b < e.B; b += gridDim.x) {
-    const T* const a = e.a + b * square;
-    T *const values = e.values + b * e.D, *const vectors = e.vectors + b * square;
-    load_symmetric<N>(D, a, shared.matrix);
-    const Solved<T> solved = block_eigh(shared, a, start_of(e, b), vectors);
-    rank_rows(shared);
-    each_component(shared, [&](int r, int c, int k, T entry) {
-      vectors[r * D + c] = entry;
-      if (r == 0) values[c] = solved.scale.undo(shared.values[k]);
-    });
-    if (e.sweeps != nullptr && threadIdx.x == 0) e.sweeps[b] = solved.sweeps;
-    __syncthreads();
-  }
+  T *const values = e.values + b * D, *const vectors = e.vectors + b * square;
+  load_symmetric<N>(D, e.a + b * square, shared.matrix);
+  const int sweeps = block_eigh(shared, e.a + b * square, start_of(e, b), vectors);
+  rank_rows(shared);
+  const Scale<T> scale = shared.scale();
+  each_component(shared, [&](int r, int c, int k, T entry) {
+    vectors[r * D + c] = entry;
+    if (r == 0) values[c] = scale.undo(shared.values[k]);
+  });
+  if (e.sweeps != nullptr && threadIdx.x == 0) e.sweeps[b] = sweeps;
 }
 
 // Calls launch(kernel, blocks, threads, shared bytes, problem) with what serves the problem; false,
 // and nothing, where the library has to. B > 0 and D > 0. A block may have `shared_limit` bytes.
 template <class T, class Launch>
-bool launch_eigh(EighProblem<T> e, int64_t shared_limit, const Launch& launch) {
-  constexpr int64_t kMostBlocks = 2147483647;
-  if (e.D > kBlockUpTo) return false;
+bool launch_eigh(const EighProblem<T>& e, int64_t shared_limit, const Launch& launch) {
+  if (e.D > kBlockUpTo<T>) return false;
   const int D = static_cast<int>(e.D);
   if (D <= kWarpUpTo) {
+    constexpr int64_t kMostBlocks = 2147483647;
     const int64_t blocks = (e.B + kWarpsOfBlock - 1) / kWarpsOfBlock;
     auto* kernel = D <= 4   ? eigh_warp_kernel<T, 4>
                    : D <= 8 ? eigh_warp_kernel<T, 8>
@@ -77,13 +76,16 @@ bool launch_eigh(EighProblem<T> e, int64_t shared_limit, const Launch& launch) {
   }
   const auto block = [&](auto* kernel, int threads, int64_t bytes) {
     if (bytes > shared_limit) return false;
-    launch(kernel, e.B < kMostBlocks ? e.B : kMostBlocks, threads, bytes, e);
+    launch(kernel, e.B, threads, bytes, e);
     return true;
   };
-  const int order = padded_order(e.D);
-  return order == 32   ? block(eigh_block_kernel<T, 32>, kBlockThreads<32>, EigenShared<T, 32>::kBytes)
-         : order == 64 ? block(eigh_block_kernel<T, 64>, kBlockThreads<64>, EigenShared<T, 64>::kBytes)
-                       : block(eigh_block_kernel<T, 128>, kBlockThreads<128>, EigenShared<T, 128>::kBytes);
+  constexpr int64_t k32 = EigenShared<T, 32>::kBytes, k64 = EigenShared<T, 64>::kBytes;
+  if constexpr (kBlockUpTo<T> > 64) {
+    constexpr int64_t k128 = EigenShared<T, 128>::kBytes;
+    if (D > 64) return block(eigh_block_kernel<T, 128>, kBlockThreads<128>, k128);
+  }
+  return D <= 32 ? block(eigh_block_kernel<T, 32>, kBlockThreads<32>, k32)
+                 : block(eigh_block_kernel<T, 64>, kBlockThreads<64>, k64);
 }
 
 // The eigensolver of a Device (device.h: eigh): our own kernel, else the library's.

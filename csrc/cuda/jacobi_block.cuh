@@ -11,17 +11,18 @@
 namespace fastwhiten {
 namespace cuda {
 
-constexpr int kBlockUpTo = 128;
+// Up to here; above, 512 threads have 128 registers each, too few for doubles.
+template <class T>
+constexpr int kBlockUpTo = sizeof(T) == 8 ? 64 : 128;
 // Up to here shared memory holds the matrix beside its eigenvectors.
 constexpr int kBothUpTo = 64;
 constexpr int kScratchRows = 5;
 
-// The order of the arrays that hold a D x D matrix; what is beyond D is zero.
-__host__ __device__ constexpr int padded_order(int64_t D) { return D <= 32 ? 32 : D <= 64 ? 64 : 128; }
-
 template <class T, int N>
 struct EigenShared {
   static constexpr bool kBoth = N <= kBothUpTo;
+  static constexpr int kLargest =
+      kScratchRows * kReduceWords - 1;  // no sum over a block gets there
   static constexpr int64_t kSquare = int64_t{N} * kRowStride<N> * static_cast<int64_t>(sizeof(T));
   static constexpr int64_t kValues = kScratchRows * kReduceWords * static_cast<int64_t>(sizeof(T));
   static constexpr int64_t kSigns = kValues + N * static_cast<int64_t>(sizeof(T));
@@ -38,9 +39,11 @@ struct EigenShared {
         order(arena, kOrder, N),
         basis(arena, kBasis, N * kRowStride<N>),
         matrix(arena, kBoth ? kMatrix : kBasis, N * kRowStride<N>) {}
+  // What values are scaled by. From memory each time: through the sweeps registers are scarce.
+  __device__ Scale<T> scale() const { return Scale<T>(scratch[kLargest]); }
 
   int D;
-  SharedArray<T> scratch;  // of sums over the block
+  SharedArray<T> scratch;  // of sums over the block; the largest entry of A
   SharedArray<T> values;   // [N] in the order of the basis, scaled
   SharedArray<T> signs;    // [N] in the order of the basis
   SharedArray<int> order;  // [N] rows of the basis by ascending value
@@ -106,9 +109,8 @@ __device__ __forceinline__ void fill_rows(const SharedArray<T>& a, const F& f) {
 template <class T, int N>
 __device__ bool usable_start(const EigenShared<T, N>& s, const T* start) {
   if (start == nullptr) return false;
-  fill_rows<N>(s.basis, [&](int i, int j, int) {
-    return i < s.D && j < s.D ? start[i * s.D + j] : T(0);
-  });
+  fill_rows<N>(s.basis,
+               [&](int i, int j, int) { return i < s.D && j < s.D ? start[i * s.D + j] : T(0); });
   __syncthreads();
   BlockTile<T, N> gram;
   add_over_rows(gram, s.D, s.basis, s.basis);
@@ -161,19 +163,20 @@ __device__ void change_basis(const EigenShared<T, N>& s, const T* q) {
 template <class T, int N>
 __device__ void leave_basis(const EigenShared<T, N>& s, const T* q) {
   using Tile = BlockTile<T, N>;
-  const int D = s.D;
-  const auto of_q = [&](int i, int k) { return i < D && k < D ? q[i * D + k] : T(0); };
+  const int last = s.D - 1;
   __syncthreads();
-  Tile product;  // V = Q rows^T
+  Tile product;  // V = Q rows^T; what is beyond D meets zeros, or is not kept
   add_transposed(
       product,
       [&](int i, int k, auto& to) {
+        const T* const row = q + (i < last ? i : last) * s.D;
 #pragma unroll
-        for (int n = 0; n < kDeep<T, N>; ++n) to[n] = of_q(i, k + n);
+        for (int n = 0; n < 4; ++n) to[n] = row[k + n < last ? k + n : last];
       },
       s.basis);
   __syncthreads();
-  product.each_apart([&](int i, int k, T entry) { s.basis[k * kRowStride<N> + i] = entry; });
+  product.each_apart(
+      [&](int i, int k, T entry) { s.basis[k * kRowStride<N> + i] = i <= last ? entry : T(0); });
   __syncthreads();
 }
 
@@ -194,8 +197,8 @@ __device__ void rayleigh_quotients(const EigenShared<T, N>& s, const Right& righ
   }
 }
 
-// V^T = (3 I - V^T V) V^T / 2; gram(k): the four columns of row k of V V^T, which store(tile) keeps.
-// Barriers before and between.
+// V^T = (3 I - V^T V) V^T / 2; gram(k): the four columns of row k of V V^T, which store(tile)
+// keeps. Barriers before and between.
 template <class T, int N, class Store, class Gram>
 __device__ void orthogonalize(const EigenShared<T, N>& s, const Store& store, const Gram& gram) {
   using Tile = BlockTile<T, N>;
@@ -256,7 +259,8 @@ __device__ void rank_rows(const EigenShared<T, N>& s) {
   __syncthreads();
 }
 
-// store(r, c, k, entry): row r of the eigenvector of rank c, which is row k of the basis. No barrier.
+// store(r, c, k, entry): row r of the eigenvector of rank c, which is row k of the basis. No
+// barrier.
 template <class T, int N, class Store>
 __device__ __forceinline__ void each_component(const EigenShared<T, N>& s, const Store& store) {
   const Place me = place();

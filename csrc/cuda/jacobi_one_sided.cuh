@@ -1,9 +1,10 @@
-// One-sided Jacobi on a pivoted Cholesky factor, its rows in registers: 17 <= D <= 128.
+// One-sided Jacobi on a pivoted Cholesky factor, its rows in registers: 17 <= D <= 128 (64 for
+// double).
 //
-// P^T (A + shift I) P = L L^T with diagonal pivoting; rotations make the rows of G = L^T orthogonal,
-// J G = diag(s) U^T: row k is an eigenvector times s_k, and no second matrix is carried along. The
-// shift is of the size of rounding where A is positive semidefinite; where elimination fails (an
-// indefinite A), it is |A^4|_F^(1/4) >= |A|_2, with which nothing can fail.
+// P^T (A + shift I) P = L L^T with diagonal pivoting; rotations make the rows of G = L^T
+// orthogonal, J G = diag(s) U^T: row k is an eigenvector times s_k, and no second matrix is carried
+// along. The shift is of the size of rounding where A is positive semidefinite; where elimination
+// fails (an indefinite A), it is |A^4|_F^(1/4) >= |A|_2, with which nothing can fail.
 //
 // A warp holds two blocks of four rows, P and Q: row j of P and one of Q belong to eight lanes,
 // which rotate them against each other. Four rounds turn all pairs of the two blocks, Q's rows
@@ -88,17 +89,17 @@ __device__ __forceinline__ T inverse(T x) {
   return y;
 }
 
-// The angle by which a pair turns: its sine, and the tangent of its half. As tau = tan(angle / 2) and
-// sine = 2 tau / (1 + tau^2), a rotation is one whatever tau is: that need not be exact.
+// The angle by which a pair turns: its sine, and the tangent of its half. As tau = tan(angle / 2)
+// and sine = 2 tau / (1 + tau^2), a rotation is one whatever tau is: that need not be exact.
 template <class T>
 struct Angle {
   T sine, half;
 };
 
-// Half of the angle whose tangent is pq / difference; 0 where `turns` is false. tau by a polynomial in the cosine
-// of that angle: off by 1.4e-4 of itself at most, so that as much of pq is left to the next sweep;
-// the sine by one with an error of 8e-9. (Interpolations at the Chebyshev nodes of [0, 1], and of
-// [0, tan(pi / 8)^2].)
+// Half of the angle whose tangent is pq / difference; 0 where `turns` is false. tau by a polynomial
+// in the cosine of that angle: off by 1.4e-4 of itself at most, so that as much of pq is left to
+// the next sweep; the sine by one with an error of 8e-9. (Interpolations at the Chebyshev nodes of
+// [0, 1], and of [0, tan(pi / 8)^2].)
 __device__ __forceinline__ Angle<float> half_of(float difference, float pq, bool turns) {
   const float over_root = approximate_rsqrt(difference * difference + (pq * pq + 1e-30f));
   const float s = (!turns ? 0.0f : difference < 0 ? -pq : pq) * over_root;
@@ -110,8 +111,7 @@ __device__ __forceinline__ Angle<float> half_of(float difference, float pq, bool
   const float high = (0.99978092f - u * 0.9943812f) + u2 * (0.93343658f - u * 0.61672696f);
   return {2 * tau * ((0.99999999f - u * 0.99999684f) + u2 * high), tau};
 }
-__device__ __forceinline__ Angle<double> half_of(double difference, double pq,
-                                                       bool turns) {
+__device__ __forceinline__ Angle<double> half_of(double difference, double pq, bool turns) {
   const double over_root = inverse_root(difference * difference + (pq * pq + 1e-200));
   const double cosine2 = 0.5 + 0.5 * fabs(difference) * over_root;  // of half of the angle, squared
   const double secant = inverse_root(cosine2);
@@ -170,8 +170,8 @@ template <class T, int N>
 __device__ __forceinline__ int one_sided_sweeps(const EigenShared<T, N>& s, RowPair<T, N>& r) {
   constexpr int kMeetings = N / 4 - 1, kFirst = N / 8;
   const int warp = place().warp, j = place().lane / 8;
-  // This warp's blocks when block i meets block i XOR partner, whose highest bit is `bit`.
-  int partner = kFirst, bit = kFirst, block_p = warp, done = 0, quiet = 0;
+  // This warp's blocks when block i meets block i XOR partner.
+  int partner = kFirst, block_p = warp, done = 0, quiet = 0;
   while (true) {
     bool far = rotate<true>(r);
     pass_on(r, 8);
@@ -194,12 +194,12 @@ __device__ __forceinline__ int one_sided_sweeps(const EigenShared<T, N>& s, RowP
     __syncwarp();  // other lanes of this warp have read these places
     ++done;
     RowPair<T, N>::store(s.basis, row_q, r.q);
-    const bool wraps = ++partner == 2 * bit;
+    ++partner;
+    const bool wraps = (partner & (partner - 1)) == 0;  // the next highest bit: another P
     if (wraps) {
       RowPair<T, N>::store(s.basis, row_p, r.p);
-      bit = bit == 1 ? kFirst : bit / 2;
-      partner = bit;
-      block_p = (warp & (bit - 1)) | (warp & -bit) << 1;
+      partner = partner == 2 ? kFirst : partner / 4;
+      block_p = (warp & (partner - 1)) | (warp & -partner) << 1;
     }
     const bool again = __syncthreads_or(far) != 0;
     RowPair<T, N>::load(s.basis, 4 * (block_p ^ partner) + j, r.q);
@@ -215,21 +215,22 @@ __device__ __forceinline__ int one_sided_sweeps(const EigenShared<T, N>& s, RowP
   return (done + kMeetings - 1) / kMeetings;
 }
 
-// A row and its pivot in one number: the larger, the better, 13 bits of the pivot or more; nothing of
-// a pivot that is not positive. No two rows have the same.
+// A row and its pivot in one number: the larger, the better, 13 bits of the pivot or more; nothing
+// of a pivot that is not positive. No two rows have the same.
+constexpr int kRowsOfKey = 128;
 __device__ __forceinline__ unsigned pivot_key(float pivot, int row) {
   const unsigned bits = pivot > 0 ? __float_as_uint(pivot) : 0u;
-  return (bits & ~(2u * kBlockUpTo - 1)) | static_cast<unsigned>(row);
+  return (bits & ~(kRowsOfKey - 1u)) | static_cast<unsigned>(row);
 }
 __device__ __forceinline__ unsigned pivot_key(double pivot, int row) {
   const auto bits = static_cast<unsigned>(pivot > 0 ? __double_as_longlong(pivot) >> 32 : 0);
-  return (bits & ~(2u * kBlockUpTo - 1)) | static_cast<unsigned>(row);
+  return (bits & ~(kRowsOfKey - 1u)) | static_cast<unsigned>(row);
 }
 
 // The rows of the first meeting become those of P^T (A + shift I) P = L L^T: row k of A that of L^T
-// whose pivot it was. False, in all threads, where no pivot is left that is positive. The row of the
-// next pivot passes through the basis: every warp offers its best, two sets of places in turn, so
-// that one barrier a column is enough. Barriers before and after.
+// whose pivot it was. False, in all threads, where no pivot is left that is positive. The row of
+// the next pivot passes through the basis: every warp offers its best, two sets of places in turn,
+// so that one barrier a column is enough. Barriers before and after.
 template <class T, int N>
 __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T shift,
                                                  RowPair<T, N>& r) {
@@ -274,10 +275,11 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
     int best = keys[0];
 #pragma unroll
     for (int w = 1; w < kWarps; ++w) best = keys[w] > best ? keys[w] : best;
-    const int column = best & (2 * kBlockUpTo - 1), from = (set + ((column & (N / 2 - 1)) >> 2)) * kStride;
+    const int column = best & (kRowsOfKey - 1);
+    const int from = (set + ((column & (N / 2 - 1)) >> 2)) * kStride;
     const T pivot = s.basis[from + column], at_p = s.basis[from + row_p];
     const T at_q = s.basis[from + row_q];
-    if (best < 2 * kBlockUpTo || !(pivot > Precision<T>::tiny)) {
+    if (best < kRowsOfKey || !(pivot > Precision<T>::tiny)) {
       __syncthreads();
       return false;
     }
@@ -335,34 +337,29 @@ __device__ T norm_bound(const EigenShared<T, N>& s) {
   return sqrt(sqrt(sqrt(block_sum(sum, s.scratch))));
 }
 
-// What block_eigh leaves behind in shared memory: unit rows of the basis and their values.
-template <class T>
-struct Solved {
-  Scale<T> scale;  // of the values
-  int sweeps;
-};
-
-// The eigensystem of A [D, D], whose both triangles are in the views' matrix: V^T in the basis, values
-// in no order. Where A is not finite, NaN. Sweeps begin from the start [D, D] unless it is null or
-// not orthogonal. `a` has the lower triangle of A once more; `global` [D, D] is scratch. To be called
-// by a block of 4 N threads. Barriers before, between and after.
+// The eigensystem of A [D, D], whose both triangles are in the views' matrix: V^T in the basis,
+// values in no order. Where A is not finite, NaN. Returns the sweeps, which begin from the start
+// [D, D] unless it is null or not orthogonal. `a` has the lower triangle of A once more; `global`
+// [D, D] is scratch. To be called by a block of 4 N threads. Barriers before, between and after.
 template <class T, int N>
-__device__ Solved<T> block_eigh(const EigenShared<T, N>& s, const T* a, const T* start, T* global) {
+__device__ int block_eigh(const EigenShared<T, N>& s, const T* a, const T* start, T* global) {
   using Tile = BlockTile<T, N>;
   constexpr bool kBoth = EigenShared<T, N>::kBoth;
   const int D = s.D;
   __syncthreads();
   const T largest = largest_entry<N>(s.matrix, s.scratch);
-  if (!(largest <= Precision<T>::largest)) {  // for this matrix alone
-    __syncthreads();
+  const bool finite = largest <= Precision<T>::largest;
+  if (threadIdx.x == 0) s.scratch[EigenShared<T, N>::kLargest] = finite ? largest : T(0);
+  __syncthreads();
+  if (!finite) {  // for this matrix alone
     fill_rows<N>(s.basis, [](int, int, int) { return not_a_number<T>(); });
     const int k = static_cast<int>(threadIdx.x);
     if (k < N) s.values[k] = not_a_number<T>();
     __syncthreads();
-    return {Scale<T>(0), 0};
+    return 0;
   }
-  const Scale<T> scale(largest);
   const auto rescale = [&] {
+    const Scale<T> scale = s.scale();
     fill_rows<N>(s.matrix, [&](int, int, int at) { return scale.apply(s.matrix[at]); });
     __syncthreads();
   };
@@ -379,15 +376,14 @@ __device__ Solved<T> block_eigh(const EigenShared<T, N>& s, const T* a, const T*
     load_again();  // the start was in the place of A
   }
   RowPair<T, N> rows;
-  const T noise = 8 * static_cast<T>(D) * Precision<T>::epsilon;  // entries are below 4
-  T shift = noise;
+  T bound = 0;
   while (true) {
     if (warm) change_basis(s, start);
-    if (pivoted_cholesky(s, shift, rows) || shift > noise) break;
+    const T shift = bound + 8 * static_cast<T>(D) * Precision<T>::epsilon * (1 + bound);
+    if (pivoted_cholesky(s, shift, rows) || bound > 0) break;
     if (!kBoth || warm) load_again();  // rows of pivots were in its place, or another basis
-    const T bound = norm_bound(s);
+    bound = norm_bound(s);
     if (!kBoth) load_again();
-    shift = bound + noise * (1 + bound);
   }
   const int sweeps = one_sided_sweeps(s, rows);
   if (warm) leave_basis(s, start);
@@ -400,6 +396,7 @@ __device__ Solved<T> block_eigh(const EigenShared<T, N>& s, const T* a, const T*
   } else {
     __syncthreads();
     const Place me = place();
+    const Scale<T> scale = s.scale();
     for (int i = me.warp; i < D; i += me.warps) {
       for (int j = me.lane; j <= i; j += 32) {
         global[i * D + j] = global[j * D + i] = scale.apply(a[i * D + j]);
@@ -425,7 +422,7 @@ __device__ Solved<T> block_eigh(const EigenShared<T, N>& s, const T* a, const T*
         },
         of_global);
   }
-  return {scale, sweeps};
+  return sweeps;
 }
 
 }  // namespace cuda

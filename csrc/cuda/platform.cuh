@@ -71,17 +71,17 @@ __device__ __forceinline__ void store4(const SharedArray<T>& a, int i, const Fou
 #endif
 }
 
-// One instruction, with a relative error of 2^-22.9 in float and less than 2^-20 in double (PTX ISA:
-// rsqrt.approx.ftz and rcp.approx.ftz); x must be a normal number.
+// One instruction, with a relative error of 2^-22.9 in float and less than 2^-20 in double (PTX
+// ISA: rsqrt.approx.ftz and rcp.approx.ftz); x must be a normal number.
 #ifdef FASTWHITEN_EMULATE
 using emulation::approximate_reciprocal;
 using emulation::approximate_rsqrt;
 #else
-#define FASTWHITEN_APPROXIMATE(name, T, instruction, constraint)    \
-  __device__ __forceinline__ T name(T x) {                         \
-    T y;                                                           \
+#define FASTWHITEN_APPROXIMATE(name, T, instruction, constraint)     \
+  __device__ __forceinline__ T name(T x) {                           \
+    T y;                                                             \
     asm(instruction " %0, %1;" : "=" constraint(y) : constraint(x)); \
-    return y;                                                      \
+    return y;                                                        \
   }
 FASTWHITEN_APPROXIMATE(approximate_rsqrt, float, "rsqrt.approx.ftz.f32", "f")
 FASTWHITEN_APPROXIMATE(approximate_rsqrt, double, "rsqrt.approx.ftz.f64", "d")

@@ -129,7 +129,8 @@ __device__ __forceinline__ void small_weigh(const BackwardMatrixArguments<T>& m,
     const T of_ij = v.first[at], of_ji = v.first[j * kRowStride<N> + i];
     if (m.kind == 0) {
       const T sum = static_cast<T>(v.roots[i]) + static_cast<T>(v.roots[j]);
-      return (of_ij + of_ji) / sum * (static_cast<T>(v.inverses[i]) * static_cast<T>(v.inverses[j]));
+      return (of_ij + of_ji) / sum *
+             (static_cast<T>(v.inverses[i]) * static_cast<T>(v.inverses[j]));
     }
     return i < v.D && j < v.D ? weigh<T>(m, g, i, j, of_ij, of_ji) : T(0);
   });
@@ -194,8 +195,8 @@ __device__ __forceinline__ void small_grad_gamma(const BackwardMatrixArguments<T
 }
 
 // What dx is the sum of two products of: gamma (g_n - p_n sum g) in the place of grad, -p_n xc_n in
-// that of x, W in that of V, inner = core shrunk in `second`, from first = core. Barriers between and
-// after.
+// that of x, W in that of V, inner = core shrunk in `second`, from first = core. Barriers between
+// and after.
 template <int N, class In, class T>
 __device__ __forceinline__ void small_factors(const SmallBackward<In, T>& in, int64_t g,
                                               const SmallViews<T, N>& v) {
@@ -255,8 +256,8 @@ __global__ void __launch_bounds__(kBlockThreads<N>, 1)
   const int64_t g = blockIdx.x;
   const SmallViews<T, N> v(arena, static_cast<int>(in.s.rows()), static_cast<int>(in.s.width));
   load_small(in, g, v);
-  product_over_rows<T, N>(v.rows, v.x, v.grad, [](int, T(&)[BlockTile<T, N>::kRows]) {})
-      .store(v.first);
+  product_over_rows<T, N>(v.rows, v.x, v.grad, [](int, T(&)[BlockTile<T, N>::kRows]) {
+  }).store(v.first);
   __syncthreads();
   small_grad_gamma(in.m, g, v);
   small_core(in.m, g, v);

@@ -5,9 +5,9 @@
 // from the covariance to W; nothing waits for another launch. The mean is taken of differences from
 // row 0, with weights from the heaviest row, and corrected once; sums over rows are made of sums
 // over 32 of them. Bytes: x and y once, the matrices once. Determinism: one order of every sum; a
-// group never sees its neighbours. Shared memory: the eigensolver's (36 KiB for float at D = 64) and
-// x: M (N + 4) numbers, N = 32 or 64. Serves every kind and shrinkage, at most 512 rows, D <= 64.
-// Narrow groups (D <= 16) only where a warp's own eigensolver is not in play (cholesky; the
+// group never sees its neighbours. Shared memory: the eigensolver's (36 KiB for float at D = 64)
+// and x: M (N + 4) numbers, N = 32 or 64. Serves every kind and shrinkage, at most 512 rows, D
+// <= 64. Narrow groups (D <= 16) only where a warp's own eigensolver is not in play (cholesky; the
 // backward), and while all their blocks run at once: beyond, the stages' tiles, which take several
 // groups, do better.
 #pragma once
@@ -110,8 +110,8 @@ __device__ __forceinline__ int heaviest_row(const SmallRows<T, N>& at) {
   return static_cast<int>(warp_heaviest(best).row);
 }
 
-// Subtracts the weighted mean from x, four threads a column, and stores it. `scratch` [8, N]. Barrier
-// after.
+// Subtracts the weighted mean from x, four threads a column, and stores it. `scratch` [8, N].
+// Barrier after.
 template <int N, class In, class T>
 __device__ __forceinline__ void center_rows(const SmallForward<In, T>& in, int64_t g,
                                             const SmallRows<T, N>& at,
@@ -178,8 +178,8 @@ __device__ __forceinline__ BlockTile<T, N> product_over_rows(int rows, const Sha
   return total;
 }
 
-// covariance = sum_n p_n xc_n xc_n^T, and blended, in the views' matrix as well. Barriers between and
-// after.
+// covariance = sum_n p_n xc_n xc_n^T, and blended, in the views' matrix as well. Barriers between
+// and after.
 template <int N, class In, class T>
 __device__ __forceinline__ void small_covariance(const SmallForward<In, T>& in, int64_t g,
                                                  const SmallRows<T, N>& at,
@@ -260,12 +260,13 @@ __device__ __forceinline__ void small_cholesky(const SmallForward<In, T>& in, in
 // global memory and, for what follows, in the views' matrix. Barriers before, between and after.
 template <int N, class In, class T>
 __device__ __forceinline__ void small_matrix(const SmallForward<In, T>& in, int64_t g, T rho,
-                                             const Scale<T>& scale, const EigenShared<T, N>& s) {
+                                             const EigenShared<T, N>& s) {
   using Tile = BlockTile<T, N>;
   const Place me = place();
   const int D = s.D, k = static_cast<int>(threadIdx.x);
   T* const w = in.matrix + g * D * D;
   T* const u = in.basis + g * D * D;
+  const Scale<T> scale = s.scale();
   rank_rows(s);
   T keep = 1, shift = in.eps;
   if (in.method != kNone) {
@@ -321,9 +322,7 @@ __device__ __forceinline__ void small_apply(const SmallForward<In, T>& in, int64
     beta[w] = in.beta != nullptr && c < D ? in.beta[g * D + c] : T(0);
   }
   for (int first = 0; first < at.rows; first += N) {
-    const auto row_of = [&](int row) {
-      return first + row < at.rows ? first + row : at.rows - 1;
-    };
+    const auto row_of = [&](int row) { return first + row < at.rows ? first + row : at.rows - 1; };
     Tile tile;
     add_by_rows(
         tile,
@@ -361,8 +360,8 @@ __global__ void __launch_bounds__(kBlockThreads<N>, 1)
     small_cholesky(in, g, a, rho, shared);
   } else {
     const T* const start = in.start != nullptr ? in.start + g * square : nullptr;
-    const Solved<T> solved = block_eigh(shared, a, start, in.basis + g * square);
-    small_matrix(in, g, rho, solved.scale, shared);
+    block_eigh(shared, a, start, in.basis + g * square);
+    small_matrix(in, g, rho, shared);
   }
   small_apply(in, g, shared, at);
 }

@@ -152,7 +152,7 @@ void of_layouts(Device& device, int64_t D) {
 
 template <class In, class T>
 void of_types(Device& device) {
-  constexpr int64_t limit = std::max({kBlockUpTo, kCholeskyLimit, int{kTile}});
+  constexpr int64_t limit = std::max({kBlockUpTo<float>, kCholeskyLimit, int{kTile}});
   std::vector<int64_t> widths = {256, 512, 2048};
   for (int64_t D = 1; D <= limit + 1; ++D) widths.push_back(D);
   for (const int64_t D : widths) {
