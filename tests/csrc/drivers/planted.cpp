@@ -18,8 +18,8 @@ enum Fault : int64_t {
   kShortShared,        // an array that does not fit the launch
   kGlobalOutOfBounds,  // global memory, by one
   kGarbage,            // takes uninitialised global memory for zero
-  kMisalignedLoad,     // of a vector of four, where none may begin
-  kMisalignedStore,
+  kMisalignedRead,     // of a vector of four, where none may begin
+  kMisalignedWrite,
 };
 
 __global__ void block_sum_kernel(const float* x, float* sum, int64_t fault) {
@@ -34,8 +34,8 @@ __global__ void block_sum_kernel(const float* x, float* sum, int64_t fault) {
   } else if (fault != kNoBarrier) {
     __syncthreads();
   }
-  if (fault == kMisalignedLoad) fastwhiten::cuda::load4(a, 5);
-  if (fault == kMisalignedStore) fastwhiten::cuda::store4(a, 6, {});
+  if (fault == kMisalignedRead) fastwhiten::cuda::load4(a, 5);
+  if (fault == kMisalignedWrite) fastwhiten::cuda::store4(a, 6, {});
   for (int half = n / 2; half > 0; half /= 2) {
     if (t < half) a[t] += a[fault == kOutOfBounds && t == 0 ? n : t + half];
     if (fault != kNoLoopBarrier) __syncthreads();
