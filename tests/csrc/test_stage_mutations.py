@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.emulated, pytest.mark.full]
 
 NAMES = """
     tiles heaviest statistics apply backward_reduce backward_matrix reduce intensity sample cholesky
-    library
+    library chunks panels products
 """
 MUTATIONS = list(mutations.find(f"cuda/{name}.cuh" for name in NAMES.split()))
 
