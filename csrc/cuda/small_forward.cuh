@@ -202,7 +202,6 @@ __device__ __forceinline__ void small_covariance(const SmallForward<In, T>& in, 
       for (int w = 0; w < 4; ++w) tile.v[u][w] *= uniform;
     }
   }
-  __syncthreads();
   tile.store(s.basis);
   __syncthreads();
   fill_rows<N>(s.matrix, [&](int i, int j, int) {  // one triangle, mirrored
