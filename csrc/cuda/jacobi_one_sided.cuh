@@ -239,15 +239,17 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
   const int row_p = 4 * me.warp + me.lane / 8, row_q = row_p + N / 2;  // of the first meeting
   RowPair<T, N>::load(s.matrix, row_p, r.p);
   RowPair<T, N>::load(s.matrix, row_q, r.q);
+  // Rows beyond D stay zero.
+  const T shift_p = row_p < s.D ? shift : T(0), shift_q = row_q < s.D ? shift : T(0);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (RowPair<T, N>::column(i) == row_p) r.p[i] += shift_p;
+    if (RowPair<T, N>::column(i) == row_q) r.q[i] += shift_q;
+  }
   // Diagonals of what is left; -1 where a row has been a pivot.
   T left_p = s.matrix[row_p * kStride + row_p], left_q = s.matrix[row_q * kStride + row_q];
   left_p = row_p < s.D ? left_p + shift : T(-1);
   left_q = row_q < s.D ? left_q + shift : T(-1);
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    if (RowPair<T, N>::column(i) == row_p) r.p[i] = left_p;
-    if (RowPair<T, N>::column(i) == row_q) r.q[i] = left_q;
-  }
   T pivot_p = 1, pivot_q = 1;
   // Which of this lane's columns are eliminated: now, and when a row was the pivot. What rounding
   // leaves there meets no other column, and is cut off in the end.

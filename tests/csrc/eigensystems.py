@@ -95,11 +95,12 @@ def errors(a: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
     )
 
 
-def assert_solved(a: Tensor, values: Tensor, vectors: Tensor, k: float = K) -> None:
+def assert_solved(
+    a: Tensor, values: Tensor, vectors: Tensor, k: float = K, floor: float = FLOOR
+) -> None:
     """Assert LAPACK's accuracy in the dtype of ``a``, ascending order and the rule of signs."""
     ours, lapack = errors(a, values, vectors), errors(a, *torch.linalg.eigh(a))
-    floor = FLOOR * a.shape[-1] * torch.finfo(a.dtype).eps
-    bad = ~(ours <= k * lapack + floor)
+    bad = ~(ours <= k * lapack + floor * a.shape[-1] * torch.finfo(a.dtype).eps)
     assert not bad.any(), (
         f"matrices, kinds of error {bad.nonzero().tolist()}: {ours[bad].tolist()} where LAPACK's "
         f"are {lapack[bad].tolist()}"
