@@ -4,7 +4,7 @@
 #include <memory>
 #include <utility>
 
-#include "execute.h"
+#include "codes.h"
 #include "h100.h"
 
 namespace machine {
@@ -194,7 +194,7 @@ class Control {
 // Carries out instructions of any kind.
 class Stepper {
  public:
-  explicit Stepper(Arrays& arrays) : executor_(arrays) {}
+  explicit Stepper(Arrays& arrays) : arrays_(arrays) {}
 
   // The block whose threads were let through a barrier since this was asked last, or null.
   Running* released() { return std::exchange(released_, nullptr); }
@@ -202,9 +202,10 @@ class Stepper {
   Control::Effect step(Running& running, Warp& w, const Kernel& kernel, const Instruction& in,
                        uint32_t lanes, Access& access) {
     if (in.code == kBar) return arrive(running, w, in, lanes);
-    const bool control = in.code >= kBra && in.code <= kExit && in.code != kEndcollective;
-    if (!control) {
-      if (lanes != 0) executor_.run(w, in, lanes, access);
+    if (in.code < kBra) {
+      Context context{w, arrays_};
+      if (lanes != 0) in.run(context, in, lanes);
+      access = context.access;
       w.group().at += 1;
       return Control::kNext;
     }
@@ -271,7 +272,7 @@ class Stepper {
     released_ = &running;
   }
 
-  Executor executor_;
+  Arrays& arrays_;
   Running* released_ = nullptr;
 };
 
