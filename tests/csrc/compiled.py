@@ -101,7 +101,7 @@ def parse(text: str) -> list[Report]:
     return launches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CompiledStages(emulated_stages.EmulatedStages):
     """A backend of compiled kernels; arguments as :func:`run`'s."""
 

@@ -42,7 +42,7 @@ BUILDS = {
     "machine": (["-O0", "-DFASTWHITEN_MACHINE"], []),
 }
 MACHINE = HERE / "machine" / "host.cpp"
-MACHINE_FLAGS = "-std=c++17 -O2 -march=native -ffp-contract=off -Wall -Wextra -Werror".split()
+MACHINE_FLAGS = "-std=c++17 -O2 -ffp-contract=off -Wall -Wextra -Werror".split()
 _WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"  # #pragma unroll is nvcc's
 _FLAGS = f"-std=c++17 -O1 -g1 {_WARNINGS} -rdynamic -DFASTWHITEN_EMULATE".split()
 _TYPES = {

@@ -4,7 +4,7 @@
 #include <memory>
 #include <utility>
 
-#include "execute.h"
+#include "codes.h"
 #include "h100.h"
 
 namespace machine {
@@ -96,26 +96,10 @@ class Control {
         g.state = Group::kMeets;
         g.meeting = o[0].index;
         return meet(w);
-      case kBreak: {
-        const auto b = static_cast<std::size_t>(o.back().index);
-        if (o.size() > 1) lanes &= w.predicate(o[0]);
-        for (int i = 0; i < kLanes; ++i) w.meetings[b][i] &= ~lanes;
-        g.at = next;
-        w.release_meetings();
-        return kNext;
-      }
-      case kBmov: {
-        g.at = next;
-        if (o[0].kind == 'b') {
-          const Lanes from = w.raw(o[1]);
-          for (int i = 0; i < kLanes; ++i) {
-            if (lanes >> i & 1) w.meetings[static_cast<std::size_t>(o[0].index)][i] = from[i];
-          }
-        } else {
-          w.store(o[0], w.meetings[static_cast<std::size_t>(o[1].index)], lanes);
-        }
-        return kNext;
-      }
+      case kBreak:
+        return leave(w, in, lanes);
+      case kBmov:
+        return save_meeting(w, in, lanes);
       case kWarpsync:
         g.at = next;
         g.whom = in.has("ALL") ? ~0u : w.raw(o[0])[__builtin_ctz(g.lanes)];
@@ -133,6 +117,31 @@ class Control {
   }
 
  private:
+  // Lanes that a meeting no longer waits for.
+  static Effect leave(Warp& w, const Instruction& in, uint32_t lanes) {
+    const auto& o = in.operands;
+    if (o.size() > 1) lanes &= w.predicate(o[0]);
+    for (int i = 0; i < kLanes; ++i) {
+      w.meetings[static_cast<std::size_t>(o.back().index)][i] &= ~lanes;
+    }
+    w.group().at += 1;
+    w.release_meetings();
+    return kNext;
+  }
+  // A meeting's register to an ordinary one, or back.
+  static Effect save_meeting(Warp& w, const Instruction& in, uint32_t lanes) {
+    const auto& o = in.operands;
+    w.group().at += 1;
+    if (o[0].kind != 'b') {
+      w.store(o[0], w.meetings[static_cast<std::size_t>(o[1].index)], lanes);
+      return kNext;
+    }
+    const Lanes from = w.raw(o[1]);
+    for (int i = 0; i < kLanes; ++i) {
+      if (lanes >> i & 1) w.meetings[static_cast<std::size_t>(o[0].index)][i] = from[i];
+    }
+    return kNext;
+  }
   static Effect meet(Warp& w) {
     const uint32_t mine = w.group().lanes;
     const std::size_t before = w.groups.size();
@@ -194,7 +203,7 @@ class Control {
 // Carries out instructions of any kind.
 class Stepper {
  public:
-  explicit Stepper(Arrays& arrays) : executor_(arrays) {}
+  explicit Stepper(Arrays& arrays) : arrays_(arrays) {}
 
   // The block whose threads were let through a barrier since this was asked last, or null.
   Running* released() { return std::exchange(released_, nullptr); }
@@ -202,9 +211,10 @@ class Stepper {
   Control::Effect step(Running& running, Warp& w, const Kernel& kernel, const Instruction& in,
                        uint32_t lanes, Access& access) {
     if (in.code == kBar) return arrive(running, w, in, lanes);
-    const bool control = in.code >= kBra && in.code <= kExit && in.code != kEndcollective;
-    if (!control) {
-      if (lanes != 0) executor_.run(w, in, lanes, access);
+    if (in.code < kBra) {
+      Context context{w, arrays_};
+      if (lanes != 0) in.run(context, in, lanes);
+      access = context.access;
       w.group().at += 1;
       return Control::kNext;
     }
@@ -271,7 +281,7 @@ class Stepper {
     released_ = &running;
   }
 
-  Executor executor_;
+  Arrays& arrays_;
   Running* released_ = nullptr;
 };
 

@@ -1,184 +1,114 @@
-// The instructions that the machine knows, and the unit that works on each.
+// The instructions that the machine knows: what each does, and the unit that works on it.
 #pragma once
 
-#include "program.h"
+#include "real.h"
+#include "transfers.h"
 
 namespace machine {
 
-enum Code : int {
-  kUnknown,
-  kNop,
-  kMov,
-  kSel,
-  kIadd3,
-  kViadd,
-  kImad,
-  kLea,
-  kShf,
-  kLop3,
-  kPlop3,
-  kIsetp,
-  kIabs,
-  kImnmx,
-  kAddMnmx,
-  kMnmx3,
-  kPrmt,
-  kP2r,
-  kR2p,
-  kR2ur,
-  kS2r,
-  kCs2r,
-  kPopc,
-  kFlo,
-  kBrev,
-  kSgxt,
-  kBmsk,
-  kVote,
-  kRedux,
-  kLdc,
-  kFadd,
-  kFmul,
-  kFfma,
-  kFsetp,
-  kFmnmx,
-  kFsel,
-  kFchk,
-  kMufu,
-  kI2f,
-  kF2i,
-  kF2f,
-  kF2fp,
-  kFrnd,
-  kHadd2,
-  kHmul2,
-  kHfma2,
-  kDadd,
-  kDmul,
-  kDfma,
-  kDsetp,
-  kShfl,
-  kLds,
-  kSts,
-  kLdg,
-  kStg,
-  kLdgsts,
-  kLdgdepbar,
-  kDepbar,
-  kMembar,
-  kBar,
-  kB2r,
-  kBra,
-  kBssy,
-  kBsync,
-  kBreak,
-  kBmov,
-  kWarpsync,
-  kEndcollective,
-  kCall,
-  kRet,
-  kExit,
-  kFset,
-  kIset
+inline void nothing(Context&, const Instruction&, uint32_t) {}
+
+struct Known {
+  Pipe pipe;
+  void (*run)(Context&, const Instruction&, uint32_t);
+  Code code = kPlain;
 };
 
+// By names without modifiers. Those of the uniform data path have a U before them.
+inline const std::map<std::string, Known> kKnown = {
+    {"NOP", {Pipe::kControl, nothing}},
+    {"YIELD", {Pipe::kControl, nothing}},
+    {"MOV", {Pipe::kAlu, move}},
+    {"SEL", {Pipe::kAlu, select}},
+    {"IADD3", {Pipe::kAlu, add}},
+    {"VIADD", {Pipe::kAlu, add_two}},
+    {"IMAD", {Pipe::kImad, multiply_add}},
+    {"LEA", {Pipe::kAlu, shifted_add}},
+    {"SHF", {Pipe::kAlu, shift}},
+    {"LOP3", {Pipe::kAlu, logic3}},
+    {"PLOP3", {Pipe::kAlu, predicate_logic3}},
+    {"ISETP", {Pipe::kAlu, compare_integers, kCompares}},
+    {"IABS", {Pipe::kAlu, absolute}},
+    {"VIMNMX", {Pipe::kAlu, minimum}},
+    {"IMNMX", {Pipe::kAlu, minimum}},
+    {"VIADDMNMX", {Pipe::kAlu, minimum}},
+    {"VIMNMX3", {Pipe::kAlu, minimum_of_three}},
+    {"PRMT", {Pipe::kAlu, permute}},
+    {"P2R", {Pipe::kAlu, predicates_to_register}},
+    {"R2P", {Pipe::kAlu, register_to_predicates}},
+    {"R2UR", {Pipe::kAlu, register_to_uniform}},
+    {"CS2R", {Pipe::kAlu, zero}},
+    {"POPC", {Pipe::kSpecial, count_ones}},
+    {"FLO", {Pipe::kSpecial, find_leading}},
+    {"BREV", {Pipe::kSpecial, reverse}},
+    {"SGXT", {Pipe::kAlu, extend_sign}},
+    {"BMSK", {Pipe::kAlu, bit_mask}},
+    {"VOTE", {Pipe::kAlu, vote}},
+    {"REDUX", {Pipe::kSpecial, reduce}},
+    {"FADD", {Pipe::kFma, add_float}},
+    {"FMUL", {Pipe::kFma, multiply_float}},
+    {"FFMA", {Pipe::kFma, fuse_float}},
+    {"FSETP", {Pipe::kAlu, compare_floats, kCompares}},
+    {"FSET", {Pipe::kAlu, compare_to_register, kCompares}},
+    {"FMNMX", {Pipe::kAlu, minimum_float}},
+    {"FSEL", {Pipe::kAlu, select_float}},
+    {"FCHK", {Pipe::kSpecial, check_division}},
+    {"MUFU", {Pipe::kSpecial, special_function}},
+    {"I2F", {Pipe::kSpecial, from_integer}},
+    {"I2FP", {Pipe::kAlu, from_integer}},
+    {"F2I", {Pipe::kSpecial, to_integers}},
+    {"F2F", {Pipe::kSpecial, to_real}},
+    {"FRND", {Pipe::kSpecial, to_real}},
+    {"F2FP", {Pipe::kAlu, pack_halves}},
+    {"HADD2", {Pipe::kImad, halves}},
+    {"HMUL2", {Pipe::kImad, halves}},
+    {"HFMA2", {Pipe::kImad, halves}},
+    {"DADD", {Pipe::kFp64, add_double}},
+    {"DMUL", {Pipe::kFp64, multiply_double}},
+    {"DFMA", {Pipe::kFp64, fuse_double}},
+    {"DSETP", {Pipe::kFp64, compare_doubles, kCompares}},
+    {"S2R", {Pipe::kMemory, system_register}},
+    {"S2UR", {Pipe::kMemory, system_register}},
+    {"B2R", {Pipe::kMemory, barrier_result}},
+    {"LDC", {Pipe::kMemory, load_constant, kLdc}},
+    {"SHFL", {Pipe::kMemory, shuffle, kShfl}},
+    {"LDS", {Pipe::kMemory, load, kLds}},
+    {"STS", {Pipe::kMemory, store, kSts}},
+    {"LDG", {Pipe::kMemory, load, kLdg}},
+    {"STG", {Pipe::kMemory, store, kStg}},
+    {"LDGSTS", {Pipe::kMemory, copy, kLdgsts}},
+    {"LDGDEPBAR", {Pipe::kMemory, nothing, kLdgdepbar}},
+    {"MEMBAR", {Pipe::kMemory, nothing, kMembar}},
+    {"DEPBAR", {Pipe::kControl, nothing, kDepbar}},
+    {"ENDCOLLECTIVE", {Pipe::kControl, nothing}},  // after WARPSYNC.COLLECTIVE has gathered
+    {"BAR", {Pipe::kControl, nothing, kBar}},
+    {"BRA", {Pipe::kControl, nothing, kBra}},
+    {"BSSY", {Pipe::kControl, nothing, kBssy}},
+    {"BSYNC", {Pipe::kControl, nothing, kBsync}},
+    {"BREAK", {Pipe::kControl, nothing, kBreak}},
+    {"BMOV", {Pipe::kControl, nothing, kBmov}},
+    {"WARPSYNC", {Pipe::kControl, nothing, kWarpsync}},
+    {"CALL", {Pipe::kControl, nothing, kCall}},
+    {"RET", {Pipe::kControl, nothing, kRet}},
+    {"EXIT", {Pipe::kControl, nothing, kExit}},
+};
+
+inline void unknown(Context&, const Instruction& in, uint32_t) {
+  throw Error(in.name + " (" + in.line + ") is not known to the machine (codes.h)");
+}
+
+// Finds an instruction by its name. One that is not known is an error only if it is executed.
 inline void resolve(Instruction& in) {
-  struct Entry {
-    Code code;
-    Pipe pipe;
-  };
-  static const std::map<std::string, Entry> known = {
-      {"NOP", {kNop, Pipe::kControl}},
-      {"YIELD", {kNop, Pipe::kControl}},
-      {"PREEXIT", {kNop, Pipe::kControl}},
-      {"ACQBULK", {kNop, Pipe::kControl}},
-      {"CCTL", {kNop, Pipe::kMemory}},
-      {"ERRBAR", {kNop, Pipe::kControl}},
-      {"MOV", {kMov, Pipe::kAlu}},
-      {"SEL", {kSel, Pipe::kAlu}},
-      {"IADD3", {kIadd3, Pipe::kAlu}},
-      {"VIADD", {kViadd, Pipe::kAlu}},
-      {"IMAD", {kImad, Pipe::kImad}},
-      {"LEA", {kLea, Pipe::kAlu}},
-      {"SHF", {kShf, Pipe::kAlu}},
-      {"LOP3", {kLop3, Pipe::kAlu}},
-      {"PLOP3", {kPlop3, Pipe::kAlu}},
-      {"ISETP", {kIsetp, Pipe::kAlu}},
-      {"IABS", {kIabs, Pipe::kAlu}},
-      {"VIMNMX", {kImnmx, Pipe::kAlu}},
-      {"IMNMX", {kImnmx, Pipe::kAlu}},
-      {"VIADDMNMX", {kAddMnmx, Pipe::kAlu}},
-      {"VIMNMX3", {kMnmx3, Pipe::kAlu}},
-      {"PRMT", {kPrmt, Pipe::kAlu}},
-      {"P2R", {kP2r, Pipe::kAlu}},
-      {"R2P", {kR2p, Pipe::kAlu}},
-      {"R2UR", {kR2ur, Pipe::kAlu}},
-      {"S2R", {kS2r, Pipe::kMemory}},
-      {"S2UR", {kS2r, Pipe::kMemory}},
-      {"CS2R", {kCs2r, Pipe::kAlu}},
-      {"POPC", {kPopc, Pipe::kSpecial}},
-      {"FLO", {kFlo, Pipe::kSpecial}},
-      {"BREV", {kBrev, Pipe::kSpecial}},
-      {"SGXT", {kSgxt, Pipe::kAlu}},
-      {"BMSK", {kBmsk, Pipe::kAlu}},
-      {"VOTE", {kVote, Pipe::kAlu}},
-      {"VOTEU", {kVote, Pipe::kAlu}},
-      {"REDUX", {kRedux, Pipe::kSpecial}},
-      {"LDC", {kLdc, Pipe::kMemory}},
-      {"ULDC", {kLdc, Pipe::kUniform}},
-      {"FADD", {kFadd, Pipe::kFma}},
-      {"FMUL", {kFmul, Pipe::kFma}},
-      {"FFMA", {kFfma, Pipe::kFma}},
-      {"FSETP", {kFsetp, Pipe::kAlu}},
-      {"FMNMX", {kFmnmx, Pipe::kAlu}},
-      {"FSEL", {kFsel, Pipe::kAlu}},
-      {"FCHK", {kFchk, Pipe::kSpecial}},
-      {"FSET", {kFset, Pipe::kAlu}},
-      {"MUFU", {kMufu, Pipe::kSpecial}},
-      {"I2F", {kI2f, Pipe::kSpecial}},
-      {"I2FP", {kI2f, Pipe::kAlu}},
-      {"F2I", {kF2i, Pipe::kSpecial}},
-      {"F2F", {kF2f, Pipe::kSpecial}},
-      {"F2FP", {kF2fp, Pipe::kAlu}},
-      {"FRND", {kFrnd, Pipe::kSpecial}},
-      {"HADD2", {kHadd2, Pipe::kImad}},
-      {"HMUL2", {kHmul2, Pipe::kImad}},
-      {"HFMA2", {kHfma2, Pipe::kImad}},
-      {"DADD", {kDadd, Pipe::kFp64}},
-      {"DMUL", {kDmul, Pipe::kFp64}},
-      {"DFMA", {kDfma, Pipe::kFp64}},
-      {"DSETP", {kDsetp, Pipe::kFp64}},
-      {"SHFL", {kShfl, Pipe::kMemory}},
-      {"LDS", {kLds, Pipe::kMemory}},
-      {"STS", {kSts, Pipe::kMemory}},
-      {"LDG", {kLdg, Pipe::kMemory}},
-      {"STG", {kStg, Pipe::kMemory}},
-      {"LDGSTS", {kLdgsts, Pipe::kMemory}},
-      {"LDGDEPBAR", {kLdgdepbar, Pipe::kMemory}},
-      {"DEPBAR", {kDepbar, Pipe::kControl}},
-      {"MEMBAR", {kMembar, Pipe::kMemory}},
-      {"BAR", {kBar, Pipe::kControl}},
-      {"B2R", {kB2r, Pipe::kMemory}},
-      {"BRA", {kBra, Pipe::kControl}},
-      {"BSSY", {kBssy, Pipe::kControl}},
-      {"BSYNC", {kBsync, Pipe::kControl}},
-      {"BREAK", {kBreak, Pipe::kControl}},
-      {"BMOV", {kBmov, Pipe::kControl}},
-      {"WARPSYNC", {kWarpsync, Pipe::kControl}},
-      {"ENDCOLLECTIVE", {kEndcollective, Pipe::kControl}},
-      {"CALL", {kCall, Pipe::kControl}},
-      {"RET", {kRet, Pipe::kControl}},
-      {"EXIT", {kExit, Pipe::kControl}}};
-  auto found = known.find(in.base);
-  if (found == known.end() && in.base[0] == 'U') {
-    found = known.find(in.base.substr(1));
-    in.pipe = Pipe::kUniform;
-  } else if (found != known.end()) {
-    in.pipe = found->second.pipe;
-  }
-  if (found == known.end()) return;  // an error only if it is ever executed
+  auto found = kKnown.find(in.base);
+  const bool uniform = found == kKnown.end() && in.base[0] == 'U';
+  if (uniform) found = kKnown.find(in.base.substr(1));
+  in.run = unknown;
+  if (found == kKnown.end()) return;
+  in.run = found->second.run;
   in.code = found->second.code;
-  if (in.code == kIsetp || in.code == kFsetp || in.code == kDsetp || in.code == kFset) {
-    in.compare = comparison(in.modifiers.at(in.code == kFset ? 1 : 0), in.unordered);
+  in.pipe = uniform ? Pipe::kUniform : found->second.pipe;
+  if (in.code == kCompares) {
+    in.compare = comparison(in.modifiers.at(in.base == "FSET" ? 1 : 0), in.unordered);
   }
 }
 

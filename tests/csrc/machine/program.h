@@ -37,24 +37,52 @@ struct Operand {
   bool is_predicate() const { return kind == 'p' || kind == 'q'; }
 };
 
-// Which unit works on it, and whose latency a scoreboard counts.
+// What time and control flow tell apart; from kBra on, what changes the course of a warp.
+enum Code : int {
+  kPlain,
+  kCompares,
+  kShfl,
+  kLds,
+  kSts,
+  kLdg,
+  kStg,
+  kLdgsts,
+  kLdgdepbar,
+  kLdc,
+  kMembar,
+  kDepbar,
+  kBar,
+  kBra,
+  kBssy,
+  kBsync,
+  kBreak,
+  kBmov,
+  kWarpsync,
+  kCall,
+  kRet,
+  kExit
+};
+
+// Which unit works on it.
 enum class Pipe { kFma, kImad, kAlu, kFp64, kSpecial, kUniform, kMemory, kControl };
 
 enum class Compare { kF, kLt, kEq, kLe, kGt, kNe, kGe, kNum, kNan, kT, kMin, kMax };
 
+struct Context;
 struct Instruction {
   uint32_t address = 0;
   int guard = kTrue;
   std::string name;  // whole
-  std::string base;  // without modifiers, and without the U of the uniform data path
-  int code = 0;      // of the base, execute.h
+  std::string base;  // without modifiers
+  Code code = kPlain;
+  void (*run)(Context&, const Instruction&, std::uint32_t lanes) = nullptr;
   Pipe pipe = Pipe::kAlu;
   int stall = 1, write = 7, read = 7, wait = 0;
   std::vector<Operand> operands;
   std::string line;
   // From the modifiers
   int bytes = 4;
-  bool is_signed = true, extended = false, high = false, wide = false, half = false, wraps = false;
+  bool is_signed = true, extended = false, high = false, wide = false, wraps = false;
   bool flush = false, unordered = false, narrow = false;
   char rounding = 'N', logic = '&';
   Compare compare = Compare::kF;

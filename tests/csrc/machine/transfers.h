@@ -1,169 +1,12 @@
-// Conversions, halves, and what goes from lane to lane, to memory and back.
+// What goes from lane to lane, to memory and back; system registers and constants.
 #pragma once
 
-#include "arithmetic.h"
-#include "codes.h"
+#include "context.h"
 
 namespace machine {
 
-// Addresses of a memory instruction: what its time depends on.
-struct Access {
-  bool load = false, shared = false, global = false;
-  int bytes = 0;
-  uint32_t lanes = 0;
-  std::array<uint64_t, kLanes> address{};
-};
-
-// Arrays of the host in place of global memory.
-class Arrays {
- public:
-  void add(uint64_t begin, std::size_t bytes) { ends_[begin] = begin + bytes; }
-  void remove(uint64_t begin) {
-    ends_.erase(begin);
-    begin_ = end_ = 0;
-  }
-  void* at(uint64_t address, int bytes, const Instruction& in) {
-    if (address < begin_ || address + static_cast<uint64_t>(bytes) > end_) find(address, bytes, in);
-    return reinterpret_cast<void*>(address);
-  }
-
- private:
-  void find(uint64_t address, int bytes, const Instruction& in) {
-    auto after = ends_.upper_bound(address);
-    if (after != ends_.begin()) {
-      --after;
-      if (address + static_cast<uint64_t>(bytes) <= after->second) {
-        begin_ = after->first;
-        end_ = after->second;
-        return;
-      }
-    }
-    std::ostringstream text;
-    text << in.name << " at " << in.address << " (" << in.line << "): address " << std::hex
-         << address << " lies in no array";
-    throw Error(text.str());
-  }
-  std::map<uint64_t, uint64_t> ends_;
-  uint64_t begin_ = 0, end_ = 0;
-};
-
-struct Block {
-  std::vector<uint8_t> shared;
-  std::array<uint32_t, 3> index{};
-  std::array<uint32_t, 3> shape{};
-  int threads = 0;
-};
-
-// value as a half, or a bfloat16, rounded once.
-inline uint32_t half_word(double value, bool brain) {
-  const float odd = emulation::double_to_float_odd(value);
-  return brain ? emulation::float_to_bfloat16_bits(odd) : emulation::float_to_half_bits(odd);
-}
-
-inline void convert(Warp& w, const Instruction& in, uint32_t lanes) {
-  const auto& o = in.operands;
-  const std::string& to = in.modifiers.empty() ? in.base : in.modifiers[0];
-  if (in.code == kI2f) {
-    const bool from_64 = in.has("S64") || in.has("U64");
-    const Wide wide = w.wide_integer(o[1]);
-    const Lanes narrow = w.integer(o[1]);
-    const auto all = [&](auto& d) {
-      using T = std::decay_t<decltype(d[0])>;
-      const auto cast = [](auto x) { return static_cast<T>(x); };
-      for (int i = 0; i < kLanes; ++i) {
-        const auto bits_64 = from_64 ? wide[i] : uint64_t{narrow[i]};
-        const auto number =
-            from_64 ? static_cast<int64_t>(wide[i]) : int64_t{static_cast<int32_t>(narrow[i])};
-        d[i] = in.is_signed ? directed<T>(in.rounding, cast, number)
-                            : directed<T>(in.rounding, cast, bits_64);
-      }
-      w.store(o[0], d, lanes);
-    };
-    Many<double> d;
-    Many<float> f;
-    return in.has("F64") ? all(d) : all(f);
-  }
-  if (in.code == kF2fp) {  // PACK_AB: a above b
-    const auto a = w.real(o[1]), b = w.real(o[2]);
-    const bool brain = to == "BF16";
-    each(w, o[0], lanes,
-         [&](int i) { return half_word(a[i], brain) << 16 | half_word(b[i], brain); });
-    return;
-  }
-  // F2I, F2F, FRND: the source's type is named after the result's, if it is no float
-  bool from_64 = false, from_half = false;
-  std::size_t types = 0;
-  for (const auto& name : in.modifiers) {
-    if (name != "F16" && name != "BF16" && name != "F32" && name != "F64") continue;
-    const bool of_source = in.code != kF2f || types++ == 1;
-    from_64 = from_64 || (of_source && name == "F64");
-    from_half = from_half || (of_source && name == "F16");
-  }
-  const auto wide = from_64 ? w.real64(o[1]) : Many<double>{};
-  const auto narrow = w.real(o[1]);
-  Many<double> x;
-  for (int i = 0; i < kLanes; ++i) {
-    x[i] = from_64     ? wide[i]
-           : from_half ? emulation::half_bits_to_float(bits<uint32_t>(narrow[i]) & 0xffff)
-                       : double(narrow[i]);
-  }
-  if (in.code == kF2i) {
-    const bool to_64 = in.has("U64") || in.has("S64");
-    Wide d;
-    for (int i = 0; i < kLanes; ++i) d[i] = to_integer(in, x[i], to_64);
-    if (to_64) return w.store(o[0], d, lanes);
-    return each(w, o[0], lanes, [&](int i) { return static_cast<uint32_t>(d[i]); });
-  }
-  if (in.code == kFrnd) {
-    for (int i = 0; i < kLanes; ++i) x[i] = rounded(x[i], in.rounding);
-    if (from_64) return w.store(o[0], x, lanes);
-  } else if (to == "F64") {
-    return w.store(o[0], x, lanes);
-  }
-  each(w, o[0], lanes, [&](int i) {
-    if (to == "F16") return half_word(x[i], false);
-    if (to == "BF16") return half_word(x[i], true);
-    const auto cast = [](double y) { return static_cast<float>(y); };
-    return bits<uint32_t>(directed<float>(in.rounding, cast, x[i]));
-  });
-}
-
-// One half of an operand as a float.
-inline Many<float> half_of(Warp& w, const Operand& o, bool upper, bool brain) {
-  const Lanes raw = w.raw(o);
-  if (o.flags & kUpper) upper = true;
-  if (o.flags & kLower) upper = false;
-  Many<float> out;
-  for (int i = 0; i < kLanes; ++i) {
-    const uint32_t h = upper ? raw[i] >> 16 : raw[i] & 0xffff;
-    out[i] = brain ? bits<float>(h << 16) : emulation::half_bits_to_float(h);
-    if (o.flags & kAbsolute) out[i] = std::fabs(out[i]);
-    if (o.flags & kNegative) out[i] = -out[i];
-  }
-  return out;
-}
-
-inline void halves(Warp& w, const Instruction& in, uint32_t lanes) {
-  const auto& o = in.operands;
-  const bool brain = in.has("BF16_V2") || in.has("BF16");
-  const auto both = [&](bool upper) {
-    const auto a = half_of(w, o[1], upper, brain), b = half_of(w, o[2], upper, brain);
-    Many<float> d;
-    for (int i = 0; i < kLanes; ++i) d[i] = in.code == kHadd2 ? a[i] + b[i] : a[i] * b[i];
-    if (in.code == kHfma2) {
-      const auto c = half_of(w, o[3], upper, brain);
-      for (int i = 0; i < kLanes; ++i) d[i] = std::fma(a[i], b[i], c[i]);
-    }
-    return d;
-  };
-  const auto low = both(false);
-  if (in.has("F32")) return w.store(o[0], low, lanes);
-  const auto high = both(true);
-  each(w, o[0], lanes,
-       [&](int i) { return half_word(high[i], brain) << 16 | half_word(low[i], brain); });
-}
-
-inline void vote(Warp& w, const Instruction& in, uint32_t lanes) {
+inline void vote(Context& c, const Instruction& in, uint32_t lanes) {
+  Warp& w = c.w;
   const uint32_t yes = w.predicate(in.operands.back()) & lanes;
   const bool all = in.has("ALL"), outcome = all ? yes == lanes : yes != 0;
   for (std::size_t i = 0; i + 1 < in.operands.size(); ++i) {
@@ -176,7 +19,8 @@ inline void vote(Warp& w, const Instruction& in, uint32_t lanes) {
   }
 }
 
-inline void reduce(Warp& w, const Instruction& in, uint32_t lanes) {
+inline void reduce(Context& c, const Instruction& in, uint32_t lanes) {
+  Warp& w = c.w;
   const Lanes a = w.integer(in.operands[1]);
   const bool is_or = in.has("OR"), is_sum = in.has("SUM"), is_and = in.has("AND");
   const bool is_max = in.has("MAX") && !in.has("S32");
@@ -190,7 +34,14 @@ inline void reduce(Warp& w, const Instruction& in, uint32_t lanes) {
   each(w, in.operands[0], lanes, [&](int) { return d; });
 }
 
-inline void system_register(Warp& w, const Instruction& in, uint32_t lanes) {
+inline void barrier_result(Context& c, const Instruction& in, uint32_t lanes) {
+  c.w.set_predicate(in.operands.back(), c.w.vote, lanes);
+  const auto count = static_cast<uint32_t>(c.w.vote_count);
+  each(c.w, in.operands[0], lanes, [&](int) { return count; });
+}
+
+inline void system_register(Context& c, const Instruction& in, uint32_t lanes) {
+  Warp& w = c.w;
   const int which = in.operands[1].index;  // in the order of SPECIAL in tools/sass.py
   const auto& shape = w.block->shape;
   each(w, in.operands[0], lanes, [&](int i) -> uint32_t {
@@ -228,7 +79,8 @@ inline void system_register(Warp& w, const Instruction& in, uint32_t lanes) {
   });
 }
 
-inline void load_constant(Warp& w, const Instruction& in, uint32_t lanes) {
+inline void load_constant(Context& c, const Instruction& in, uint32_t lanes) {
+  Warp& w = c.w;
   const Operand& from = in.operands[1];
   Operand by = from;
   by.kind = 'r';
@@ -254,15 +106,17 @@ inline void load_constant(Warp& w, const Instruction& in, uint32_t lanes) {
   }
 }
 
-inline void shuffle(Warp& w, const Instruction& in, uint32_t lanes) {
+inline void shuffle(Context& c, const Instruction& in, uint32_t lanes) {
+  Warp& w = c.w;
   const auto& o = in.operands;
-  const Lanes a = w.integer(o[2]), b = w.integer(o[3]), c = w.integer(o[4]);
+  const Lanes a = w.integer(o[2]), b = w.integer(o[3]), limits = w.integer(o[4]);
   const std::string& how = in.modifiers.at(0);
   Lanes d{};
   uint32_t valid = 0;
   for (int i = 0; i < kLanes; ++i) {
     if ((lanes >> i & 1) == 0) continue;
-    const int clamp = static_cast<int>(c[i] & 31), segment = static_cast<int>(c[i] >> 8 & 31);
+    const int clamp = static_cast<int>(limits[i] & 31),
+              segment = static_cast<int>(limits[i] >> 8 & 31);
     const int least = i & segment, most = least | (clamp & ~segment);
     const int step = static_cast<int>(b[i] & 31);
     int from = i;
@@ -342,7 +196,8 @@ inline uint8_t* place(Warp& w, const Instruction& in, Arrays& arrays, const Acce
   return static_cast<uint8_t*>(arrays.at(at, in.bytes, in));
 }
 
-inline void load(Warp& w, const Instruction& in, uint32_t lanes, Arrays& arrays, Access& access) {
+inline void load(Context& context, const Instruction& in, uint32_t lanes) {
+  auto& [w, arrays, access] = context;
   begin_access(w, in, in.operands.back(), lanes, access);
   std::array<Lanes, 4> d{};
   for (int i = 0; i < kLanes; ++i) {
@@ -365,7 +220,8 @@ inline void load(Warp& w, const Instruction& in, uint32_t lanes, Arrays& arrays,
   }
 }
 
-inline void store(Warp& w, const Instruction& in, uint32_t lanes, Arrays& arrays, Access& access) {
+inline void store(Context& context, const Instruction& in, uint32_t lanes) {
+  auto& [w, arrays, access] = context;
   begin_access(w, in, in.operands[0], lanes, access);
   for (int word = 0; word < (in.bytes + 3) / 4; ++word) {
     const Lanes d = w.raw(in.operands[1], word);
@@ -378,7 +234,8 @@ inline void store(Warp& w, const Instruction& in, uint32_t lanes, Arrays& arrays
 }
 
 // LDGSTS: from global to shared memory.
-inline void copy(Warp& w, const Instruction& in, uint32_t lanes, Arrays& arrays, Access& access) {
+inline void copy(Context& context, const Instruction& in, uint32_t lanes) {
+  auto& [w, arrays, access] = context;
   std::array<uint64_t, kLanes> to{};
   addresses(w, in.operands[0], lanes, false, to);
   begin_access(w, in, in.operands[1], lanes, access);
