@@ -1,7 +1,7 @@
-"""Symmetric matrices that other eigensolvers are tested with, and what is asked of a solution there.
+"""Symmetric matrices that other eigensolvers are tested with, and what is asked of a solution.
 
-Types 1 to 18 are those of LAPACK's DDRVST; the others, and the gates, those of the contest ``eigh`` of
-GPU MODE. All matrices are made in float64 and rounded; a whole stack of them is a mixed batch.
+Types 1 to 18 are those of LAPACK's DDRVST; the others, and the gates, those of GPU MODE's contest
+``eigh``. All matrices are made in float64 and rounded; a whole stack of them is a mixed batch.
 """
 
 from __future__ import annotations
