@@ -14,7 +14,7 @@ _Z1kPfi:
 .text._Z1kPfi:
         /*0000*/                   S2R R0, SR_TID.X ;   /* 0x0000000000007919 */
                                                         /* 0x000e220000002100 */
-	//## File "/work/kernels/k.cu", line 7
+	//## File "/src/kernels/k.cu", line 7
         /*0010*/                   ULDC.64 UR4, c[0x0][0x208] ;   /* 0x0000820000047ab9 */
                                                         /* 0x000fe20000000a00 */
 .L_x_0:
