@@ -19,7 +19,8 @@ from . import cuda_module, native, opaque, reference, triton
 
 # Up to which order a backend's eigensolver on a GPU gains from eigenvectors to begin from: that of
 # the CUDA kernels does (csrc/cuda/jacobi_block.cuh). Triton's begins anew, for with a start its
-# kernel would need local memory; libraries' solvers, above and elsewhere, are direct.
+# kernel would need local memory; libraries' solvers, above (float64: above 64) and elsewhere, are
+# direct.
 START_UP_TO = {"native": 128, "reference": 0, "triton": 0}
 
 # What backend="auto" means: "auto", the table below, or one backend for every call.
@@ -133,7 +134,7 @@ def choose(name: str, device: torch.device) -> str:
     reason = cuda_module.missing(device.index) if cuda else native.import_error
     if reason is None:
         # On a GPU too, before Triton: one launch holds a whole small forward, compiled kernels
-        # have no first call that compiles, and their eigensolver reaches D = 128 instead of 64.
+        # have no first call that compiles, and their eigensolver reaches D = 128 (float64: 64).
         return "native"
     if not cuda:
         raise RuntimeError(f"{asked}: {reason}; {ANYWAY}")

@@ -135,6 +135,8 @@ def test_forward_in_one_launch(name: str, kind: str, every: bool, dtype: torch.d
 def test_backward_in_one_launch(name: str, kind: str, every: bool, dtype: torch.dtype) -> None:
     x, groups = batch(name)
     grad = batch(name, seed=5)[0]
+    if (name, dtype) == ("headline", torch.float64):
+        x, grad = x[:113], grad[:113]  # as many rows as fit beside three matrices
     code = {**KINDS, "cholesky": reference.CHOLESKY}[kind]
     o = wide(options(x, groups, every, dtype))
     _, mean, _, *factors, rho = forward(reference, x.to(dtype).double(), groups, o, code)
