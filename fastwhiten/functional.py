@@ -244,12 +244,12 @@ def symmetric_eigh(
 
     Args:
         a: ``[..., D, D]`` float32 or float64, symmetric (the lower triangle is read).
-        start: orthogonal matrices near the eigenvectors, like ``a`` in shape and dtype: those of a
-            matrix that has changed little since. The CUDA kernels' eigensolver (Jacobi's method, up
-            to D = 128, in float64 to 64) begins there and takes fewer sweeps, with the same result to rounding; it
-            ignores one that is not orthogonal to rounding. Other solvers ignore any: the CPU's are
-            direct, and Triton's begins anew, for with a start its kernel would need local memory.
-            No gradient flows into it.
+        start: orthogonal matrices near the eigenvectors, like ``a`` in shape and dtype: those of
+            a matrix that has changed little since. The CUDA kernels' eigensolver (Jacobi's
+            method, up to D = 128, in float64 to 64) begins there and takes fewer sweeps, with the
+            same result to rounding; it ignores one that is not orthogonal to rounding. Other
+            solvers ignore any: the CPU's are direct, and Triton's begins anew, for with a start
+            its kernel would need local memory. No gradient flows into it.
         backend: as in :func:`whiten`.
 
     Returns:
@@ -289,7 +289,8 @@ def symmetric_eigh_sweeps(
 
     Returns:
         ``[...]`` int32: rounds over all pairs of rows; 0 for a matrix that is not finite, -1 where
-        the solver takes no start (Triton's, those of the CPU, and all above D = 128, in float64 64).
+        the solver takes no start (Triton's, those of the CPU, and all above D = 128, in float64
+        above 64).
 
     Raises:
         TypeError: not a float32 or float64 tensor.
