@@ -17,9 +17,11 @@ PYTEST_ARGS ?=
 # As many processes as there are cores; a group of tests stays on one (tests/helpers/tiers.py).
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n auto --dist loadgroup
-# For example: make gpu PART="targets native"; DEVICE=cpu tries it without a GPU
+# For example: make gpu PART="targets native"; DRY_RUN=1, or DEVICE=cpu, tries it without a GPU
 PART ?=
-DEVICE ?= cuda
+DRY_RUN ?= $(filter cpu,$(DEVICE))
+# Seconds after which it is stopped
+LIMIT ?= 570
 
 .PHONY: demo install check test test-all bench gpu lint clean
 
@@ -45,7 +47,7 @@ bench: install
 
 # Where there is no environment of ours, that of the machine: nothing is installed.
 gpu:
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) tools/gpu.py --device $(DEVICE) $(PART)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) tools/gpu.py $(if $(DRY_RUN),--dry-run) --seconds $(LIMIT) $(PART)
 
 lint: install
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt clang-format mypy ruff

@@ -16,6 +16,7 @@ Environment variables:
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -127,13 +128,22 @@ else:
         )
 
     class BuildNative(cpp_extension.BuildExtension):
-        """Compiles with ninja, and records in the modules from what and how they were built."""
+        """Compiles with ninja, and records in the modules from what and how they were built.
+
+        ``build_ext --parallel 2`` builds both modules at once, each with MAX_JOBS compilers.
+        """
 
         def finalize_options(self) -> None:
             """Keep the objects of an editable build, so that the next one is incremental."""
             super().finalize_options()
             if self.editable_mode:  # setuptools has set a temporary folder
                 self.build_temp = str(ROOT / "build" / "editable")
+
+        def build_extension(self, extension: Extension) -> None:
+            """Build in a folder of the module's own: torch writes a build.ninja into it."""
+            own = copy.copy(self)
+            own.build_temp = os.path.join(self.build_temp, extension.name)
+            super(BuildNative, own).build_extension(extension)
 
         def run(self) -> None:
             """Write the header that csrc/common/python_module.h includes, then build."""
@@ -159,6 +169,8 @@ else:
             helpers.write_if_changed(header, helpers.build_header(build))
             for extension in self.extensions:
                 extension.include_dirs.append(str(header.parent))
+            if not self.use_ninja:  # then torch changes one compiler object for every file
+                self.parallel = None
             super().run()
             if not self.inplace:  # a wheel has no sources to compare with
                 record = Path(self.build_lib) / "fastwhiten" / "backends" / "_sources.json"

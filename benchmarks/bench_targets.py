@@ -1,8 +1,9 @@
 """What the kernels for a GPU are judged by: pytest benchmarks/bench_targets.py --device cuda.
 
-Times of an H100, float32, forward + backward. Who takes part in a target is verified, then timed
-in turns (benchmarks/gpu_timing.py). A target that is missed fails, and so does one with somebody
-who is wrong or not there. On a CPU, FASTWHITEN_TEST_DEVICE=cpu tries all that and judges nothing.
+Times that an H100 is to reach, float32, forward + backward. Who takes part in a target is verified,
+then timed in turns (benchmarks/gpu_timing.py). A target that is missed fails, and so does one with
+somebody who is wrong or not there. On a CPU, FASTWHITEN_TEST_DEVICE=cpu tries all that and judges
+nothing.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ def verify(name: str, scene: Scene, y: torch.Tensor, dx: torch.Tensor) -> dict[s
     return found
 
 
+@pytest.mark.usefixtures("bounds")
 @pytest.mark.parametrize("mode", ["forward", "both"])
 @pytest.mark.parametrize("provider", list(PROVIDERS))
 @pytest.mark.parametrize("scene", CASES, ids=lambda s: s.id)

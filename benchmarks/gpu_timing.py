@@ -2,9 +2,9 @@
 
 Between two runs a buffer larger than the L2 cache is written, so that inputs come from memory; runs
 take turns, so that a clock that falls hits all. What can be captured runs as a CUDA graph too,
-queued behind that buffer: the device's time alone. Everybody is timed by events around an eager
-call too, launches and Python included: all there is of what waits for the device, as
-``torch.linalg.eigh`` does.
+queued behind that buffer while the device sleeps: its time alone. Everybody is timed by events
+around an eager call too, launches and Python included: all there is of what waits for the device,
+as ``torch.linalg.eigh`` does.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Run = Callable[[], Any]
 Times = dict[str, float]
 
 FLUSHED_BYTES = 256 << 20  # five times an H100's L2 cache of 50 MB
+QUEUED_CYCLES = 1_000_000  # half a millisecond: longer than the host takes to launch a graph
 
 
 def measure(
@@ -44,10 +46,8 @@ def measure(
     samples: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         for (name, way), run in ways.items():
-            flush.zero_()
-            samples[name, way].append(
-                _device_us(run, queued=way == "graph_us") if device == "cuda" else _host_us(run)
-            )
+            timed = _host_us if device == "cpu" else TIMED[way]
+            samples[name, way].append(timed(run, flush))
     found: dict[str, Times] = {name: {} for name in runs}
     for (name, way), values in samples.items():
         found[name][way] = statistics.median(values)
@@ -59,22 +59,38 @@ def best(times: Times) -> float:
     return min(times[way] for way in ("graph_us", "eager_us") if way in times)
 
 
-def _host_us(run: Run) -> float:
+def _host_us(run: Run, flush: Tensor) -> float:
+    flush.zero_()
     started = time.perf_counter()
     run()
     return 1e6 * (time.perf_counter() - started)
 
 
-def _device_us(run: Run, queued: bool) -> float:
-    """Return the time between events; one that is queued begins when the device is ready for it."""
+def _eager_us(run: Run, flush: Tensor) -> float:
+    """Return the time between events that begins with the first launch."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    if not queued:
-        torch.cuda.synchronize()
+    flush.zero_()
+    torch.cuda.synchronize()
+    return _between(begin, run, end)
+
+
+def _graph_us(replay: Run, flush: Tensor) -> float:
+    """Return the time between events of which all is queued before the device comes to any."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(QUEUED_CYCLES)
+    flush.zero_()
+    return _between(begin, replay, end)
+
+
+def _between(begin: torch.cuda.Event, run: Run, end: torch.cuda.Event) -> float:
     begin.record()
     run()
     end.record()
     end.synchronize()
     return 1e3 * begin.elapsed_time(end)
+
+
+TIMED = {"eager_us": _eager_us, "graph_us": _graph_us}
 
 
 def capture(run: Run) -> Run | None:

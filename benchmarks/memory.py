@@ -47,7 +47,11 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def repeat(
-    benchmark: Any, function: Callable[..., object], setup: Callable[[], Any], device: str = "cpu"
+    benchmark: Any,
+    function: Callable[..., object],
+    setup: Callable[[], Any],
+    device: str = "cpu",
+    graphs: bool = True,
 ) -> None:
     """Time ``function`` on what ``setup`` returns, arguments and keywords, for half a second.
 
@@ -64,7 +68,7 @@ def repeat(
         from .gpu_timing import measure
 
         runs = {"": lambda: function(*arguments, **keywords)}
-        benchmark.extra_info.update(measure(runs, device, min(30, rounds))[""])
+        benchmark.extra_info.update(measure(runs, device, min(30, rounds), graphs)[""])
 
 
 def _status(key: str) -> int:

@@ -137,12 +137,21 @@ def misses(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[st
     return found
 
 
+def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two runs of one machine as one: what was measured again is the new run's."""
+    machine = {**old.get("machine_info", {}), **new["machine_info"]}
+    benchmarks = {
+        bench["fullname"]: bench for run in (old, new) for bench in run.get("benchmarks", ())
+    }
+    return {**new, "machine_info": machine, "benchmarks": list(benchmarks.values())}
+
+
 def summarize(run: dict[str, Any]) -> dict[str, Any]:
     """Return a run as it is committed: statistics and versions, no raw samples, no host details."""
     kept = ("python_version", "system", "machine", "fastwhiten", "torch", "threads", "cores")
-    on_gpu = ("device", "gpu", "cuda", "triton")
-    machine = {key: run["machine_info"][key] for key in (*kept, "ceilings")}
-    machine |= {key: run["machine_info"][key] for key in on_gpu if key in run["machine_info"]}
+    perhaps = ("ceilings", "device", "gpu", "cuda", "triton")
+    machine = {key: run["machine_info"][key] for key in kept}
+    machine |= {key: run["machine_info"][key] for key in perhaps if key in run["machine_info"]}
     machine["processor"] = run["machine_info"]["cpu"].get("brand_raw", "unknown")
     figures = ("min", "median", "iqr", "rounds")
     benchmarks = [
@@ -165,8 +174,9 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, help="file whose marked section is replaced")
     arguments = parser.parse_args()
     run = json.loads(arguments.results.read_text())
-    machine = run["machine_info"]
-    table = speed_table(collect(run["benchmarks"]), machine["ceilings"])
+    # Without them nobody was compared: there are no rows.
+    ceilings = run["machine_info"].get("ceilings", {})
+    table = speed_table(collect(run["benchmarks"]), ceilings)
     print(table, device_table(run["benchmarks"]), sep="\n\n")
     if arguments.save:
         arguments.save.write_text(json.dumps(summarize(run), indent=1) + "\n")

@@ -85,6 +85,9 @@ def build() -> dict[str, str]:
         "cuda": how["cuda"],
         "cuda architectures": ", ".join(how["cuda_archs"]) or ABSENT,
         "linear algebra": torch.ops.fastwhiten.linear_algebra_provider(),
+        "wide groups on a GPU": (
+            torch.ops.fastwhiten.library_eigensolver() if cuda_module.build else ABSENT
+        ),
     }
 
 

@@ -1,5 +1,6 @@
 """Fixtures shared by the library's tests."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -52,12 +53,13 @@ def _interpreter(request: pytest.FixtureRequest) -> Iterator[None]:
     interpreted = (
         request.node.get_closest_marker("interpret") and os.environ["TRITON_INTERPRET"] == "1"
     )
-    if not interpreted or request.config.getoption("--plain-interpreter", default=False):
+    if not interpreted:
         yield
         return
     from tests.helpers import interpreter  # imports triton, which most tests do not need
 
-    with interpreter.fast():
+    plain = request.config.getoption("--plain-interpreter", default=False)
+    with contextlib.nullcontext() if plain else interpreter.fast():
         yield
 
 

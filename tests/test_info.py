@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import fastwhiten
 from fastwhiten import backends, info
-from fastwhiten.backends import native
+from fastwhiten.backends import cuda_module, native
 
 
 def test_command_prints_every_section():
@@ -36,6 +37,11 @@ def test_build_tells_how_the_extension_was_made():
     assert how["stable ABI target"] == "0x020a000000000000"
     assert how["compiler"]
     assert how["linear algebra"] == torch.ops.fastwhiten.linear_algebra_provider()
+
+
+@pytest.mark.skipif(bool(cuda_module.build), reason="fastwhiten_cuda is installed")
+def test_build_tells_that_no_gpu_is_served():
+    assert info.build()["fastwhiten_cuda"] == info.build()["wide groups on a GPU"] == "absent"
 
 
 def test_build_tells_which_file_was_loaded():

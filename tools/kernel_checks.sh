@@ -4,18 +4,19 @@
 #     triton-resources  every Triton kernel compiled for sm_80 and sm_90, against the table
 #     triton-versions   the oldest and the newest Triton
 #     cuda              a CUDA build of torch, the CUDA module with it, against csrc/cuda/resources.csv
+#     kernel-model      the CUDA kernels' times as a model has them, against csrc/cuda/model.csv
 #     sanitizers        address and undefined behaviour, over the stages on the CPU
 #
 # A check, of all or of those that are named, runs if what it depends on has changed since it passed
 # last (tools/stamps.json); with --all always. What passes is stamped: commit tools/stamps.json with the
-# change. Needs the environment that `make test` makes, active or named by PYTHON; for "cuda" also an
-# nvcc, and no GPU.
+# change. Needs the environment that `make test` makes, active or named by PYTHON; for "cuda" and
+# "kernel-model" also an nvcc, and no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${PYTHON:-python}")
 all=
 [ "${1:-}" != --all ] || { all=1; shift; }
-[ $# -gt 0 ] || set -- triton-resources triton-versions cuda sanitizers
+[ $# -gt 0 ] || set -- triton-resources triton-versions cuda kernel-model sanitizers
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -56,6 +57,8 @@ PYTHON
   "$python" tools/kernel_resources.py --check --log "$folder/cuda.log"
   stable "$folder"/cuda/lib/python3*/site-packages/fastwhiten_cuda.abi3.so
 }
+
+kernel_model() { "$python" tools/kernel_model.py --check; }
 
 stable() { # MODULE: no symbol of torch but the stable ones
   if nm -D --demangle --undefined-only "$1" | grep -E '\b(at|c10|torch)::'; then

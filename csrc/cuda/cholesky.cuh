@@ -156,15 +156,22 @@ __global__ void __launch_bounds__(256) shift_kernel(ShiftArguments<T> in) {
   }
 }
 
-// matrix [G, D, D] = the transpose of inverse, NaN for groups with a nonzero info.
+// The transpose of inverse, NaN for groups with a nonzero info. inverse: element (g, i, j) at
+// g * batch + i * row + j * column.
 template <class T>
-__global__ void __launch_bounds__(256)
-    flip_or_nan_kernel(int64_t groups, int64_t D, const T* inverse, const int32_t* info,
-                       T* matrix) {
-  const int64_t e = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (e >= groups * D * D) return;
+struct FlipArguments {
+  int64_t groups, width, batch, row, column;
+  const T* inverse;
+  const int32_t* info;  // [G]
+  T* matrix;            // [G, D, D]
+};
+
+template <class T>
+__global__ void __launch_bounds__(256) flip_or_nan_kernel(FlipArguments<T> in) {
+  const int64_t e = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x, D = in.width;
+  if (e >= in.groups * D * D) return;
   const int64_t g = e / (D * D), i = e / D % D, j = e % D;
-  matrix[e] = info[g] == 0 ? inverse[(g * D + j) * D + i] : kNaN<T>;
+  in.matrix[e] = in.info[g] == 0 ? in.inverse[g * in.batch + j * in.row + i * in.column] : kNaN<T>;
 }
 
 // The whitening matrix of blended [G, D, D] for D <= kCholeskyLimit.

@@ -45,6 +45,19 @@ class Scratch {
   Tensor tensor_;
 };
 
+// While it lives, its thread may allocate device memory though a CUDA graph is being captured.
+class CaptureRelaxed {
+ public:
+  CaptureRelaxed() { exchange(); }
+  ~CaptureRelaxed() { exchange(); }
+  CaptureRelaxed(const CaptureRelaxed&) = delete;
+  CaptureRelaxed& operator=(const CaptureRelaxed&) = delete;
+
+ private:
+  void exchange() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 class Device {
  public:
   // The half types of torch's headers and of CUDA's have the same bits.
@@ -52,6 +65,7 @@ class Device {
   using Element = std::conditional_t<
       std::is_same_v<In, torch::headeronly::Half>, __half,
       std::conditional_t<std::is_same_v<In, torch::headeronly::BFloat16>, __nv_bfloat16, In>>;
+  using CaptureRelaxed = cuda::CaptureRelaxed;
   static constexpr bool kIterates = true;
 
   // The device of these tensors and its current stream. It stays current while this lives.
@@ -62,6 +76,9 @@ class Device {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
+
+  int32_t index() const { return index_; }
+  void* stream() const { return stream_; }
 
   template <class P>
   Scratch<P> allocate(int64_t count) const {

@@ -1,13 +1,12 @@
 // a = V diag(l) V^T for B symmetric matrices: l ascending, eigenvectors as columns of V, the
 // component of largest magnitude positive (the first of equals). A matrix with a non-finite entry
-// gives NaN for itself alone. Who computes what: one warp a matrix in registers up to D = 16, one
-// block with two-sided Jacobi up to 64, with one-sided Jacobi up to 128. Mathematics, bytes, shared
-// memory: in the three files. Deterministic: no result depends on which thread comes first.
+// gives NaN for itself alone. Who computes what: one warp a matrix with two-sided Jacobi up to D =
+// 16, one block with one-sided Jacobi up to 128 (64 for double). Mathematics, bytes, shared memory:
+// in the two files. Deterministic: no result depends on which thread comes first.
 #pragma once
 
 #include "fill.cuh"
 #include "jacobi_one_sided.cuh"
-#include "jacobi_two_sided.cuh"
 #include "jacobi_warp.cuh"
 
 namespace fastwhiten {
@@ -16,22 +15,14 @@ namespace cuda {
 constexpr int kWarpUpTo = 16;
 constexpr int kWarpsOfBlock = 4;  // matrices a block of eigh_warp_kernel
 
-// A thread for every block of 2 x 2, or half a warp for every pair (for two pairs in double, whose
-// registers would not suffice for more).
-template <class T>
-__host__ __device__ constexpr int block_threads(int D) {
-  return D <= 32 ? 128 : D <= kTwoSidedUpTo || sizeof(T) == 8 ? 512 : 1024;
-}
-
 template <class T>
 struct EighProblem {
   int64_t B, D;
-  const T* a;         // [B, D, D], of which the lower triangle is read
-  T* values;          // [B, D]
-  T* vectors;         // [B, D, D]
-  const T* start;     // [B, D, D] or null: where the sweeps begin
-  int32_t* sweeps;    // [B], or null
-  bool both = false;  // shared memory holds two arrays (set by launch_eigh)
+  const T* a;       // [B, D, D], of which the lower triangle is read
+  T* values;        // [B, D]
+  T* vectors;       // [B, D, D]
+  const T* start;   // [B, D, D] or null: where the sweeps begin
+  int32_t* sweeps;  // [B], or null
 };
 
 template <class T>
@@ -49,34 +40,33 @@ __global__ void __launch_bounds__(32 * kWarpsOfBlock, 1) eigh_warp_kernel(EighPr
   }
 }
 
-template <class T, int kChunks, bool kTwoSided>
-__global__ void __launch_bounds__(block_threads<T>(32 * kChunks), 1)
-    eigh_block_kernel(EighProblem<T> e) {
+// One block per matrix.
+template <class T, int N>
+__global__ void __launch_bounds__(kBlockThreads<N>, 1) eigh_block_kernel(EighProblem<T> e) {
   FASTWHITEN_SHARED_MEMORY(arena);
-  const EigenShared<T> shared(arena, 0, static_cast<int>(e.D), e.both);
-  const int64_t square = int64_t{e.D} * e.D;
-  for (int64_t b = blockIdx.x; b < e.B; b += gridDim.x) {
-    const T* const a = e.a + b * square;
-    T *const values = e.values + b * e.D, *const vectors = e.vectors + b * square;
-    int count;
-    if constexpr (kTwoSided) {
-      count = two_sided_eigh<T, kChunks>(shared, a, start_of(e, b), values, vectors);
-    } else {
-      count = one_sided_eigh<T, kChunks>(shared, e.both, a, start_of(e, b), values, vectors);
-    }
-    if (e.sweeps != nullptr && threadIdx.x == 0) e.sweeps[b] = count;
-    __syncthreads();
-  }
+  const int D = static_cast<int>(e.D);
+  const int64_t b = blockIdx.x, square = int64_t{e.D} * e.D;
+  const EigenShared<T, N> shared(arena, D);
+  T *const values = e.values + b * D, *const vectors = e.vectors + b * square;
+  load_symmetric<N>(D, e.a + b * square, shared.matrix);
+  const int sweeps = block_eigh(shared, e.a + b * square, start_of(e, b), vectors);
+  rank_rows(shared);
+  const Scale<T> scale = shared.scale();
+  each_component(shared, [&](int r, int c, int k, T entry) {
+    vectors[r * D + c] = entry;
+    if (r == 0) values[c] = scale.undo(shared.values[k]);
+  });
+  if (e.sweeps != nullptr && threadIdx.x == 0) e.sweeps[b] = sweeps;
 }
 
 // Calls launch(kernel, blocks, threads, shared bytes, problem) with what serves the problem; false,
 // and nothing, where the library has to. B > 0 and D > 0. A block may have `shared_limit` bytes.
 template <class T, class Launch>
-bool launch_eigh(EighProblem<T> e, int64_t shared_limit, const Launch& launch) {
-  constexpr int64_t kMostBlocks = 2147483647;
-  if (e.D > kOneSidedUpTo) return false;
+bool launch_eigh(const EighProblem<T>& e, int64_t shared_limit, const Launch& launch) {
+  if (e.D > kBlockUpTo<T>) return false;
   const int D = static_cast<int>(e.D);
   if (D <= kWarpUpTo) {
+    constexpr int64_t kMostBlocks = 2147483647;
     const int64_t blocks = (e.B + kWarpsOfBlock - 1) / kWarpsOfBlock;
     auto* kernel = D <= 4   ? eigh_warp_kernel<T, 4>
                    : D <= 8 ? eigh_warp_kernel<T, 8>
@@ -84,15 +74,18 @@ bool launch_eigh(EighProblem<T> e, int64_t shared_limit, const Launch& launch) {
     launch(kernel, blocks < kMostBlocks ? blocks : kMostBlocks, 32 * kWarpsOfBlock, int64_t{0}, e);
     return true;
   }
-  const bool two_sided = D <= kTwoSidedUpTo;
-  e.both = two_sided || eigen_shared_bytes<T>(D, true) <= shared_limit;
-  const int64_t bytes = eigen_shared_bytes<T>(D, e.both);
-  if (bytes > shared_limit) return false;
-  auto* kernel = D <= 32     ? eigh_block_kernel<T, 1, true>
-                 : two_sided ? eigh_block_kernel<T, 2, true>
-                             : eigh_block_kernel<T, 4, false>;
-  launch(kernel, e.B < kMostBlocks ? e.B : kMostBlocks, block_threads<T>(D), bytes, e);
-  return true;
+  const auto block = [&](auto* kernel, int threads, int64_t bytes) {
+    if (bytes > shared_limit) return false;
+    launch(kernel, e.B, threads, bytes, e);
+    return true;
+  };
+  constexpr int64_t k32 = EigenShared<T, 32>::kBytes, k64 = EigenShared<T, 64>::kBytes;
+  if constexpr (kBlockUpTo<T> > 64) {
+    constexpr int64_t k128 = EigenShared<T, 128>::kBytes;
+    if (D > 64) return block(eigh_block_kernel<T, 128>, kBlockThreads<128>, k128);
+  }
+  return D <= 32 ? block(eigh_block_kernel<T, 32>, kBlockThreads<32>, k32)
+                 : block(eigh_block_kernel<T, 64>, kBlockThreads<64>, k64);
 }
 
 // The eigensolver of a Device (device.h: eigh): our own kernel, else the library's.

@@ -1,240 +1,429 @@
-// One-sided Jacobi on the Cholesky factor, one array in shared memory: up to D = 128.
+// One-sided Jacobi on a pivoted Cholesky factor, its rows in registers: 17 <= D <= 128 (64 for
+// double).
 //
-// A + shift I = L L^T; rotations from the right make the columns of L orthogonal, L J = U diag(s):
-// the columns are eigenvectors, s^2 - shift eigenvalues, and no second matrix is carried along.
-// A warp rotates a pair of columns by itself; one barrier a round. The shift is of the size of
-// rounding where A is positive semidefinite. Where that does not do (an indefinite A), two-sided
-// Jacobi takes over. If shared memory has no room for its second array, double's eigenvectors turn
-// in global memory; float (on devices of less than 147 KiB) shifts by Gershgorin's bound, with
-// which nothing can fail, and which magnifies the rounding of eigenvectors of small eigenvalues.
-// Shared memory: D (D + 1) numbers, 65 KiB for float, 130 KiB for double at D = 128; a round moves
-// 2 D^2 numbers there. Bytes of global memory: A three times, V (also the scratch of the finish) 5
-// times, l once. Deterministic: sums of a warp have one order.
+// P^T (A + shift I) P = L L^T with diagonal pivoting; rotations make the rows of G = L^T
+// orthogonal, J G = diag(s) U^T: row k is an eigenvector times s_k, and no second matrix is carried
+// along. The shift is of the size of rounding where A is positive semidefinite; where elimination
+// fails (an indefinite A), it is |A^4|_F^(1/4) >= |A|_2, with which nothing can fail.
+//
+// A warp holds two blocks of four rows, P and Q: row j of P and one of Q belong to eight lanes,
+// which rotate them against each other. Four rounds turn all pairs of the two blocks, Q's rows
+// walking from eight lanes to the next by shuffles; then blocks change partners through shared
+// memory, one barrier for four rounds. Block i meets i XOR 1, 2, ..., N / 4 - 1: P stays while the
+// highest bit does. Pairs inside of the blocks have three rounds after the last partner. Every row
+// has one place in shared memory: written by who had it, read by who takes it, written next by the
+// same warp, so that one barrier is enough. N - 1 rounds a sweep, N = 32, 64, 128, rows beyond D
+// being zero. Deterministic: every sum has one order.
 #pragma once
 
-#include "jacobi_two_sided.cuh"
+#include "jacobi_block.cuh"
 
 namespace fastwhiten {
 namespace cuda {
 
-// S [D, stride] becomes L^T: row j holds column j of L. False, in all threads, where a pivot is not
-// positive. Barriers before, between and after.
+template <class T, int N>
+struct RowPair {
+  static constexpr int kEach = N / 8;  // numbers of a row a lane: four of every 32
+  T p[kEach], q[kEach];
+  T pp, qq;  // halves of their squared norms
+
+  // The column of number i of this lane.
+  __device__ static __forceinline__ int column(int i) {
+    return i / 4 * 32 + static_cast<int>(threadIdx.x) % 8 * 4 + i % 4;
+  }
+  __device__ __forceinline__ static void load(const SharedArray<T>& rows, int row, T (&to)[kEach]) {
+#pragma unroll
+    for (int i = 0; i < kEach; i += 4) {
+      const Four<T> four = load4(rows, row * kRowStride<N> + column(i));
+#pragma unroll
+      for (int w = 0; w < 4; ++w) to[i + w] = four.v[w];
+    }
+  }
+  __device__ __forceinline__ static void store(const SharedArray<T>& rows, int row,
+                                               const T (&from)[kEach], T factor = T(1)) {
+#pragma unroll
+    for (int i = 0; i < kEach; i += 4) {
+      store4(rows, row * kRowStride<N> + column(i),
+             Four<T>{{factor * from[i], factor * from[i + 1], factor * from[i + 2],
+                      factor * from[i + 3]}});
+    }
+  }
+};
+
+// The sum over eight lanes, in each of them with the same bits.
 template <class T>
-__device__ bool cholesky_columns(const EigenShared<T>& s) {
+__device__ __forceinline__ T row_sum(T value) {
+#pragma unroll
+  for (int lanes = 4; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffffu, value, lanes);
+  return value;
+}
+
+template <class T, int kEach>
+__device__ __forceinline__ T dot(const T (&a)[kEach], const T (&b)[kEach]) {
+  T even = a[0] * b[0], odd = a[1] * b[1];  // two chains of additions
+#pragma unroll
+  for (int i = 2; i < kEach; i += 2) {
+    even += a[i] * b[i];
+    odd += a[i + 1] * b[i + 1];
+  }
+  return even + odd;
+}
+
+// 1 / sqrt(x) and 1 / x by Newton's steps from an approximation, to a rounding or two; NaN for 0.
+template <class T>
+__device__ __forceinline__ T inverse_root(T x) {
+  T y = approximate_rsqrt(x);
+#pragma unroll
+  for (int step = 0; step < static_cast<int>(sizeof(T)) / 4; ++step) {
+    y += y * (T(0.5) - T(0.5) * x * y * y);
+  }
+  return y;
+}
+template <class T>
+__device__ __forceinline__ T inverse(T x) {
+  T y = approximate_reciprocal(x);
+#pragma unroll
+  for (int step = 1; step < static_cast<int>(sizeof(T)) / 4 + 1 && sizeof(T) > 4; ++step) {
+    y += y * (1 - x * y);
+  }
+  return y;
+}
+
+// The angle by which a pair turns: its sine, and the tangent of its half. As tau = tan(angle / 2)
+// and sine = 2 tau / (1 + tau^2), a rotation is one whatever tau is: that need not be exact.
+template <class T>
+struct Angle {
+  T sine, half;
+};
+
+// Half of the angle whose tangent is pq / difference; 0 where `turns` is false. tau by a polynomial
+// in the cosine of that angle: off by 1.4e-4 of itself at most, so that as much of pq is left to
+// the next sweep; the sine by one with an error of 8e-9. (Interpolations at the Chebyshev nodes of
+// [0, 1], and of [0, tan(pi / 8)^2].)
+__device__ __forceinline__ Angle<float> half_of(float difference, float pq, bool turns) {
+  const float over_root = approximate_rsqrt(difference * difference + (pq * pq + 1e-30f));
+  const float s = (!turns ? 0.0f : difference < 0 ? -pq : pq) * over_root;
+  const float c = fabs(difference) * over_root, c2 = c * c;
+  const float upper = 0.21348202f + c * -0.12059845f;
+  const float lower = 0.41416515f + c * -0.29026312f;
+  const float tau = s * (lower + c2 * (upper + c2 * 0.03324953f));
+  const float u = tau * tau, u2 = u * u;
+  const float high = (0.99978092f - u * 0.9943812f) + u2 * (0.93343658f - u * 0.61672696f);
+  return {2 * tau * ((0.99999999f - u * 0.99999684f) + u2 * high), tau};
+}
+__device__ __forceinline__ Angle<double> half_of(double difference, double pq, bool turns) {
+  const double over_root = inverse_root(difference * difference + (pq * pq + 1e-200));
+  const double cosine2 = 0.5 + 0.5 * fabs(difference) * over_root;  // of half of the angle, squared
+  const double secant = inverse_root(cosine2);
+  const double sine = 0.5 * over_root * secant * (!turns ? 0.0 : difference < 0 ? -pq : pq);
+  return {sine, sine * inverse(1 + cosine2 * secant)};
+}
+
+// Makes two rows orthogonal; true if they were far off. kFresh: norms are made anew; else they are
+// what the rotations before left of them.
+template <bool kFresh, class T, int N>
+__device__ __forceinline__ bool rotate(RowPair<T, N>& r) {
+  // Two roundings of the product of the norms, which are halves of squares here; squared.
+  constexpr T kNoise = 16 * Precision<T>::epsilon * Precision<T>::epsilon;
+  const T pq = row_sum(dot(r.p, r.q));
+  if (kFresh) {
+    r.pp = T(0.5) * row_sum(dot(r.p, r.p));
+    r.qq = T(0.5) * row_sum(dot(r.q, r.q));
+  }
+  const T difference = r.qq - r.pp, square = pq * pq, noise = kNoise * (r.pp * r.qq);
+  const Angle<T> angle = half_of(difference, pq, square > noise);
+#pragma unroll
+  for (int i = 0; i < N / 8; ++i) turn(angle.sine, angle.half, r.p[i], r.q[i]);
+  const T change = pq - angle.sine * (angle.half * pq + difference);
+  r.pp -= angle.sine * change;
+  r.qq += angle.sine * change;
+  return square > 1024 * noise;
+}
+
+// Row `lanes` / 8 further takes the place of Q's.
+template <class T, int N>
+__device__ __forceinline__ void pass_on(RowPair<T, N>& r, int lanes) {
+  r.qq = __shfl_xor_sync(0xffffffffu, r.qq, lanes);
+#pragma unroll
+  for (int i = 0; i < N / 8; ++i) {
+    r.q[i] = __shfl_xor_sync(0xffffffffu, r.q[i], lanes);
+  }
+}
+
+// P of the lanes on one side and Q of those on the other change places: `low` lanes keep P.
+template <class T, int N>
+__device__ __forceinline__ void regroup(RowPair<T, N>& r, int lanes, bool low) {
+  const T norm = __shfl_xor_sync(0xffffffffu, low ? r.qq : r.pp, lanes);
+  r.pp = low ? r.pp : norm;
+  r.qq = low ? norm : r.qq;
+#pragma unroll
+  for (int i = 0; i < N / 8; ++i) {
+    const T other = __shfl_xor_sync(0xffffffffu, low ? r.q[i] : r.p[i], lanes);
+    r.p[i] = low ? r.p[i] : other;
+    r.q[i] = low ? other : r.q[i];
+  }
+}
+
+// Rotations of the rows of the first meeting until none of a whole sweep was far off; unit rows are
+// left in the basis. Returns the sweeps that took. No barrier before, none after.
+template <class T, int N>
+__device__ __forceinline__ int one_sided_sweeps(const EigenShared<T, N>& s, RowPair<T, N>& r) {
+  constexpr int kMeetings = N / 4 - 1, kFirst = N / 8;
+  const int warp = place().warp, j = place().lane / 8;
+  // This warp's blocks when block i meets block i XOR partner.
+  int partner = kFirst, block_p = warp, done = 0, quiet = 0;
+  while (true) {
+    bool far = rotate<true>(r);
+    pass_on(r, 8);
+    far |= rotate<false>(r);
+    pass_on(r, 16);
+    far |= rotate<false>(r);
+    pass_on(r, 8);
+    far |= rotate<false>(r);
+    int row_p = 4 * block_p + j, row_q = 4 * (block_p ^ partner) + (j ^ 2);
+    if (partner == 1) {
+      regroup(r, 16, j < 2);
+      far |= rotate<false>(r);
+      pass_on(r, 8);
+      far |= rotate<false>(r);
+      regroup(r, 8, j % 2 == 0);
+      far |= rotate<false>(r);
+      row_p = 4 * (j < 2 ? block_p : block_p ^ 1) + (-j & 3);
+      row_q = row_p ^ 1;
+    }
+    __syncwarp();  // other lanes of this warp have read these places
+    ++done;
+    RowPair<T, N>::store(s.basis, row_q, r.q);
+    ++partner;
+    const bool wraps = (partner & (partner - 1)) == 0;  // the next highest bit: another P
+    if (wraps) {
+      RowPair<T, N>::store(s.basis, row_p, r.p);
+      partner = partner == 2 ? kFirst : partner / 4;
+      block_p = (warp & (partner - 1)) | (warp & -partner) << 1;
+    }
+    const bool again = __syncthreads_or(far) != 0;
+    RowPair<T, N>::load(s.basis, 4 * (block_p ^ partner) + j, r.q);
+    if (wraps) RowPair<T, N>::load(s.basis, 4 * block_p + j, r.p);
+    quiet = again ? 0 : quiet + 1;
+    if (quiet == kMeetings || done == kMaxSweeps * kMeetings) break;
+  }
+  // Rows beyond D are zero, and stay so.
+  const T pp = row_sum(dot(r.p, r.p));
+  const T qq = row_sum(dot(r.q, r.q));
+  RowPair<T, N>::store(s.basis, 4 * block_p + j, r.p, pp > 0 ? 1 / sqrt(pp) : T(0));
+  RowPair<T, N>::store(s.basis, 4 * (block_p ^ partner) + j, r.q, qq > 0 ? 1 / sqrt(qq) : T(0));
+  return (done + kMeetings - 1) / kMeetings;
+}
+
+// A row and its pivot in one number: the larger, the better, 13 bits of the pivot or more; nothing
+// of a pivot that is not positive. No two rows have the same.
+constexpr int kRowsOfKey = 128;
+__device__ __forceinline__ unsigned pivot_key(float pivot, int row) {
+  const unsigned bits = pivot > 0 ? __float_as_uint(pivot) : 0u;
+  return (bits & ~(kRowsOfKey - 1u)) | static_cast<unsigned>(row);
+}
+__device__ __forceinline__ unsigned pivot_key(double pivot, int row) {
+  const auto bits = static_cast<unsigned>(pivot > 0 ? __double_as_longlong(pivot) >> 32 : 0);
+  return (bits & ~(kRowsOfKey - 1u)) | static_cast<unsigned>(row);
+}
+
+// The rows of the first meeting become those of P^T (A + shift I) P = L L^T: row k of A that of L^T
+// whose pivot it was. False, in all threads, where no pivot is left that is positive. The row of
+// the next pivot passes through the basis: every warp offers its best, two sets of places in turn,
+// so that one barrier a column is enough. Barriers before and after.
+template <class T, int N>
+__device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T shift,
+                                                 RowPair<T, N>& r) {
+  constexpr int kEach = N / 8, kWarps = N / 8, kStride = kRowStride<N>;
   const Place me = place();
-  const int D = s.D, stride = s.stride;
-  for (int j = 0; j < D; ++j) {  // row j is final but for 1 / sqrt(pivot), which comes last
+  const int row_p = 4 * me.warp + me.lane / 8, row_q = row_p + N / 2;  // of the first meeting
+  RowPair<T, N>::load(s.matrix, row_p, r.p);
+  RowPair<T, N>::load(s.matrix, row_q, r.q);
+  // Rows beyond D stay zero.
+  const T shift_p = row_p < s.D ? shift : T(0), shift_q = row_q < s.D ? shift : T(0);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (RowPair<T, N>::column(i) == row_p) r.p[i] += shift_p;
+    if (RowPair<T, N>::column(i) == row_q) r.q[i] += shift_q;
+  }
+  // Diagonals of what is left; -1 where a row has been a pivot.
+  T left_p = s.matrix[row_p * kStride + row_p], left_q = s.matrix[row_q * kStride + row_q];
+  left_p = row_p < s.D ? left_p + shift : T(-1);
+  left_q = row_q < s.D ? left_q + shift : T(-1);
+  T pivot_p = 1, pivot_q = 1;
+  // Which of this lane's columns are eliminated: now, and when a row was the pivot. What rounding
+  // leaves there meets no other column, and is cut off in the end.
+  unsigned gone = 0, gone_p = 0, gone_q = 0;
+  unsigned key_q = pivot_key(left_q, row_q);
+  unsigned key = pivot_key(left_p, row_p);
+  key = key_q > key ? key_q : key;
+  unsigned most = __reduce_max_sync(0xffffffffu, key);
+  __syncthreads();
+  for (int k = 0; k < s.D; ++k) {
+    const int set = k % 2 * kWarps;
+    if (key == most) {
+#pragma unroll
+      for (int i = 0; i < kEach; i += 4) {
+        Four<T> four;
+#pragma unroll
+        for (int w = 0; w < 4; ++w) four.v[w] = key == key_q ? r.q[i + w] : r.p[i + w];
+        store4(s.basis, (set + me.warp) * kStride + RowPair<T, N>::column(i), four);
+      }
+    }
+    if (me.lane == 0) s.order[set + me.warp] = static_cast<int>(most);
     __syncthreads();
-    const T pivot = s.basis[j * stride + j];
-    if (!(pivot > Precision<T>::tiny)) return false;
-    for (int i = j + 1 + me.warp; i < D; i += me.warps) {
-      const T factor = static_cast<T>(s.basis[j * stride + i]) / pivot;
-      for (int r = i + me.lane % 32; r < D; r += 32) {
-        s.basis[i * stride + r] -= factor * static_cast<T>(s.basis[j * stride + r]);
+    int keys[kWarps];
+    load_many(s.order, set, keys);
+    int best = keys[0];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) best = keys[w] > best ? keys[w] : best;
+    const int column = best & (kRowsOfKey - 1);
+    const int from = (set + ((column & (N / 2 - 1)) >> 2)) * kStride;
+    const T pivot = s.basis[from + column], at_p = s.basis[from + row_p];
+    const T at_q = s.basis[from + row_q];
+    if (best < kRowsOfKey || !(pivot > Precision<T>::tiny)) {
+      __syncthreads();
+      return false;
+    }
+    const bool is_p = column == row_p, is_q = column == row_q;
+    const T over = inverse(pivot);
+    const T factor_p = is_p || left_p < 0 ? T(0) : at_p * over;
+    const T factor_q = is_q || left_q < 0 ? T(0) : at_q * over;
+    left_p = is_p ? T(-1) : left_p - factor_p * at_p;
+    left_q = is_q ? T(-1) : left_q - factor_q * at_q;
+    key_q = pivot_key(left_q, row_q);
+    key = pivot_key(left_p, row_p);
+    key = key_q > key ? key_q : key;
+    most = __reduce_max_sync(0xffffffffu, key);  // goes on while rows are subtracted
+    pivot_p = is_p ? pivot : pivot_p;
+    pivot_q = is_q ? pivot : pivot_q;
+    gone_p = is_p ? gone : gone_p;
+    gone_q = is_q ? gone : gone_q;
+    gone |= (column >> 2 & 7) == (me.lane & 7) ? 1u << ((column >> 5) * 4 + (column & 3)) : 0u;
+#pragma unroll
+    for (int i = 0; i < kEach; i += 4) {
+      const Four<T> four = load4(s.basis, from + RowPair<T, N>::column(i));
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        r.p[i + w] -= factor_p * four.v[w];
+        r.q[i + w] -= factor_q * four.v[w];
       }
     }
   }
   __syncthreads();
-  for (int j = me.warp; j < D; j += me.warps) {
-    const T inverse = 1 / sqrt(static_cast<T>(s.basis[j * stride + j]));
-    __syncwarp();
-    for (int r = me.lane; r < D; r += 32) {
-      s.basis[j * stride + r] = r < j ? T(0) : inverse * static_cast<T>(s.basis[j * stride + r]);
-    }
+  const T scale_p = 1 / sqrt(pivot_p), scale_q = 1 / sqrt(pivot_q);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    r.p[i] = (gone_p >> i & 1u) != 0 ? T(0) : scale_p * r.p[i];
+    r.q[i] = (gone_q >> i & 1u) != 0 ? T(0) : scale_q * r.q[i];
   }
-  __syncthreads();
   return true;
 }
 
-// A bound m >= 0 with A + m I positive semidefinite, by Gershgorin's discs. Barriers inside.
-template <class T>
-__device__ T negative_bound(const EigenShared<T>& s) {
-  const Place me = place();
-  T bound = 0;
-  for (int i = me.warp; i < s.D; i += me.warps) {
-    T sum = 0;
-    for (int j = me.lane; j < s.D; j += 32) {
-      const T entry = s.basis[i * s.stride + j];
-      sum += j == i ? -entry : fabs(entry);
-    }
-    sum = warp_sum(sum);
-    bound = sum > bound ? sum : bound;
-  }
-  if (me.lane == 0) s.partial[me.warp] = bound;
+// A bound of |A|_2, at most N^(1/8) times it: |A^4|_F^(1/4). A^2 takes the place of the basis.
+// Barriers before and inside.
+template <class T, int N>
+__device__ T norm_bound(const EigenShared<T, N>& s) {
   __syncthreads();
-  for (int w = 0; w < me.warps; ++w) {
-    const T other = s.partial[w];
-    bound = other > bound ? other : bound;
-  }
-  return bound;
-}
-
-// S = scaled A, or Q^T A Q. A barrier before is needed, one is made after.
-template <class T, int kChunks>
-__device__ void load_rotated(const EigenShared<T>& s, const T* a, const Scale<T>& scale,
-                             const T* start, T* scratch) {
-  load_symmetric(s.D, a, scale, s.basis, s.stride);
-  if (start != nullptr) {
-    change_basis<T, kChunks>(s.D, start, s.basis, s.stride, scratch);
-  } else {
+  {
+    BlockTile<T, N> square;
+    add_over_rows(square, N, s.matrix, s.matrix);
     __syncthreads();
-  }
-}
-
-template <class T>
-__device__ void add_to_diagonal(const EigenShared<T>& s, T shift) {
-  for (int i = static_cast<int>(threadIdx.x); i < s.D; i += static_cast<int>(blockDim.x)) {
-    s.basis[i * s.stride + i] += shift;
-  }
-}
-
-// Rotates rows p and q of the array against each other, by half a warp; returns how far
-// off they were. Both halves take part even where one has no pair left.
-template <class T, int kChunks>
-__device__ __forceinline__ Off rotate_rows(const EigenShared<T>& s, Pair at, bool valid) {
-  const int lane = static_cast<int>(threadIdx.x % 16);
-  T p[2 * kChunks], q[2 * kChunks], pp = 0, qq = 0, pq = 0;
-#pragma unroll
-  for (int c = 0; c < 2 * kChunks; ++c) {
-    const int r = lane + 16 * c;
-    p[c] = valid && r < s.D ? static_cast<T>(s.basis[at.p * s.stride + r]) : T(0);
-    q[c] = valid && r < s.D ? static_cast<T>(s.basis[at.q * s.stride + r]) : T(0);
-    pp += p[c] * p[c];
-    qq += q[c] * q[c];
-    pq += p[c] * q[c];
-  }
-  pp = warp_sum(pp, 16);
-  qq = warp_sum(qq, 16);
-  pq = warp_sum(pq, 16);
-  const Off off = off_diagonal(pp, qq, pq);
-  if (off == kNoise) return off;
-  const Rotation<T> angle = rotation(pp, qq, pq);
-#pragma unroll
-  for (int c = 0; c < 2 * kChunks; ++c) {
-    const int r = lane + 16 * c;
-    if (r >= s.D) continue;
-    turn(angle.sine, angle.half, p[c], q[c]);
-    s.basis[at.p * s.stride + r] = p[c];
-    s.basis[at.q * s.stride + r] = q[c];
-  }
-  return off;
-}
-
-// Rounds until a whole sweep's worth of them found no pair far off; returns the sweeps it took.
-template <class T, int kChunks>
-__device__ int one_sided_sweeps(const EigenShared<T>& s) {
-  const Place me = place();
-  const int n = eigen_rows(s.D), rounds = n - 1;
-  int round = 0, quiet = 0, done = 0;
-  for (; done < kMaxSweeps * rounds && quiet < rounds; ++done) {
-    bool large = false;
-    for (int first = 2 * me.warp; first < n / 2; first += 2 * me.warps) {
-      const int k = first + me.lane / 16;
-      const Pair at = round_robin(n, round, k < n / 2 ? k : first);
-      const bool valid = k < n / 2 && at.q < s.D;  // an odd D leaves one alone
-      large |= rotate_rows<T, kChunks>(s, at, valid) == kLarge;
-    }
-    quiet = __syncthreads_or(large) != 0 ? 0 : quiet + 1;
-    round = round + 1 == rounds ? 0 : round + 1;
-  }
-  return (done + rounds - 1) / rounds;
-}
-
-// Rows of the array become unit vectors, and leave the basis Q if there is one. Barrier after.
-template <class T, int kChunks>
-__device__ void normalize_rows(const EigenShared<T>& s, const T* start) {
-  const Place me = place();
-  const int D = s.D, stride = s.stride;
-  for (int k = me.warp; k < D; k += me.warps) {
-    T sum = 0;
-    for (int r = me.lane; r < D; r += 32) {
-      const T entry = s.basis[k * stride + r];
-      sum += entry * entry;
-    }
-    const T inverse = 1 / sqrt(warp_sum(sum));
-    for (int r = me.lane; r < D; r += 32) s.basis[k * stride + r] *= inverse;
+    square.store(s.basis);
   }
   __syncthreads();
-  if (start == nullptr) return;
-  for (int first = kTileRows<kChunks> * me.warp; first < D;
-       first += kTileRows<kChunks> * me.warps) {
-    const auto tile = warp_product<T, kChunks>(
-        D, D, D, first, [&](int r, int k) { return static_cast<T>(s.basis[r * stride + k]); },
-        [&](int k, int c) { return start[c * D + k]; });
-    __syncwarp();  // this warp alone reads and writes these rows
-    store_tile(D, D, first, tile, [&](int r, int c, T sum) { s.basis[r * stride + c] = sum; });
-  }
+  BlockTile<T, N> fourth;
+  add_over_rows(fourth, N, s.basis, s.basis);
+  T sum = 0;
+  fourth.each([&](int, int, T entry) { sum += entry * entry; });
+  return sqrt(sqrt(sqrt(block_sum(sum, s.scratch))));
 }
 
-// Two-sided Jacobi with its eigenvectors in `vectors` [D, D], then in the views' basis; returns the
-// sweeps. Every element has one author a round, and barriers between rounds, as in shared memory.
-template <class T, int kChunks>
-__device__ int two_sided_in_global(const EigenShared<T>& s, const T* a, const Scale<T>& scale,
-                                   const T* q, T* vectors) {
-  const Place me = place();
-  const int D = s.D, n = eigen_rows(D);
-  const GlobalBasis<T> views(s, vectors);
-  load_symmetric(D, a, scale, views.matrix, s.stride);
-  if (q != nullptr) change_basis<T, kChunks>(D, q, views.matrix, s.stride, vectors);
-  for (int i = me.warp; i < n; i += me.warps) {
-    for (int j = me.lane; j < n; j += 32) {
-      if (i >= D || j >= D) {
-        views.matrix[i * s.stride + j] = 0;
-      } else {
-        vectors[i * D + j] = q != nullptr ? q[j * D + i] : T(i == j);
-      }
-    }
-  }
+// The eigensystem of A [D, D], whose both triangles are in the views' matrix: V^T in the basis,
+// values in no order. Where A is not finite, NaN. Returns the sweeps, which begin from the start
+// [D, D] unless it is null or not orthogonal. `a` has the lower triangle of A once more; `global`
+// [D, D] is scratch. To be called by a block of 4 N threads. Barriers before, between and after.
+template <class T, int N>
+__device__ int block_eigh(const EigenShared<T, N>& s, const T* a, const T* start, T* global) {
+  using Tile = BlockTile<T, N>;
+  constexpr bool kBoth = EigenShared<T, N>::kBoth;
+  const int D = s.D;
   __syncthreads();
-  const int sweeps = two_sided_sweeps(views);  // ends with a barrier
-  for (int i = me.warp; i < D; i += me.warps) {
-    for (int j = me.lane; j < D; j += 32) s.basis[i * s.stride + j] = vectors[i * D + j];
-  }
-  return sweeps;
-}
-
-// The views' basis becomes the eigenvectors of A, not yet finished; returns the sweeps.
-template <class T, int kChunks>
-__device__ int one_sided_basis(const EigenShared<T>& s, bool both, const T* a,
-                               const Scale<T>& scale, const T* q, T* scratch) {
-  const T noise = 8 * static_cast<T>(s.D) * Precision<T>::epsilon;  // the entries are below 4
-  load_rotated<T, kChunks>(s, a, scale, q, scratch);
-  add_to_diagonal(s, noise);
-  if (!cholesky_columns(s)) {
+  const T largest = largest_entry<N>(s.matrix, s.scratch);
+  const bool finite = largest <= Precision<T>::largest;
+  if (threadIdx.x == 0) s.scratch[EigenShared<T, N>::kLargest] = finite ? largest : T(0);
+  __syncthreads();
+  if (!finite) {  // for this matrix alone
+    fill_rows<N>(s.basis, [](int, int, int) { return not_a_number<T>(); });
+    const int k = static_cast<int>(threadIdx.x);
+    if (k < N) s.values[k] = not_a_number<T>();
     __syncthreads();
-    if (both) return two_sided_basis<T, kChunks>(s, a, scale, q, scratch);
-    if constexpr (sizeof(T) == 8) {
-      return two_sided_in_global<T, kChunks>(s, a, scale, q, scratch);
-    } else {  // has no registers left for that
-      load_rotated<T, kChunks>(s, a, scale, q, scratch);
-      const T bound = negative_bound(s);
-      add_to_diagonal(s, bound + noise * (1 + bound));
-      cholesky_columns(s);
-    }
-  }
-  const int sweeps = one_sided_sweeps<T, kChunks>(s);
-  normalize_rows<T, kChunks>(s, q);
-  return sweeps;
-}
-
-// Eigenvalues [D] ascending and eigenvectors [D, D] (columns) of a [D, D], of which the lower
-// triangle is read; returns the sweeps. Sweeps begin from the start [D, D] unless it is null or
-// not orthogonal. `both` says that the views have two arrays. To be called by all threads of a
-// block of whole warps, with D <= 32 kChunks; needs a barrier before and after, as two_sided_eigh.
-template <class T, int kChunks>
-__device__ int one_sided_eigh(const EigenShared<T>& s, bool both, const T* a, const T* start,
-                              T* values, T* vectors) {
-  const T largest = largest_entry(s.D, a, s.partial);
-  if (!(largest <= Precision<T>::largest)) {  // for this matrix alone
-    store_nan(s.D, values, vectors);
     return 0;
   }
-  const Scale<T> scale(largest);
-  const T* const q = usable_start(s, start) ? start : nullptr;
-  const int sweeps = one_sided_basis<T, kChunks>(s, both, a, scale, q, vectors);
-  orthogonalize<T, kChunks>(s, vectors, s.D);
-  rayleigh_quotients<T, kChunks>(s, a, scale, vectors, s.D);
-  sort_and_store(s, scale, values, vectors);
+  const auto rescale = [&] {
+    const Scale<T> scale = s.scale();
+    fill_rows<N>(s.matrix, [&](int, int, int at) { return scale.apply(s.matrix[at]); });
+    __syncthreads();
+  };
+  const auto load_again = [&] {
+    __syncthreads();
+    load_symmetric<N>(D, a, s.matrix);
+    __syncthreads();
+    rescale();
+  };
+  const bool warm = usable_start(s, start);
+  if (kBoth || start == nullptr) {
+    rescale();
+  } else {
+    load_again();  // the start was in the place of A
+  }
+  RowPair<T, N> rows;
+  T bound = 0;
+  while (true) {
+    if (warm) change_basis(s, start);
+    const T shift = bound + 8 * static_cast<T>(D) * Precision<T>::epsilon * (1 + bound);
+    if (pivoted_cholesky(s, shift, rows) || bound > 0) break;
+    if (!kBoth || warm) load_again();  // rows of pivots were in its place, or another basis
+    bound = norm_bound(s);
+    if (!kBoth) load_again();
+  }
+  const int sweeps = one_sided_sweeps(s, rows);
+  if (warm) leave_basis(s, start);
+  if constexpr (kBoth) {
+    if (warm) load_again();  // A itself, not what it was in another basis
+    __syncthreads();
+    const auto of_matrix = columns_of<N>(s.matrix);
+    rayleigh_quotients(s, of_matrix);
+    orthogonalize(s, [&](Tile& gram) { gram.store(s.matrix); }, of_matrix);
+  } else {
+    __syncthreads();
+    const Place me = place();
+    const Scale<T> scale = s.scale();
+    for (int i = me.warp; i < D; i += me.warps) {
+      for (int j = me.lane; j <= i; j += 32) {
+        global[i * D + j] = global[j * D + i] = scale.apply(a[i * D + j]);
+      }
+    }
+    __syncthreads();
+    const auto of_global = [&](int k) {
+      Four<T> four;
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const int c = Tile::column() + w;
+        four.v[w] = k < D && c < D ? global[k * D + c] : T(0);
+      }
+      return four;
+    };
+    rayleigh_quotients(s, of_global);
+    orthogonalize(
+        s,
+        [&](Tile& gram) {
+          gram.each([&](int i, int j, T sum) {
+            if (i < D && j < D) global[i * D + j] = sum;
+          });
+        },
+        of_global);
+  }
   return sweeps;
 }
 

@@ -1,6 +1,7 @@
 // Around the library's solvers, for D beyond our own kernels: what they are given and what becomes
 // of their results. A matrix that is not finite is replaced before the library sees it (its solvers
-// raise), and gives NaN for itself alone. Bytes: every matrix in and out once or twice.
+// raise, or never end), and gives NaN for itself alone; so does one that the library reports as
+// unsolved. Bytes: every matrix in and out once or twice.
 #pragma once
 
 #include "cholesky.cuh"
@@ -27,14 +28,15 @@ __global__ void __launch_bounds__(256)
 }
 
 // One warp per eigenvector: makes its component of largest magnitude (the first one on ties)
-// positive, NaN where the matrix was not finite. from: element (b, i, j) at b * batch + i * row +
-// j * column.
+// positive, NaN where the matrix was not finite or was not solved. from: element (b, i, j) at
+// b * batch + i * row + j * column.
 template <class T>
 struct NormalizeArguments {
   int64_t B, D, batch, row, column;
   const T* from;
   const T* from_values;   // [B, D]
   const int32_t* finite;  // [B]
+  const int32_t* info;    // [B], nonzero where it was not solved; null: all were
   T* vectors;             // [B, D, D]
   T* values;              // [B, D]
 };
@@ -67,10 +69,11 @@ __global__ void __launch_bounds__(kNormalizeThreads) normalize_kernel(NormalizeA
     }
   }
   const T sign = place < in.D && column[place * in.row] < T(0) ? T(-1) : T(1);
+  const bool fine = in.finite[b] && (in.info == nullptr || in.info[b] == 0);
   for (int64_t i = lane; i < in.D; i += 32) {
-    in.vectors[(b * in.D + i) * in.D + j] = in.finite[b] ? sign * column[i * in.row] : kNaN<T>;
+    in.vectors[(b * in.D + i) * in.D + j] = fine ? sign * column[i * in.row] : kNaN<T>;
   }
-  if (lane == 0) in.values[warp] = in.finite[b] ? in.from_values[warp] : kNaN<T>;
+  if (lane == 0) in.values[warp] = fine ? in.from_values[warp] : kNaN<T>;
 }
 
 // The launches: before and after the library's eigensolver, before and after its Cholesky.
@@ -86,6 +89,20 @@ void run_normalize(Device& device, const NormalizeArguments<T>& in) {
                 kNormalizeThreads, 0, in);
 }
 
+// The eigensystems by a Solver: eigh(device, B, D, a, values, info) as Cusolver's.
+template <class Device, class Solver, class T>
+void run_batched_eigh(Device& device, Solver& solver, int64_t B, int64_t D, const T* a, T* values,
+                      T* vectors) {
+  const auto matrices = device.template allocate<T>(B * D * D);
+  const auto found = device.template allocate<T>(B * D);
+  const auto finite = device.template allocate<int32_t>(B);
+  const auto info = device.template allocate<int32_t>(B);
+  run_guard(device, B, D, a, matrices.get(), finite.get());
+  solver.eigh(device, B, D, matrices.get(), found.get(), info.get());
+  run_normalize(device, NormalizeArguments<T>{B, D, D * D, 1, D, matrices.get(), found.get(),
+                                              finite.get(), info.get(), vectors, values});
+}
+
 template <class Device, class T>
 void run_shift(Device& device, const ShiftArguments<T>& in) {
   device.launch(shift_kernel<T>, in.groups, 256, static_cast<int64_t>(kReduceWords * sizeof(T)),
@@ -93,10 +110,8 @@ void run_shift(Device& device, const ShiftArguments<T>& in) {
 }
 
 template <class Device, class T>
-void run_flip_or_nan(Device& device, int64_t G, int64_t D, const T* inverse, const int32_t* info,
-                     T* matrix) {
-  device.launch(flip_or_nan_kernel<T>, (G * D * D + 255) / 256, 256, 0, G, D, inverse, info,
-                matrix);
+void run_flip_or_nan(Device& device, const FlipArguments<T>& in) {
+  device.launch(flip_or_nan_kernel<T>, (in.groups * in.width * in.width + 255) / 256, 256, 0, in);
 }
 
 }  // namespace cuda

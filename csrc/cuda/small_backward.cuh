@@ -1,10 +1,10 @@
 // A whole backward of one group in one block, for few rows: sums -> inner -> dx.
 //
 // The formulas are those of backward_reduce.cuh, backward_matrix.cuh and backward_apply.cuh. x
-// (centred) and grad are read once and stay in shared memory; the D x D products take turns in two
-// arrays there. Sums over rows are made of sums over 32 of them. Bytes: x, grad and dx once, the
-// matrices a few times (they stay in the L1 cache). Determinism: one order of every sum; a group
-// never sees its neighbours. Shared memory: 2 D (D + 1) + 2 M (D + 1) + M + 2 D numbers, 99 KiB for
+// (centred), grad and the eigenvectors are read once and stay in shared memory; the D x D products
+// take turns in two arrays there. Sums over rows are made of sums over 32 of them. Bytes: x, grad
+// and dx once, the matrices once or twice. Determinism: one order of every sum; a group never sees
+// its neighbours. Shared memory: (3 N + 2 M) (N + 4) + M + 7 N numbers, N = 32 or 64: 124 KiB for
 // float, M = 128 and D = 64. Serves D <= 64 (small_shape), at most 512 rows, every kind.
 #pragma once
 
@@ -26,30 +26,36 @@ struct SmallBackward {
   T* grad_sum;                   // [C]
 };
 
-template <class T>
-__host__ __device__ constexpr int64_t small_backward_bytes(int64_t rows, int64_t D) {
-  return ((2 * D + 2 * rows) * (D / 2 * 2 + 1) + rows + 2 * D) * static_cast<int64_t>(sizeof(T));
+template <class T, int N>
+__host__ __device__ constexpr int64_t small_backward_bytes(int64_t rows) {
+  return ((3 * N + 2 * rows) * kRowStride<N> + rows + 7 * N) * static_cast<int64_t>(sizeof(T));
 }
 
-template <class T>
+template <class T, int N>
 struct SmallViews {
+  static constexpr int kSquare = N * kRowStride<N>;
   __device__ SmallViews(char* arena, int rows_, int width)
       : rows(rows_),
         D(width),
-        stride(width / 2 * 2 + 1),
-        first(arena, 0, D * stride),
-        second(arena, at(D * stride), D * stride),
-        x(arena, at(2 * D * stride), rows * stride),
-        grad(arena, at((2 * D + rows) * stride), rows * stride),
-        p(arena, at((2 * D + 2 * rows) * stride), rows),
-        sums(arena, at((2 * D + 2 * rows) * stride + rows), D),
-        diagonal(arena, at((2 * D + 2 * rows) * stride + rows + D), D) {}
-  int rows, D, stride;           // odd: a column's rows lie in different banks
-  SharedArray<T> first, second;  // [D, stride]: products, in turn
-  SharedArray<T> x, grad;        // [rows, stride]
+        outer(arena, 0, kSquare),
+        first(arena, at(kSquare), kSquare),
+        second(arena, at(2 * kSquare), kSquare),
+        x(arena, at(3 * kSquare), rows * kRowStride<N>),
+        grad(arena, at(3 * kSquare + rows * kRowStride<N>), rows * kRowStride<N>),
+        parts(arena, at(3 * kSquare + 2 * rows * kRowStride<N>), 4 * N),
+        sums(arena, at(3 * kSquare + 2 * rows * kRowStride<N> + 4 * N), N),
+        roots(arena, at(3 * kSquare + 2 * rows * kRowStride<N> + 5 * N), N),
+        inverses(arena, at(3 * kSquare + 2 * rows * kRowStride<N> + 6 * N), N),
+        p(arena, at(3 * kSquare + 2 * rows * kRowStride<N> + 7 * N), rows) {}
+  int rows, D;
+  SharedArray<T> outer;          // [N, N + 4] V without its diagonal factor; W in the end
+  SharedArray<T> first, second;  // [N, N + 4] products, in turn
+  SharedArray<T> x, grad;        // [rows, N + 4]
+  SharedArray<T> parts;          // [4, N] sums over a quarter of the rows
+  SharedArray<T> sums;           // [N] sums of grad
+  SharedArray<T> roots;          // [N] sqrt(l)
+  SharedArray<T> inverses;       // [N] 1 / sqrt(l)
   SharedArray<T> p;              // [rows]
-  SharedArray<T> sums;           // [D] sums of grad
-  SharedArray<T> diagonal;       // [D] of core
 
  private:
   __device__ static constexpr int64_t at(int numbers) {
@@ -57,168 +63,221 @@ struct SmallViews {
   }
 };
 
-// x - mean, grad, weights, sums of grad. Barriers between and after.
-template <class In, class T>
+// A matrix [D, D] in global memory, zeros around it. No barrier.
+template <int N, class T>
+__device__ __forceinline__ void load_square(int D, const T* from, const SharedArray<T>& to) {
+  fill_rows<N>(to, [&](int i, int j, int) { return i < D && j < D ? from[i * D + j] : T(0); });
+}
+
+// The sum of four threads' numbers of a column, in each of them. A barrier inside.
+template <class T, int N>
+__device__ __forceinline__ T column_sum(const SmallViews<T, N>& v, T part) {
+  const int c = static_cast<int>(threadIdx.x) % N, quarter = static_cast<int>(threadIdx.x) / N;
+  v.parts[quarter * N + c] = part;
+  __syncthreads();
+  T sum = 0;
+#pragma unroll
+  for (int other = 0; other < 4; ++other) sum += v.parts[other * N + c];
+  return sum;
+}
+
+// x - mean, grad, weights, the outer factor, roots, sums of grad. Barriers between and after.
+template <int N, class In, class T>
 __device__ __forceinline__ void load_small(const SmallBackward<In, T>& in, int64_t g,
-                                           const SmallViews<T>& v) {
-  const int count = v.rows * v.D;
-  for (int e = static_cast<int>(threadIdx.x); e < count; e += kSmallThreads) {
-    const int r = in.s.planes() ? e % v.rows : e / v.D, c = in.s.planes() ? e / v.rows : e % v.D;
-    const int64_t channel = g * v.D + c, from = row_offset(in.s, r) + channel * in.s.length;
-    v.x[r * v.stride + c] = convert<T>(in.x[from]) - in.mean[channel];
-    v.grad[r * v.stride + c] = convert<T>(in.grad[from]);
-  }
-  for (int r = static_cast<int>(threadIdx.x); r < v.rows; r += kSmallThreads) {
+                                           const SmallViews<T, N>& v) {
+  const int D = v.D, thread = static_cast<int>(threadIdx.x), c = thread % N;
+  const In* const x = in.x + g * D * in.s.length;
+  const In* const grad = in.grad + g * D * in.s.length;
+  const T* const mean = in.mean + g * D;
+  const T own_mean = c < D ? mean[c] : T(0);  // of rows: a thread has one column
+  each_entry<N>(in.s, v.rows, [&](int r, int column, int64_t offset) {
+    const int to = r * kRowStride<N> + column;
+    const T center = !in.s.planes() ? own_mean : column < D ? mean[column] : T(0);
+    v.x[to] = column < D ? convert<T>(x[offset]) - center : T(0);
+    v.grad[to] = column < D ? convert<T>(grad[offset]) : T(0);
+  });
+  for (int r = thread; r < v.rows; r += kBlockThreads<N>) {
     v.p[r] = in.p != nullptr ? in.p[r] : T(1) / static_cast<T>(v.rows);
   }
-  __syncthreads();
-  const Place me = place();
-  for (int c = me.warp; c < v.D; c += me.warps) {
-    T sum = 0;
-    for (int r = me.lane; r < v.rows; r += 32) sum += v.grad[r * v.stride + c];
-    sum = warp_sum(sum);
-    if (me.lane != 0) continue;
-    v.sums[c] = sum;
-    in.grad_sum[g * v.D + c] = sum;
+  load_square<N>(D, in.m.outer() + g * D * D, v.outer);
+  if (thread < N) {
+    const T root = in.m.kind == 0 && thread < D ? sqrt(in.m.eigenvalues[g * D + thread]) : T(1);
+    v.roots[thread] = root;
+    v.inverses[thread] = 1 / root;
   }
+  __syncthreads();
+  T total = 0;
+  for (int from = thread / N; from < v.rows; from += 128) {
+    const int last = from + 128 < v.rows ? from + 128 : v.rows;
+    T sum = 0;
+#pragma unroll 8
+    for (int r = from; r < last; r += 4) sum += v.grad[r * kRowStride<N> + c];
+    total += sum;
+  }
+  const T sum = column_sum(v, total);
+  if (thread >= N) return;
+  v.sums[c] = sum;
+  if (c < D) in.grad_sum[g * D + c] = sum;
 }
 
-// to [D, stride] = left right, [D, depth] by [depth, D]. Barrier after.
-template <class T, int kChunks, class Left, class Right>
-__device__ __forceinline__ void small_product(const SmallViews<T>& v, int depth, const Left& left,
-                                              const Right& right, const SharedArray<T>& to) {
-  const Place me = place();
-  constexpr int kStep = kTileRows<kChunks>;
-  for (int first = kStep * me.warp; first < v.D; first += kStep * me.warps) {
-    Tile<T, kChunks> total = {};
-    for (int from = 0; from < depth; from += 32) {
-      const auto part = warp_product<T, kChunks>(
-          v.D, v.D, depth - from < 32 ? depth - from : 32, first,
-          [&](int i, int k) { return left(i, from + k); },
-          [&](int k, int j) { return right(from + k, j); });
+// R_ij of backward_matrix.cuh with its factor 1 / (s_i s_j), from both F_ij and F_ji, in `second`
+// from `first`. Barrier after.
+template <int N, class T>
+__device__ __forceinline__ void small_weigh(const BackwardMatrixArguments<T>& m, int64_t g,
+                                            const SmallViews<T, N>& v) {
+  fill_rows<N>(v.second, [&](int i, int j, int at) {
+    const T of_ij = v.first[at], of_ji = v.first[j * kRowStride<N> + i];
+    if (m.kind == 0) {
+      const T sum = static_cast<T>(v.roots[i]) + static_cast<T>(v.roots[j]);
+      return (of_ij + of_ji) / sum *
+             (static_cast<T>(v.inverses[i]) * static_cast<T>(v.inverses[j]));
+    }
+    return i < v.D && j < v.D ? weigh<T>(m, g, i, j, of_ij, of_ji) : T(0);
+  });
+  __syncthreads();
+}
+
+// first = core = V R V^T from first = cross. Barriers between and after.
+template <int N, class T>
+__device__ __forceinline__ void small_core(const BackwardMatrixArguments<T>& m, int64_t g,
+                                           const SmallViews<T, N>& v) {
+  using Tile = BlockTile<T, N>;
+  {
+    Tile tile;  // V^T A
+    add_over_rows(tile, v.D, v.outer, v.first);
+    if (m.gamma != nullptr) {
 #pragma unroll
-      for (int r = 0; r < kStep; ++r) {
+      for (int w = 0; w < 4; ++w) {
+        const int j = Tile::column() + w;
+        const T gamma = j < v.D ? m.gamma[g * v.D + j] : T(0);
 #pragma unroll
-        for (int c = 0; c < kChunks; ++c) total.sum[r][c] += part.sum[r][c];
+        for (int u = 0; u < Tile::kRows; ++u) tile.v[u][w] *= gamma;
       }
     }
-    store_tile(v.D, v.D, first, total, [&](int i, int j, T sum) { to[i * v.stride + j] = sum; });
+    tile.store(v.second);
   }
   __syncthreads();
-}
-
-// second = core = V R V^T from first = cross. Barriers between and after.
-template <int kChunks, class T>
-__device__ __forceinline__ void small_core(const BackwardMatrixArguments<T>& m, int64_t g,
-                                           const SmallViews<T>& v) {
-  const int D = v.D, stride = v.stride;
-  const T* const outer = m.outer() + g * D * D;
-  const auto in_first = [&](int i, int k) { return static_cast<T>(v.first[i * stride + k]); };
-  const auto in_second = [&](int i, int k) { return static_cast<T>(v.second[i * stride + k]); };
-  const auto outer_t = [&](int i, int k) { return outer[k * D + i]; };
-  const auto plain = [&](int i, int k) { return outer[i * D + k]; };
-  small_product<T, kChunks>(
-      v, D, outer_t,
-      [&](int k, int j) {
-        const T entry = v.first[k * stride + j];
-        return m.gamma != nullptr ? entry * m.gamma[g * D + j] : entry;
-      },
-      v.second);
   if (m.kind == 0) {
-    small_product<T, kChunks>(v, D, in_second, plain, v.first);
+    Tile tile;  // (V^T A) U
+    add_by_rows(tile, rows_of<N>(v.second), columns_of<N>(v.outer));
+    tile.store(v.first);
   } else {
-    for (int e = static_cast<int>(threadIdx.x); e < D * D; e += kSmallThreads) {
-      const int at = e / D * stride + e % D;
-      v.first[at] = static_cast<T>(v.second[at]);
-    }
-    __syncthreads();
-  }
-  for (int e = static_cast<int>(threadIdx.x); e < D * D; e += kSmallThreads) {
-    const int i = e / D, j = e % D;
-    v.second[i * stride + j] =
-        weigh<T>(m, g, i, j, v.first[i * stride + j], v.first[j * stride + i]);
+    fill_rows<N>(v.first, [&](int, int, int at) { return static_cast<T>(v.second[at]); });
   }
   __syncthreads();
-  small_product<T, kChunks>(v, D, plain, in_second, v.first);
-  small_product<T, kChunks>(v, D, in_first, outer_t, v.second);
-}
-
-// grad_gamma_j = sum_i W_ij cross_ij, from first = cross.
-template <class T>
-__device__ __forceinline__ void small_grad_gamma(const BackwardMatrixArguments<T>& m, int64_t g,
-                                                 const SmallViews<T>& v) {
-  const int j = static_cast<int>(threadIdx.x);
-  if (j >= v.D) return;
-  T sum = 0;
-  for (int i = 0; i < v.D; ++i) {
-    sum += m.matrix[(g * v.D + i) * v.D + j] * static_cast<T>(v.first[i * v.stride + j]);
+  small_weigh(m, g, v);
+  {
+    Tile tile;  // V R
+    add_by_rows(tile, rows_of<N>(v.outer), columns_of<N>(v.second));
+    tile.store(v.first);
   }
-  m.grad_gamma[g * v.D + j] = sum;
+  __syncthreads();
+  Tile tile;  // (V R) V^T
+  add_transposed(tile, rows_of<N>(v.first), v.outer);
+  __syncthreads();
+  tile.each_apart([&](int i, int j, T sum) { v.first[i * kRowStride<N> + j] = sum; });
+  __syncthreads();
 }
 
-// dx_n = (gamma (g_n - p_n sum g)) W^T - p_n xc_n inner, inner = core shrunk; first = W^T.
-template <int kChunks, class In, class T>
-__device__ __forceinline__ void small_dx(const SmallBackward<In, T>& in, int64_t g,
-                                         const SmallViews<T>& v) {
-  const Place me = place();
-  const int D = v.D, stride = v.stride;
-  constexpr int kStep = kTileRows<kChunks>;
+// grad_gamma_j = sum_i W_ij cross_ij, from first = cross. A barrier inside.
+template <int N, class T>
+__device__ __forceinline__ void small_grad_gamma(const BackwardMatrixArguments<T>& m, int64_t g,
+                                                 const SmallViews<T, N>& v) {
+  const int D = v.D, j = static_cast<int>(threadIdx.x) % N;
+  T sum = 0;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x) / N; i < D; i += 4) {
+    const T w = j < D ? m.matrix[(g * D + i) * D + j] : T(0);
+    sum += w * static_cast<T>(v.first[i * kRowStride<N> + j]);
+  }
+  sum = column_sum(v, sum);
+  if (static_cast<int>(threadIdx.x) < D) m.grad_gamma[g * D + j] = sum;
+}
+
+// What dx is the sum of two products of: gamma (g_n - p_n sum g) in the place of grad, -p_n xc_n in
+// that of x, W in that of V, inner = core shrunk in `second`, from first = core. Barriers between
+// and after.
+template <int N, class In, class T>
+__device__ __forceinline__ void small_factors(const SmallBackward<In, T>& in, int64_t g,
+                                              const SmallViews<T, N>& v) {
+  const int D = v.D, c = static_cast<int>(threadIdx.x) % N;
+  const T gamma = in.m.gamma != nullptr && c < D ? in.m.gamma[g * D + c] : T(1);
+  const T sum = v.sums[c];
+#pragma unroll 4
+  for (int r = static_cast<int>(threadIdx.x) / N; r < v.rows; r += 4) {
+    const int at = r * kRowStride<N> + c;
+    const T share = v.p[r];
+    v.grad[at] = gamma * (static_cast<T>(v.grad[at]) - share * sum);
+    v.x[at] = -share * static_cast<T>(v.x[at]);
+  }
+  if (in.m.outer() != in.m.matrix) load_square<N>(D, in.m.matrix + g * D * D, v.outer);
+  const T rho = in.m.rho != nullptr ? in.m.rho[g] : T(0);
   T trace = 0;
-  for (int i = 0; i < D; ++i) trace += v.diagonal[i];
-  for (int first = kStep * me.warp; first < v.rows; first += kStep * me.warps) {
-    auto tile = warp_product<T, kChunks>(
-        v.rows, D, D, first,
-        [&](int r, int k) {
-          const T entry = static_cast<T>(v.grad[r * stride + k]) -
-                          static_cast<T>(v.p[r]) * static_cast<T>(v.sums[k]);
-          return in.m.gamma != nullptr ? entry * in.m.gamma[g * D + k] : entry;
-        },
-        [&](int k, int c) { return static_cast<T>(v.first[k * stride + c]); });
-    const auto part = warp_product<T, kChunks>(
-        v.rows, D, D, first,
-        [&](int r, int k) { return static_cast<T>(v.p[r]) * static_cast<T>(v.x[r * stride + k]); },
-        [&](int k, int c) { return shrunk<T>(in.m, g, v.second[k * stride + c], k == c, trace); });
-#pragma unroll
-    for (int r = 0; r < kStep; ++r) {
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c) tile.sum[r][c] -= part.sum[r][c];
-    }
-    store_tile(v.rows, D, first, tile, [&](int r, int c, T sum) {
-      in.dx[row_offset(in.s, r) + (g * D + c) * in.s.length] = round_to<In>(sum);
+  if (rho != T(0)) {
+    for (int i = place().lane; i < D; i += 32) trace += v.first[i * kRowStride<N> + i];
+    trace = warp_sum(trace);
+  }
+  fill_rows<N>(v.second, [&](int i, int j, int at) {
+    return shrunk<T>(in.m, g, v.first[at], i == j, trace);
+  });
+  __syncthreads();
+}
+
+// dx_n = (gamma (g_n - p_n sum g)) W^T - p_n xc_n inner.
+template <int N, class In, class T>
+__device__ __forceinline__ void small_dx(const SmallBackward<In, T>& in, int64_t g,
+                                         const SmallViews<T, N>& v) {
+  using Tile = BlockTile<T, N>;
+  In* const dx = in.dx + g * v.D * in.s.length;
+  for (int first = 0; first < v.rows; first += N) {
+    const auto of = [&](const SharedArray<T>& rows) {
+      return [&](int row, int k, auto& to) {
+        const int r = first + row < v.rows ? first + row : v.rows - 1;
+        load_many(rows, r * kRowStride<N> + k, to);
+      };
+    };
+    Tile tile;
+    add_transposed(tile, of(v.grad), v.outer);
+    add_transposed(tile, of(v.x), v.second);  // symmetric
+    tile.each_apart([&](int row, int c, T sum) {
+      const int r = first + row;
+      if (r < v.rows && c < v.D) {
+        dx[row_offset(in.s, r) + c * in.s.length] = round_to<In>(sum);
+      }
     });
   }
 }
 
 // One block per group.
-template <int kChunks, class In, class T>
-__global__ void __launch_bounds__(kSmallThreads, 1) small_backward_kernel(SmallBackward<In, T> in) {
+template <int N, class In, class T>
+__global__ void __launch_bounds__(kBlockThreads<N>, 1)
+    small_backward_kernel(SmallBackward<In, T> in) {
   FASTWHITEN_SHARED_MEMORY(arena);
   const int64_t g = blockIdx.x;
-  const SmallViews<T> v(arena, static_cast<int>(in.s.rows()), static_cast<int>(in.s.width));
-  const int D = v.D, stride = v.stride, thread = static_cast<int>(threadIdx.x);
+  const SmallViews<T, N> v(arena, static_cast<int>(in.s.rows()), static_cast<int>(in.s.width));
   load_small(in, g, v);
-  small_product<T, kChunks>(
-      v, v.rows, [&](int i, int k) { return static_cast<T>(v.x[k * stride + i]); },
-      [&](int k, int j) { return static_cast<T>(v.grad[k * stride + j]); }, v.first);
-  small_grad_gamma(in.m, g, v);
-  small_core<kChunks>(in.m, g, v);
-  for (int e = thread; e < D * D; e += kSmallThreads) {  // W^T: read by rows from here on
-    v.first[e % D * stride + e / D] = in.m.matrix[g * D * D + e];
-  }
-  if (thread < D) v.diagonal[thread] = static_cast<T>(v.second[thread * stride + thread]);
+  product_over_rows<T, N>(v.rows, v.x, v.grad, [](int, T(&)[BlockTile<T, N>::kRows]) {
+  }).store(v.first);
   __syncthreads();
-  small_dx<kChunks>(in, g, v);
+  small_grad_gamma(in.m, g, v);
+  small_core(in.m, g, v);
+  small_factors(in, g, v);
+  small_dx(in, g, v);
 }
 
 // False, and nothing, if the case is not one for this kernel.
 template <class Device, class In, class T>
 bool run_small_backward(Device& device, const SmallBackward<In, T>& in) {
-  const int64_t bytes = small_backward_bytes<T>(in.s.rows(), in.s.width);
-  if (!small_shape(in.s, true) || bytes > device.shared_limit()) return false;
-  auto* kernel =
-      in.s.width <= 32 ? small_backward_kernel<1, In, T> : small_backward_kernel<2, In, T>;
-  device.launch(kernel, in.s.groups, kSmallThreads, bytes, in);
-  return true;
+  const auto run = [&](auto* kernel, int threads, int64_t bytes) {
+    if (!small_shape(in.s, true) || bytes > device.shared_limit()) return false;
+    device.launch(kernel, in.s.groups, threads, bytes, in);
+    return true;
+  };
+  const int64_t rows = in.s.rows();
+  return in.s.width <= 32 ? run(small_backward_kernel<32, In, T>, kBlockThreads<32>,
+                                small_backward_bytes<T, 32>(rows))
+                          : run(small_backward_kernel<64, In, T>, kBlockThreads<64>,
+                                small_backward_bytes<T, 64>(rows));
 }
 
 }  // namespace cuda

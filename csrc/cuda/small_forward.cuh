@@ -1,14 +1,15 @@
 // A whole forward of one group in one block, for few rows: statistics -> eigensolver -> W -> y.
 //
 // The formulas are those of the stages (statistics.cuh, intensity.cuh, eigh.cuh, factor.cuh,
-// cholesky.cuh, apply.cuh). x is read once and stays in shared memory, centred; nothing waits for
-// another launch. The mean is taken of differences from row 0, with weights from the heaviest row,
-// and corrected once; sums over rows are made of sums over 32 of them.
-// Bytes: x and y once, the matrices once or twice. Determinism: one order of every sum; a group
-// never sees its neighbours. Shared memory: two-sided Jacobi's (36 KiB for float at D = 64) and x:
-// M (D + 1) numbers. Serves every kind and shrinkage, at most 512 rows, D <= 64. Narrow groups
-// (D <= 16) only where a warp's own eigensolver is not in play (cholesky; the backward), and while
-// all their blocks run at once: beyond, the stages' tiles, which take several groups, do better.
+// cholesky.cuh, apply.cuh). x is read once and stays in shared memory, centred; so do the matrices,
+// from the covariance to W; nothing waits for another launch. The mean is taken of differences from
+// row 0, with weights from the heaviest row, and corrected once; sums over rows are made of sums
+// over 32 of them. Bytes: x and y once, the matrices once. Determinism: one order of every sum; a
+// group never sees its neighbours. Shared memory: the eigensolver's (36 KiB for float at D = 64)
+// and x: M (N + 4) numbers, N = 32 or 64. Serves every kind and shrinkage, at most 512 rows, D
+// <= 64. Narrow groups (D <= 16) only where a warp's own eigensolver is not in play (cholesky; the
+// backward), and while all their blocks run at once: beyond, the stages' tiles, which take several
+// groups, do better.
 #pragma once
 
 #include "../common/layout.h"
@@ -22,7 +23,6 @@ namespace fastwhiten {
 namespace cuda {
 
 constexpr int64_t kSmallRows = 512;  // beyond, several blocks a group are faster than one
-constexpr int kSmallThreads = 512;   // 16 warps, a tile of 4 rows of D = 64 each
 
 template <class In, class T>
 struct SmallForward {
@@ -47,122 +47,181 @@ struct SmallForward {
   T* rho;          // [G], or null without shrinkage
 };
 
-template <class T>
-__host__ __device__ constexpr int64_t small_forward_bytes(int64_t rows, int64_t D) {
-  return eigen_shared_bytes<T>(static_cast<int>(D), true) +
-         (rows * (D / 2 * 2 + 1) + rows) * static_cast<int64_t>(sizeof(T));
+template <class T, int N>
+__host__ __device__ constexpr int64_t small_forward_bytes(int64_t rows) {
+  return EigenShared<T, N>::kBytes + rows * (kRowStride<N> + 1) * static_cast<int64_t>(sizeof(T));
 }
 
-// The rows of a group in shared memory, and the weights of rows.
-template <class T>
+// The rows of a group in shared memory, zeros beyond its width, and the weights of rows.
+template <class T, int N>
 struct SmallRows {
-  __device__ SmallRows(char* arena, int rows_, int width)
+  static constexpr int64_t kFirst = EigenShared<T, N>::kBytes;
+  __device__ SmallRows(char* arena, int rows_)
       : rows(rows_),
-        stride(width / 2 * 2 + 1),
-        x(arena, eigen_shared_bytes<T>(width, true), int64_t{rows_} * stride),
-        p(arena,
-          eigen_shared_bytes<T>(width, true) +
-              int64_t{rows_} * stride * static_cast<int64_t>(sizeof(T)),
-          rows_) {}
-  int rows, stride;  // odd: a column's rows lie in different banks
-  SharedArray<T> x;  // [rows, stride]
-  SharedArray<T> p;  // [rows]
+        x(arena, kFirst, int64_t{rows_} * kRowStride<N>),
+        p(arena, kFirst + int64_t{rows_} * kRowStride<N> * static_cast<int64_t>(sizeof(T)), rows_) {
+  }
+  int rows;
+  SharedArray<T> x;  // [rows, N + 4]
+  SharedArray<T> p;  // [rows]; nothing where all weights are the same
 };
 
-// x of group g, as it is, and the weights. Barrier after.
-template <class In, class T>
-__device__ __forceinline__ void load_rows(const SmallForward<In, T>& in, int64_t g,
-                                          const SmallRows<T>& at) {
-  const int D = static_cast<int>(in.s.width), count = at.rows * D;
-  for (int e = static_cast<int>(threadIdx.x); e < count; e += kSmallThreads) {
-    const int r = in.s.planes() ? e % at.rows : e / D, c = in.s.planes() ? e / at.rows : e % D;
-    at.x[r * at.stride + c] = convert<T>(in.x[row_offset(in.s, r) + (g * D + c) * in.s.length]);
+// Row r, column c of a group and its offset from row 0, column 0 in memory, for everything that a
+// block of 4 N threads loads: f(r, c, offset), columns beyond D with offset 0. Neighbours in memory
+// together, and no division an element.
+template <int N, class F>
+__device__ __forceinline__ void each_entry(const Layout& s, int rows, const F& f) {
+  const int thread = static_cast<int>(threadIdx.x), D = static_cast<int>(s.width);
+  if (s.planes()) {
+    for (int r = thread % 32; r < rows; r += 32) {
+      const int64_t row = row_offset(s, r);
+#pragma unroll 8
+      for (int c = thread / 32; c < N; c += N / 8) f(r, c, c < D ? row + c * s.length : 0);
+    }
+  } else {
+    const int c = thread % N;
+#pragma unroll 8
+    for (int r = thread / N; r < rows; r += 4) f(r, c, c < D ? r * s.channels + c : 0);
   }
-  for (int r = static_cast<int>(threadIdx.x); r < at.rows; r += kSmallThreads) {
-    at.p[r] = in.p != nullptr ? in.p[r] : T(1) / static_cast<T>(at.rows);
+}
+
+// x of group g, as it is, and the weights. Barrier after.
+template <int N, class In, class T>
+__device__ __forceinline__ void load_rows(const SmallForward<In, T>& in, int64_t g,
+                                          const SmallRows<T, N>& at) {
+  const int D = static_cast<int>(in.s.width);
+  const In* const x = in.x + g * D * in.s.length;
+  each_entry<N>(in.s, at.rows, [&](int r, int c, int64_t offset) {
+    at.x[r * kRowStride<N> + c] = c < D ? convert<T>(x[offset]) : T(0);
+  });
+  if (in.p != nullptr) {
+    for (int r = static_cast<int>(threadIdx.x); r < at.rows; r += kBlockThreads<N>) {
+      at.p[r] = in.p[r];
+    }
   }
   __syncthreads();
 }
 
 // The row of largest weight, found by each warp for itself.
-template <class T>
-__device__ __forceinline__ int heaviest_row(const SmallRows<T>& at) {
+template <class T, int N>
+__device__ __forceinline__ int heaviest_row(const SmallRows<T, N>& at) {
   Heaviest<T> best;
   for (int r = place().lane; r < at.rows; r += 32) best.take(at.p[r], r);
   return static_cast<int>(warp_heaviest(best).row);
 }
 
-// Subtracts the weighted mean from x, a warp a column, and stores it. Barrier after.
-template <class In, class T>
+// Subtracts the weighted mean from x, four threads a column, and stores it. `scratch` [8, N].
+// Barrier after.
+template <int N, class In, class T>
 __device__ __forceinline__ void center_rows(const SmallForward<In, T>& in, int64_t g,
-                                            const SmallRows<T>& at) {
-  const Place me = place();
-  const int D = static_cast<int>(in.s.width), first = in.p != nullptr ? heaviest_row(at) : 0;
-  for (int c = me.warp; c < D; c += me.warps) {
-    const T origin = at.x[first * at.stride + c];
-    __syncwarp();
-    T sum = 0;
-    for (int r = me.lane; r < at.rows; r += 32) {
-      const T moved = static_cast<T>(at.x[r * at.stride + c]) - origin;
-      at.x[r * at.stride + c] = moved;
-      sum += static_cast<T>(at.p[r]) * moved;
-    }
-    const T shift = warp_sum(sum);
-    sum = 0;
-    for (int r = me.lane; r < at.rows; r += 32) {
-      const T centered = static_cast<T>(at.x[r * at.stride + c]) - shift;
-      at.x[r * at.stride + c] = centered;
-      sum += static_cast<T>(at.p[r]) * centered;
-    }
-    // The rest that rounding left; weights that do not sum to 1 in the last bit stay out of it.
-    const T rest = warp_sum(sum);
-    for (int r = me.lane; r < at.rows; r += 32) at.x[r * at.stride + c] -= rest;
-    if (me.lane == 0) in.mean[g * D + c] = origin + (shift + rest);
-  }
-  __syncthreads();
-}
-
-// covariance = sum_n p_n xc_n xc_n^T, and blended. Barrier after.
-template <int kChunks, class In, class T>
-__device__ __forceinline__ void small_covariance(const SmallForward<In, T>& in, int64_t g,
-                                                 const SmallRows<T>& at) {
-  const Place me = place();
-  const int D = static_cast<int>(in.s.width), step = kTileRows<kChunks>;
-  for (int first = step * me.warp; first < D; first += step * me.warps) {
-    Tile<T, kChunks> total = {};
-    for (int from = 0; from < at.rows; from += 32) {
-      const int depth = at.rows - from < 32 ? at.rows - from : 32;
-      const auto part = warp_product<T, kChunks>(
-          D, D, depth, first,
-          [&](int i, int k) {
-            return static_cast<T>(at.p[from + k]) *
-                   static_cast<T>(at.x[(from + k) * at.stride + i]);
-          },
-          [&](int k, int j) { return static_cast<T>(at.x[(from + k) * at.stride + j]); });
-#pragma unroll
-      for (int r = 0; r < kTileRows<kChunks>; ++r) {
-#pragma unroll
-        for (int c = 0; c < kChunks; ++c) total.sum[r][c] += part.sum[r][c];
+                                            const SmallRows<T, N>& at,
+                                            const SharedArray<T>& scratch) {
+  const int D = static_cast<int>(in.s.width), c = static_cast<int>(threadIdx.x) % N;
+  const int part = static_cast<int>(threadIdx.x) / N;
+  const T uniform = T(1) / static_cast<T>(at.rows);
+  const T origin = at.x[(in.p != nullptr ? heaviest_row(at) : 0) * kRowStride<N> + c];
+  // The weighted sum of f over this thread's rows, of sums of 32, then over the four threads.
+  const auto sum_of = [&](int set, const auto& f) {
+    T total = 0;
+    for (int from = part; from < at.rows; from += 128) {
+      const int last = from + 128 < at.rows ? from + 128 : at.rows;
+      T sum = 0;
+#pragma unroll 8
+      for (int r = from; r < last; r += 4) {
+        const T value = f(r * kRowStride<N> + c);
+        sum += in.p != nullptr ? static_cast<T>(at.p[r]) * value : value;
       }
+      total += sum;
     }
-    store_tile(D, D, first, total, [&](int i, int j, T sum) {
-      if (j > i) return;  // one triangle, mirrored
-      const int64_t lower = (g * D + i) * D + j, upper = (g * D + j) * D + i;
-      in.covariance[lower] = in.covariance[upper] = sum;
-      if (in.running == nullptr) return;
-      const T old = (in.running[lower] + in.running[upper]) / 2;
-      in.blended[lower] = in.blended[upper] = in.batch_weight * sum + (1 - in.batch_weight) * old;
-    });
-  }
+    scratch[(4 * set + part) * N + c] = total;
+    __syncthreads();
+    T sum = 0;
+#pragma unroll
+    for (int other = 0; other < 4; ++other) sum += scratch[(4 * set + other) * N + c];
+    return in.p != nullptr ? sum : sum * uniform;
+  };
+  const T shift = sum_of(0, [&](int e) { return static_cast<T>(at.x[e]) - origin; });
+  // The rest that rounding left; weights that do not sum to 1 in the last bit stay out of it.
+  const T rest = sum_of(1, [&](int e) {
+    const T centered = static_cast<T>(at.x[e]) - origin - shift;
+    at.x[e] = centered;
+    return centered;
+  });
+#pragma unroll 8
+  for (int r = part; r < at.rows; r += 4) at.x[r * kRowStride<N> + c] -= rest;
+  if (part == 0 && c < D) in.mean[g * D + c] = origin + (shift + rest);
   __syncthreads();
 }
 
-// rho, in every thread, and stored; 0 without shrinkage. The sums work in the places of rotations,
-// which the eigensolver writes behind a barrier only. One barrier inside.
-template <class In, class T>
+// tile = sum over rows of a's and b's products; left(r) is a factor of row r, in sums of 32 rows.
+template <class T, int N, class Weight>
+__device__ __forceinline__ BlockTile<T, N> product_over_rows(int rows, const SharedArray<T>& a,
+                                                             const SharedArray<T>& b,
+                                                             const Weight& weight) {
+  using Tile = BlockTile<T, N>;
+  Tile total;
+  for (int from = 0; from < rows; from += 32) {
+    Tile part;
+    add_product(
+        part, rows - from < 32 ? rows - from : 32,
+        [&](int k, T(&row)[Tile::kRows]) {
+          load_many(a, (from + k) * kRowStride<N> + Tile::row(), row);
+          weight(from + k, row);
+        },
+        [&](int k) { return load4(b, (from + k) * kRowStride<N> + Tile::column()); });
+#pragma unroll
+    for (int u = 0; u < Tile::kRows; ++u) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) total.v[u][w] += part.v[u][w];
+    }
+  }
+  return total;
+}
+
+// covariance = sum_n p_n xc_n xc_n^T, and blended, in the views' matrix as well. Barriers between
+// and after.
+template <int N, class In, class T>
+__device__ __forceinline__ void small_covariance(const SmallForward<In, T>& in, int64_t g,
+                                                 const SmallRows<T, N>& at,
+                                                 const EigenShared<T, N>& s) {
+  using Tile = BlockTile<T, N>;
+  const int D = s.D;
+  Tile tile;
+  if (in.p != nullptr) {
+    tile = product_over_rows<T, N>(at.rows, at.x, at.x, [&](int r, T(&row)[Tile::kRows]) {
+      const T share = at.p[r];
+#pragma unroll
+      for (int u = 0; u < Tile::kRows; ++u) row[u] *= share;
+    });
+  } else {
+    tile = product_over_rows<T, N>(at.rows, at.x, at.x, [](int, T(&)[Tile::kRows]) {});
+    const T uniform = T(1) / static_cast<T>(at.rows);
+#pragma unroll
+    for (int u = 0; u < Tile::kRows; ++u) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) tile.v[u][w] *= uniform;
+    }
+  }
+  tile.store(s.basis);
+  __syncthreads();
+  fill_rows<N>(s.matrix, [&](int i, int j, int) {  // one triangle, mirrored
+    const T own = s.basis[(i > j ? i : j) * kRowStride<N> + (i > j ? j : i)];
+    if (i >= D || j >= D) return T(0);
+    const int64_t here = (g * D + i) * D + j;
+    in.covariance[here] = own;
+    if (in.running == nullptr) return own;
+    const T old = (in.running[here] + in.running[(g * D + j) * D + i]) / 2;
+    return in.blended[here] = in.batch_weight * own + (1 - in.batch_weight) * old;
+  });
+  __syncthreads();
+}
+
+// rho, in every thread, and stored; 0 without shrinkage. One barrier inside.
+template <int N, class In, class T>
 __device__ __forceinline__ T small_intensity(const SmallForward<In, T>& in, int64_t g,
-                                             const SmallRows<T>& at, char* arena) {
-  static_assert(kMoments * kReduceWords <= 3 * kOneSidedUpTo, "the places of rotations");
+                                             const SmallRows<T, N>& at,
+                                             const SharedArray<T>& scratch) {
+  static_assert(kMoments <= kScratchRows, "the places of the sums");
   if (in.method == kNone) return T(0);
   T rho = in.value;
   if (in.method != kFixed) {
@@ -170,16 +229,17 @@ __device__ __forceinline__ T small_intensity(const SmallForward<In, T>& in, int6
                                    in.running, in.batch_weight, in.p,      in.rho};
     T sums[kMoments] = {};
     add_moments(of, g, sums);
-    const int r = static_cast<int>(threadIdx.x);  // a thread has a row: at most kSmallRows
-    if (r < at.rows) {
+    for (int r = static_cast<int>(threadIdx.x); r < at.rows; r += kBlockThreads<N>) {
       T square = 0;
-      for (int c = 0; c < in.s.width; ++c) {
-        const T xc = at.x[r * at.stride + c];
-        square += xc * xc;
+      for (int c = 0; c < N; c += 4) {
+        const Four<T> four = load4(at.x, r * kRowStride<N> + c);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) square += four.v[w] * four.v[w];
       }
-      sums[kFourth] = static_cast<T>(at.p[r]) * square * square;
+      const T share = in.p != nullptr ? static_cast<T>(at.p[r]) : T(1) / static_cast<T>(at.rows);
+      sums[kFourth] += share * square * square;
     }
-    block_sums(sums, SharedArray<T>(arena, EigenLayout<T>::kRotations, kMoments * kReduceWords));
+    block_sums(sums, scratch);
     rho = intensity_of(of, sums);
   }
   if (threadIdx.x == 0) in.rho[g] = rho;
@@ -187,121 +247,144 @@ __device__ __forceinline__ T small_intensity(const SmallForward<In, T>& in, int6
 }
 
 // W = L^{-T} into global memory and the views' matrix. Barriers between and after.
-template <class In, class T>
+template <int N, class In, class T>
 __device__ __forceinline__ void small_cholesky(const SmallForward<In, T>& in, int64_t g, const T* a,
-                                               T rho, const EigenShared<T>& s) {
-  load_shrunk(s.D, a, in.method != kNone, rho, in.eps, s.matrix, s.stride);
-  cholesky_whitening(s.D, s.matrix, s.stride, s.signs, in.matrix + g * s.D * s.D);
+                                               T rho, const EigenShared<T, N>& s) {
+  load_shrunk(s.D, a, in.method != kNone, rho, in.eps, s.matrix, kRowStride<N>);
+  cholesky_whitening(s.D, s.matrix, kRowStride<N>, s.signs, in.matrix + g * s.D * s.D);
   __syncthreads();
 }
 
-// l = (1 - rho) d + rho sum(d) / D + eps, and 1 / sqrt(l) into `signs`. Barriers around.
-template <class In, class T>
-__device__ __forceinline__ void small_spectrum(const SmallForward<In, T>& in, int64_t g, T rho,
-                                               const EigenShared<T>& s) {
+// From V^T in the basis and d in the views: l = (1 - rho) d + rho sum(d) / D + eps, U, and W, in
+// global memory and, for what follows, in the views' matrix. Barriers before, between and after.
+template <int N, class In, class T>
+__device__ __forceinline__ void small_matrix(const SmallForward<In, T>& in, int64_t g, T rho,
+                                             const EigenShared<T, N>& s) {
+  using Tile = BlockTile<T, N>;
   const Place me = place();
-  const int D = s.D, c = static_cast<int>(threadIdx.x);
-  __syncthreads();  // d is there, and signs are read
-  T keep = 1, shift = in.eps, d = 0;
+  const int D = s.D, k = static_cast<int>(threadIdx.x);
+  T* const w = in.matrix + g * D * D;
+  T* const u = in.basis + g * D * D;
+  const Scale<T> scale = s.scale();
+  rank_rows(s);
+  T keep = 1, shift = in.eps;
   if (in.method != kNone) {
     T sum = 0;
-    for (int i = me.lane; i < D; i += 32) sum += in.eigenvalues[g * D + i];
+    for (int i = me.lane; i < D; i += 32) sum += scale.undo(s.values[i]);
     keep = 1 - rho;
     shift = rho * warp_sum(sum) / static_cast<T>(D) + in.eps;
   }
-  if (c < D) d = in.eigenvalues[g * D + c];
   __syncthreads();  // all have read d
-  if (c < D) {
-    const T l = keep * (d < T(0) ? T(0) : d) + shift;  // NaN stays NaN
-    in.eigenvalues[g * D + c] = l;
-    s.signs[c] = 1 / sqrt(l);
+  if (k < D) {
+    const T d = scale.undo(s.values[k]);
+    s.values[k] = keep * (d < T(0) ? T(0) : d) + shift;  // NaN stays NaN
   }
+  __syncthreads();
+  each_component(s, [&](int r, int c, int row, T entry) {
+    u[r * D + c] = entry;
+    const T l = s.values[row];
+    if (r == 0) in.eigenvalues[g * D + c] = l;
+    if (in.kind == 0) return;
+    const T scaled = entry * (1 / sqrt(l));
+    w[r * D + c] = scaled;
+    s.matrix[r * kRowStride<N> + c] = scaled;
+  });
+  __syncthreads();
+  if (in.kind != 0) return;
+  // (U l^-1/4) (U l^-1/4)^T: symmetric to the last bit. Neither order nor signs matter.
+  fill_rows<N>(s.basis, [&](int row, int, int at) {
+    return row < D ? static_cast<T>(s.basis[at]) * sqrt(1 / sqrt(static_cast<T>(s.values[row])))
+                   : T(0);
+  });
+  __syncthreads();
+  Tile tile;
+  add_over_rows(tile, D, s.basis, s.basis);
+  tile.store(s.matrix);
+  tile.each([&](int i, int j, T sum) {
+    if (i < D && j < D) w[i * D + j] = sum;
+  });
   __syncthreads();
 }
 
-// W into global memory and, for what follows, into the views' matrix. Barrier after.
-template <int kChunks, class In, class T>
-__device__ __forceinline__ void small_matrix(const SmallForward<In, T>& in, int64_t g,
-                                             const EigenShared<T>& s) {
-  const Place me = place();
-  const int D = s.D, step = kTileRows<kChunks>;
-  const T* const u = in.basis + g * D * D;
-  T* const w = in.matrix + g * D * D;
-  for (int first = step * me.warp; first < D; first += step * me.warps) {
-    Tile<T, kChunks> tile = {};
-    if (in.kind == 0) {  // (U l^-1/4) (U l^-1/4)^T: symmetric to the last bit
-      const auto half = [&](int i, int k) {
-        return u[i * D + k] * sqrt(static_cast<T>(s.signs[k]));
-      };
-      tile =
-          warp_product<T, kChunks>(D, D, D, first, half, [&](int k, int j) { return half(j, k); });
-    }
-    store_tile(D, D, first, tile, [&](int i, int j, T sum) {
-      const T entry = in.kind == 0 ? sum : u[i * D + j] * static_cast<T>(s.signs[j]);
-      w[i * D + j] = entry;
-      s.matrix[i * s.stride + j] = entry;
-    });
-  }
-  __syncthreads();
-}
-
-template <int kChunks, class In, class T>
+// y = x W gamma + beta.
+template <int N, class In, class T>
 __device__ __forceinline__ void small_apply(const SmallForward<In, T>& in, int64_t g,
-                                            const EigenShared<T>& s, const SmallRows<T>& at) {
-  const Place me = place();
-  const int D = s.D, step = kTileRows<kChunks>;
-  for (int first = step * me.warp; first < at.rows; first += step * me.warps) {
-    const auto tile = warp_product<T, kChunks>(
-        at.rows, D, D, first, [&](int r, int k) { return static_cast<T>(at.x[r * at.stride + k]); },
-        [&](int k, int c) { return static_cast<T>(s.matrix[k * s.stride + c]); });
-    store_tile(at.rows, D, first, tile, [&](int r, int c, T sum) {
-      const int64_t channel = g * D + c;
-      if (in.gamma != nullptr) sum *= in.gamma[channel];
-      if (in.beta != nullptr) sum += in.beta[channel];
-      in.y[row_offset(in.s, r) + channel * in.s.length] = round_to<In>(sum);
-    });
+                                            const EigenShared<T, N>& s, const SmallRows<T, N>& at) {
+  using Tile = BlockTile<T, N>;
+  const int D = s.D;
+  In* const y = in.y + g * D * in.s.length;
+  T gamma[4], beta[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const int c = Tile::column() + w;
+    gamma[w] = in.gamma != nullptr && c < D ? in.gamma[g * D + c] : T(1);
+    beta[w] = in.beta != nullptr && c < D ? in.beta[g * D + c] : T(0);
+  }
+  for (int first = 0; first < at.rows; first += N) {
+    const auto row_of = [&](int row) { return first + row < at.rows ? first + row : at.rows - 1; };
+    Tile tile;
+    add_by_rows(
+        tile,
+        [&](int row, int k, auto& to) { load_many(at.x, row_of(row) * kRowStride<N> + k, to); },
+        columns_of<N>(s.matrix));
+#pragma unroll
+    for (int u = 0; u < Tile::kRows; ++u) {
+      const int r = first + Tile::row() + u;
+      if (r >= at.rows) continue;
+      In* const row = y + row_offset(in.s, r);
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const int c = Tile::column() + w;
+        if (c < D) row[c * in.s.length] = round_to<In>(tile.v[u][w] * gamma[w] + beta[w]);
+      }
+    }
   }
 }
 
 // One block per group.
-template <int kChunks, class In, class T>
-__global__ void __launch_bounds__(kSmallThreads, 1) small_forward_kernel(SmallForward<In, T> in) {
+template <int N, class In, class T>
+__global__ void __launch_bounds__(kBlockThreads<N>, 1)
+    small_forward_kernel(SmallForward<In, T> in) {
   FASTWHITEN_SHARED_MEMORY(arena);
   const int D = static_cast<int>(in.s.width);
   const int64_t g = blockIdx.x, square = int64_t{D} * D;
-  const SmallRows<T> at(arena, static_cast<int>(in.s.rows()), D);
-  const EigenShared<T> shared(arena, 0, D, true);
+  const SmallRows<T, N> at(arena, static_cast<int>(in.s.rows()));
+  const EigenShared<T, N> shared(arena, D);
   load_rows(in, g, at);
-  center_rows(in, g, at);
-  small_covariance<kChunks>(in, g, at);
+  center_rows(in, g, at, shared.basis);
+  small_covariance(in, g, at, shared);
   const T* const a = (in.running != nullptr ? in.blended : in.covariance) + g * square;
-  const T rho = small_intensity(in, g, at, arena);
+  const T rho = small_intensity(in, g, at, shared.scratch);
   if (in.kind == 2) {
     small_cholesky(in, g, a, rho, shared);
   } else {
     const T* const start = in.start != nullptr ? in.start + g * square : nullptr;
-    two_sided_eigh<T, kChunks>(shared, a, start, in.eigenvalues + g * D, in.basis + g * square);
-    small_spectrum(in, g, rho, shared);
-    small_matrix<kChunks>(in, g, shared);
+    block_eigh(shared, a, start, in.basis + g * square);
+    small_matrix(in, g, rho, shared);
   }
-  small_apply<kChunks>(in, g, shared, at);
+  small_apply(in, g, shared, at);
 }
 
 // narrow: whether D <= kWarpUpTo may be served.
 inline bool small_shape(const Layout& s, bool narrow) {
   constexpr int64_t kAtOnce = 264;  // two blocks for every multiprocessor of the largest devices
   const bool wide = s.width > kWarpUpTo || (narrow && s.groups <= kAtOnce);
-  return wide && s.width <= kTwoSidedUpTo && s.rows() <= kSmallRows;
+  return wide && s.width <= kBothUpTo && s.rows() <= kSmallRows;
 }
 
 // False, and nothing, if the case is not one for this kernel.
 template <class Device, class In, class T>
 bool run_small_forward(Device& device, const SmallForward<In, T>& in) {
-  const int64_t bytes = small_forward_bytes<T>(in.s.rows(), in.s.width);
-  if (!small_shape(in.s, in.kind == 2) || bytes > device.shared_limit()) return false;
-  auto* kernel = in.s.width <= 32 ? small_forward_kernel<1, In, T> : small_forward_kernel<2, In, T>;
-  device.launch(kernel, in.s.groups, kSmallThreads, bytes, in);
-  return true;
+  const auto run = [&](auto* kernel, int threads, int64_t bytes) {
+    if (!small_shape(in.s, in.kind == 2) || bytes > device.shared_limit()) return false;
+    device.launch(kernel, in.s.groups, threads, bytes, in);
+    return true;
+  };
+  const int64_t rows = in.s.rows();
+  return in.s.width <= 32 ? run(small_forward_kernel<32, In, T>, kBlockThreads<32>,
+                                small_forward_bytes<T, 32>(rows))
+                          : run(small_forward_kernel<64, In, T>, kBlockThreads<64>,
+                                small_forward_bytes<T, 64>(rows));
 }
 
 }  // namespace cuda

@@ -46,8 +46,11 @@ class EmulatedStages:
         sizes = {"samples": s.get("N", s["M"] if "M" in s else 0), "channels": s["C"]}
         sizes |= {"length": s.get("L", 1), "groups": s["G"], "width": s["D"]}
         given |= {"double_precision": int(call.dtypes["T"] == torch.float64), f"stage:{name}": 1}
+        return self._driver("stages", **(given | sizes | more))
+
+    def _driver(self, driver: str, **arguments: Any) -> dict[str, Tensor]:
         settings = {"order": self.order, "sanitize": self.sanitize, "probe": self.probe}
-        return run("stages", **settings, **(given | sizes | more))
+        return run(driver, **settings, **arguments)
 
     def blended(self, x, row_weight, groups, running, batch_weight):
         """Return what the statistics stage leaves for the factor stage."""
@@ -64,9 +67,7 @@ class EmulatedStages:
     def eigh(self, a, start=None):
         """Decompose, as far as our own eigensolver goes."""
         size = a.shape[-1]
-        if size > 128:
+        if size > (64 if a.dtype == torch.float64 else 128):
             return reference.eigh(a)  # left to the library
-        out = run(
-            "eigh", order=self.order, sanitize=self.sanitize, a=a, start=start, B=a.shape[0], D=size
-        )
+        out = self._driver("eigh", a=a, start=start, B=a.shape[0], D=size)
         return out["values"].reshape(a.shape[:-1]), out["vectors"].reshape(a.shape)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import os
 import re
 import subprocess
 import tempfile
@@ -37,7 +38,11 @@ BUILDS = {
     "races": (["-fsanitize=thread", "-fno-threadsafe-statics"], []),
     # a * b + c rounded once, as nvcc does unless told otherwise
     "contracted": (["-O2", "-mfma", "-mavx2", "-ffp-contract=fast"], []),
+    # The compiled kernels on tests/csrc/machine (tests/csrc/machine.py), which is optimised
+    "machine": (["-O0", "-DFASTWHITEN_MACHINE"], []),
 }
+MACHINE = HERE / "machine" / "host.cpp"
+MACHINE_FLAGS = "-std=c++17 -O2 -ffp-contract=off -Wall -Wextra -Werror".split()
 _WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"  # #pragma unroll is nvcc's
 _FLAGS = f"-std=c++17 -O1 -g1 {_WARNINGS} -rdynamic -DFASTWHITEN_EMULATE".split()
 _TYPES = {
@@ -90,7 +95,7 @@ def build(driver: str, *, sanitize: bool | str = False) -> Path:
         str(source),
         "-o",
     ]
-    known = hashlib.sha256(f"{_sources()} {command}".encode()).hexdigest()[:16]
+    known = hashlib.sha256(f"{_sources(kind == 'machine')} {command}".encode()).hexdigest()[:16]
     program = PROGRAMS / f"{base}.{known}"
     PROGRAMS.mkdir(parents=True, exist_ok=True)
     with (PROGRAMS / f"{base}.lock").open("w") as lock:
@@ -100,19 +105,26 @@ def build(driver: str, *, sanitize: bool | str = False) -> Path:
         for older in PROGRAMS.glob(f"{base}.*[!k]"):
             older.unlink()
         built, unfinished = program.with_suffix(".o"), program.with_suffix(".unfinished")
-        link = ["g++", "-rdynamic", *linked, str(built), "-o", str(unfinished), "-ldl"]
-        for step in ([*command, str(built)], link):
+        steps, objects = [[*command, str(built)]], [built]
+        if kind == "machine":
+            objects.append(program.with_suffix(".machine.o"))
+            flags = [*MACHINE_FLAGS, "-I", str(HERE), "-c", str(MACHINE)]
+            steps.append(["g++", *flags, "-o", str(objects[1])])
+        link = ["g++", "-rdynamic", *linked, *map(str, objects), "-o", str(unfinished), "-ldl"]
+        for step in (*steps, link):
             result = subprocess.run(step, capture_output=True, text=True)
             if result.returncode != 0:  # no EmulationError: a kernel that is no C++ is not caught
                 raise RuntimeError(f"{driver}: g++ failed:\n{result.stderr}")
-        built.unlink()
+        for made in objects:
+            made.unlink()
         unfinished.rename(program)
     return program
 
 
 @functools.cache
-def _sources() -> str:
+def _sources(with_machine: bool) -> str:
     folders = ["csrc", "tests/csrc/emulator", "tests/csrc/drivers"]
+    folders += ["tests/csrc/machine"] if with_machine else []
     return extension.fingerprint(ROOT, extension.files(ROOT, folders))
 
 
@@ -136,6 +148,7 @@ def run(
     sanitize: bool | str = False,
     seed: int = 1,
     probe: Probe | None = None,
+    environment: dict[str, str] | None = None,
     **arguments: Tensor | int | float | None,
 ) -> dict[str, Tensor]:
     """Run a driver on named tensors (any device layout, made contiguous) and numbers.
@@ -145,9 +158,10 @@ def run(
         order: order of threads and blocks: ``forward``, ``reversed`` or ``random`` (by ``seed``).
         sanitize: True or ``"memory"`` for AddressSanitizer and UndefinedBehaviorSanitizer,
             ``"races"`` to record every access of global memory as well; ``"contracted"`` is no
-            sanitizer but has products and sums fused.
+            sanitizer but has products and sums fused, ``"machine"`` has the compiled kernels run.
         seed: of the random order.
         probe: says which call to leave out, and takes what was reached.
+        environment: variables that are set for the program.
         **arguments: what the driver asks for by name; None is left out.
 
     Returns:
@@ -167,7 +181,12 @@ def run(
         asked = [] if probe is None else [f"--omit={probe.omit}"]
         # No deadline: the emulator finds threads that wait for each other, and what only takes
         # long, on a busy machine, must not count as caught.
-        done = subprocess.run([program, given, results, *asked], capture_output=True, text=True)
+        done = subprocess.run(
+            [program, given, results, *asked],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
         if done.returncode == 2:  # a wrong call: no kernel ran
             raise RuntimeError(done.stderr)
         if done.returncode != 0:

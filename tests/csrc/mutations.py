@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.csrc.emulation import ROOT, EmulationError, Probe
 
-CALL = re.compile(r"__(syncthreads|syncwarp|shfl|any|all|ballot)\w*\s*\(")
+CALL = re.compile(r"__(syncthreads|syncwarp|shfl|any|all|ballot|reduce)\w*\s*\(")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def arguments(text: str, begin: int) -> tuple[list[str], int]:
 
 def replacement(name: str, parts: list[str]) -> str:
     """Return the expression of one thread: its own value, its own predicate, or nothing."""
-    if name.startswith("__shfl"):
+    if name.startswith(("__shfl", "__reduce")):
         return f"({parts[1]})"
     if name.startswith(("__any", "__all", "__ballot")):
         return f"int({parts[1]})"

@@ -62,7 +62,8 @@ def test_eigensystems(size: int, dtype: torch.dtype) -> None:
 
 @DTYPES
 def test_one_sided_eigensystems(dtype: torch.dtype) -> None:
-    a = eigensystems.stack(66, dtype)[:8:2]  # covariance, rank-deficient, tied, condition 1e4
+    size = 66 if dtype == torch.float32 else 50
+    a = eigensystems.stack(size, dtype)[:8:2]  # covariance, rank-deficient, tied, condition 1e4
     eigensystems.assert_solved(a, *eigensystems.solve(a)[:2])
 
 

@@ -5,20 +5,35 @@ import torch
 
 from tests.csrc.eigensystems import assert_solved, errors, matrices, solve, stack
 from tests.csrc.emulation import EmulationError
+from tests.helpers import drvst
 from tests.helpers.spectra import generator
 
 pytestmark = pytest.mark.emulated
 
-WARP = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16]
-# Of each path one size that fills its blocks and one that does not; the others in make test-all.
-TWO_SIDED = [17, 33, 48, 64, *(pytest.param(n, marks=pytest.mark.full) for n in (31, 32, 47, 63))]
-ONE_SIDED = [65, *(pytest.param(n, marks=pytest.mark.full) for n in (81, 96, 127, 128))]
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float", "double"])
+DTYPES = {"float": torch.float32, "double": torch.float64}
+LIMIT = {torch.float32: 128, torch.float64: 64}  # beyond, matrices are the library's
+
+
+def cases(*sizes: int, full: tuple[int, ...] = ()) -> pytest.MarkDecorator:
+    """Parametrize by orders, those in ``full`` for make test-all, and dtypes that are solved."""
+    return pytest.mark.parametrize(
+        ("size", "dtype"),
+        [
+            pytest.param(n, t, marks=[pytest.mark.full] * (n in full), id=f"{n}-{name}")
+            for n in (*sizes, *full)
+            for name, t in DTYPES.items()
+            if n <= LIMIT[t]
+        ],
+    )
+
+
+# A warp's arrays have 4, 8 or 16 rows, a block's 32, 64 or 128, and zeros where a matrix ends.
+WARP = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16)
+BLOCK = (17, 32, 33, 64, 65)
 
 
 @pytest.mark.slow
-@DTYPES
-@pytest.mark.parametrize("size", WARP + TWO_SIDED + ONE_SIDED)
+@cases(*WARP, *BLOCK, full=(31, 48, 63, 96, 127, 128))
 def test_every_spectrum(size: int, dtype: torch.dtype) -> None:
     a = stack(size, dtype)
     forward = solve(a)
@@ -26,6 +41,19 @@ def test_every_spectrum(size: int, dtype: torch.dtype) -> None:
     few = slice(0, 3 if size > 64 else None)  # the large ones take seconds each
     for before, after in zip(forward, solve(a[few], order="reversed"), strict=True):
         assert torch.equal(before[few], after), "the order of threads shows"
+
+
+@pytest.mark.slow
+@cases(7, 17, 64, full=(16, 32, 48, 100, 128))
+def test_matrices_of_other_test_suites(size: int, dtype: torch.dtype) -> None:
+    """As good as LAPACK, but for a residual that is almost zero where eigenvalues are.
+
+    An indefinite matrix is shifted: what is rounded is as large as its largest eigenvalue.
+    """
+    a = drvst.stack(size, dtype)
+    values, vectors, _ = solve(a)
+    assert_solved(a, values, vectors, floor=1.5)
+    drvst.assert_within_gates(a, values, vectors)
 
 
 @pytest.mark.smoke
@@ -38,9 +66,8 @@ def test_the_first_of_two_largest_components_is_positive() -> None:
 
 
 @pytest.mark.slow
-@DTYPES
 @pytest.mark.parametrize("order", ["forward", "reversed", "random"])
-@pytest.mark.parametrize("size", [3, 13, 29, 40, 70])
+@cases(3, 13, 29, 40, 70)
 def test_sanitized(size: int, order: str, dtype: torch.dtype) -> None:
     names = ("covariance", "rank one", "indefinite")
     a = torch.stack([matrices(size)[name] for name in names]).to(dtype)
@@ -53,8 +80,7 @@ def test_sanitized(size: int, order: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
-@DTYPES
-@pytest.mark.parametrize("size", [1, 5, 16, 30, 64, pytest.param(90, marks=pytest.mark.full)])
+@cases(1, 5, 16, 30, 64, full=(90,))
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 def test_a_matrix_that_is_not_finite_gives_nan_for_itself_alone(
     size: int, poison: float, dtype: torch.dtype
@@ -82,8 +108,7 @@ def test_the_upper_triangle_is_not_read(size: int) -> None:
 
 
 @pytest.mark.slow
-@DTYPES
-@pytest.mark.parametrize("size", [4, 16, 33, 80])
+@cases(4, 16, 33, 80)
 def test_scale_does_not_matter(size: int, dtype: torch.dtype) -> None:
     """A power of two goes through to the last bit, as far as numbers of that size exist."""
     a = stack(size, dtype)[:3]
@@ -100,8 +125,7 @@ def test_scale_does_not_matter(size: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
-@DTYPES
-@pytest.mark.parametrize("size", [5, 20, 66])
+@cases(5, 20, 66)
 def test_subnormal_and_huge_entries(size: int, dtype: torch.dtype) -> None:
     limits = torch.finfo(dtype)
     a = stack(size, torch.float64)[:2]
@@ -136,8 +160,7 @@ def blended(size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.slow
-@DTYPES
-@pytest.mark.parametrize("size", [16, 32, 64, pytest.param(128, marks=pytest.mark.full)])
+@cases(16, 32, 64, full=(128,))
 def test_a_start_near_the_solution_takes_fewer_sweeps(size: int, dtype: torch.dtype) -> None:
     pairs = [blended(size, seed) for seed in range(2)]
     before = torch.stack([p[0] for p in pairs]).to(dtype)
@@ -162,8 +185,7 @@ def test_a_start_that_is_not_finite_is_none(size: int) -> None:
 
 
 @pytest.mark.slow
-@DTYPES
-@pytest.mark.parametrize("size", [12, 24, 70])
+@cases(12, 24, 70)
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -181,40 +203,42 @@ def test_a_start_that_is_not_orthogonal_is_none(spoil, size: int, dtype: torch.d
         assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("size", [7, 20, 70])
-def test_fewer_blocks_than_matrices(size: int) -> None:
-    a = stack(size, torch.float32)[:4]
+@pytest.mark.parametrize("size", [7, 16])
+def test_a_warp_takes_several_matrices(size: int) -> None:
+    a = stack(size, torch.float32)
     for before, after in zip(solve(a), solve(a, most_blocks=1), strict=True):
         assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.full)])
-def test_without_room_for_two_arrays(step: int) -> None:
-    """What a device with 99 KiB of shared memory does."""
-    a = stack(128, torch.float32)[::step]
-    assert_solved(a, *solve(a, shared_limit=99 << 10)[:2], k=40.0)
-    with pytest.raises(EmulationError, match="left to the library"):
-        solve(a.double(), shared_limit=99 << 10)
-
-
-@pytest.mark.parametrize("size", [66, 71, pytest.param(104, marks=pytest.mark.full)])
-def test_indefinite_doubles_without_room_for_two_arrays(size: int) -> None:
-    """As accurate as with room; a shift by Gershgorin's bound had 13 times LAPACK's residual."""
-    a = torch.stack([matrices(size)[name] for name in ("indefinite", "opposite pairs", "negative")])
+@pytest.mark.slow
+@cases(24, 48, full=(66, 104))
+def test_indefinite_matrices(size: int, dtype: torch.dtype) -> None:
+    """Factorised after a shift, and once more in the basis of a start."""
+    names = ("indefinite", "opposite pairs", "negative")
+    a = torch.stack([matrices(size)[name] for name in names]).to(dtype)
     a = (a + a.mT) / 2
-    limit = {66: 48, 71: 54, 104: 98}[size] << 10  # one array fits, two do not
-    start = torch.linalg.eigh(a + 0.01 * torch.eye(size, dtype=a.dtype))[1]
-    cold, warm = solve(a, shared_limit=limit), solve(a, start=start, shared_limit=limit)
+    noise = torch.randn(size, size, dtype=dtype, generator=generator(3))
+    start = torch.linalg.eigh(a + 1e-3 * (noise + noise.T))[1]
+    cold, warm = solve(a), solve(a, start=start)
     assert_solved(a, *cold[:2])
     assert_solved(a, *warm[:2])
     assert (warm[2] < cold[2]).all(), (cold[2].tolist(), warm[2].tolist())
-    for value, with_room in zip(cold, solve(a), strict=True):
-        assert torch.equal(value, with_room), "the same rotations, in another memory"
 
 
-def test_what_is_too_large_is_left_to_the_library() -> None:
+@cases(32, 64, 128)
+def test_what_does_not_fit_is_left_to_the_library(size: int, dtype: torch.dtype) -> None:
+    """The matrix beside its eigenvectors up to order 64, one of them above; and little more."""
+    arrays = (1 if size > 64 else 2) * size * (size + 4) * dtype.itemsize
+    a = stack(size, dtype)[:1]
+    assert_solved(a, *solve(a, shared_limit=arrays + (4 << 10))[:2])
     with pytest.raises(EmulationError, match="left to the library"):
-        solve(torch.eye(129).unsqueeze(0))
+        solve(a, shared_limit=arrays)
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+def test_what_is_too_large_is_left_to_the_library(dtype: torch.dtype) -> None:
+    with pytest.raises(EmulationError, match="left to the library"):
+        solve(torch.eye(LIMIT[dtype] + 1, dtype=dtype).unsqueeze(0))
 
 
 @pytest.mark.parametrize("size", [16, 64, 128])

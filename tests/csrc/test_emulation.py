@@ -29,7 +29,8 @@ BLOCK_FAULTS = {
     "unwritten": (5, "reads the shared word at byte 12, which nobody wrote"),
     "out of bounds": (6, "index 64 into a shared array of 64"),
     "short shared memory": (7, "does not fit the 256 bytes of the launch"),
-    "misaligned vector": (10, "moves a vector at byte 20, which is no multiple of 16"),
+    "misaligned load": (10, "a vector at byte 20, which is no multiple of 16"),
+    "misaligned store": (11, "a vector at byte 24, which is no multiple of 16"),
 }
 
 
@@ -75,16 +76,17 @@ def expected_of_warps() -> torch.Tensor:
                 t + 12 if lane - half + 12 < 16 else t,
                 first + 31 - lane,
                 t ^ 31,
+                first + 31 if lane >= 16 else 2**32 - 16,  # unsigned, within a half
             ]
         )
-    ballots = torch.tensor(rows)
-    return torch.where(ballots >= 2**31, ballots - 2**32, ballots).int()
+    unsigned = torch.tensor(rows)
+    return torch.where(unsigned >= 2**31, unsigned - 2**32, unsigned).int()
 
 
 @BOTH
 @EVERY_ORDER
 def test_warp_operations(order: str, sanitize: bool) -> None:
-    result = run("planted", which=1, order=order, sanitize=sanitize)["out"].reshape(64, 12)
+    result = run("planted", which=1, order=order, sanitize=sanitize)["out"].reshape(64, 13)
     assert torch.equal(result, expected_of_warps())
 
 

@@ -74,12 +74,6 @@ def test_eigensolvers_have_none(size: int) -> None:
         solve(a, start=given, most_blocks=1, sanitize="races")
 
 
-def test_vectors_that_turn_in_global_memory_have_none() -> None:
-    a, start = stack(65, torch.float64)[1:2], eigensolvers.rotations(65, torch.float64)[1:2]
-    for given in (None, start):
-        solve(a, start=given, shared_limit=48 << 10, sanitize="races")
-
-
 @pytest.mark.parametrize(
     ("stage", "arguments"), stages.cases(), ids=[stage for stage, _ in stages.cases()]
 )
@@ -114,17 +108,15 @@ def test_one_launch_kernels_have_none(every: bool, kind: int) -> None:
 
 
 def test_barriers_that_order_global_memory_are_missed() -> None:
-    """Some barriers of the one-launch kernels guard global memory: without them there are races."""
-    x, groups = small.batch("odd, groups")
-    x, o = x.float(), small.options(x, groups, True, torch.float32)
-    found = []
-    for mutation in small.MUTATIONS:
-        stages_ = EmulatedStages(sanitize="races", probe=Probe(omit=mutation.place))
-        try:
-            small.forward(stages_, x, groups, o, reference.ZCA)
-        except EmulationError as error:
-            found.append(str(error))
-    races = [message for message in found if re.search(r"race on byte \d+ of out_", message)]
+    """Above order 64 the finish works in global memory: without its barriers there are races."""
+    a, found = torch.diag(torch.linspace(1.0, 2.0, 66))[None], []
+    for mutation in eigensolvers.MUTATIONS:
+        if "one_sided" in mutation.file or "block" in mutation.file:
+            try:
+                solve(a, sanitize="races", probe=Probe(omit=mutation.place))
+            except EmulationError as error:
+                found.append(str(error))
+    races = [message for message in found if re.search(r"race on byte \d+ of vectors", message)]
     assert len(races) >= 2, found
 
 
@@ -144,4 +136,5 @@ def test_kernels_around_the_library_have_none() -> None:
     values = torch.zeros(3 * 37)
     run("library", kernel=1, a=a, values=values, finite=guarded["finite"], **options)
     run("library", kernel=2, a=a, rho=torch.full((3,), 0.2), eps=1e-3, **options)
-    run("library", kernel=3, a=a, info=torch.zeros(3, dtype=torch.int32), **options)
+    strides = {"stride_batch": 37 * 37, "stride_row": 37, "stride_column": 1}
+    run("library", kernel=3, a=a, info=torch.zeros(3, dtype=torch.int32), **strides, **options)

@@ -1,6 +1,6 @@
 """The kernels around the library's eigensolver and Cholesky factorisation, emulated.
 
-The library's own part is PyTorch's, here on the CPU.
+The library's own part is PyTorch's, here on the CPU; cuSOLVER's is in test_cusolver.py.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def test_the_first_of_equal_components_is_positive() -> None:
 
 @EVERY
 @pytest.mark.parametrize("shrunk", [False, True])
-def test_cholesky_factors_from_the_library(shrunk: bool, order: str, sanitize: bool) -> None:
+@pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
+def test_cholesky_factors_from_the_library(
+    columns: bool, shrunk: bool, order: str, sanitize: bool
+) -> None:
     a = covariances()
     a = (a + a.mT) / 2
     a[2] = -torch.eye(SIZE)  # not positive definite
@@ -84,7 +87,10 @@ def test_cholesky_factors_from_the_library(shrunk: bool, order: str, sanitize: b
     shifted, identity = (out[name].reshape(a.shape) for name in ("shifted", "identity"))
     lower, info = torch.linalg.cholesky_ex(shifted)
     inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-    ours = run("library", kernel=3, a=inverse, info=info.int(), **options)["matrix"]
+    strides = {"stride_batch": SIZE**2, "stride_row": SIZE, "stride_column": 1}
+    if columns:  # as a library may leave them: one after another
+        inverse, strides["stride_row"], strides["stride_column"] = inverse.mT, 1, SIZE
+    ours = run("library", kernel=3, a=inverse, info=info.int(), **strides, **options)["matrix"]
     expected = reference.factor(a, None, rho, 1.0, 1e-3, reference.CHOLESKY)[2]
     assert ours.reshape(a.shape)[1:].isnan().all() and expected[1:].isnan().any()
     torch.testing.assert_close(ours.reshape(a.shape)[0], expected[0], rtol=1e-9, atol=1e-10)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.csrc import mutations
-from tests.csrc.emulation import DRIVERS, EmulationError, Probe, run
+from tests.csrc import test_mutations as eigensolvers
+from tests.csrc import test_small_mutations as small
+from tests.csrc import test_stage_mutations as stages
+from tests.csrc.emulation import DRIVERS, ROOT, EmulationError, Probe, run
 from tests.csrc.test_emulation import expected_of_warps
 
 pytestmark = pytest.mark.emulated
@@ -22,6 +27,7 @@ WARP_OPERATIONS = {
     "row[4] = __shfl_xor_sync": (4, OWN),
     "__ballot_sync(all": (5, (OWN % 32 % 3 == 0).int()),
     "row[10] =": (10, OWN),
+    "(__reduce_max_sync": (12, torch.where(OWN % 32 == 9, -16, OWN).int()),
 }
 
 
@@ -42,7 +48,7 @@ def test_a_thread_goes_on_with_what_it_knows(text: str) -> None:
     expected = expected_of_warps()
     expected[:, column] = own
     probe = Probe(omit=mutation(text).place)
-    assert torch.equal(run("planted", which=1, probe=probe)["out"].reshape(64, 12), expected)
+    assert torch.equal(run("planted", which=1, probe=probe)["out"].reshape(64, 13), expected)
 
 
 def test_a_barrier_that_is_left_out_is_a_race() -> None:
@@ -65,7 +71,7 @@ def test_what_is_no_place_is_no_caught_mutation(place: str) -> None:
 
 
 def check(probe: Probe) -> None:
-    result = run("planted", which=1, probe=probe)["out"].reshape(64, 12)
+    result = run("planted", which=1, probe=probe)["out"].reshape(64, 13)
     assert torch.equal(result, expected_of_warps())
 
 
@@ -87,6 +93,25 @@ def test_checks_that_fail_on_the_kernels_as_they_are_catch_nothing() -> None:
 
     with pytest.raises(AssertionError, match="always"):
         mutations.Checks([wrong]).assert_catch(mutation("row[1] = __shfl_xor_sync"))
+
+
+def test_what_stands_in_the_place_of_a_call(tmp_path: Path) -> None:
+    calls = {
+        "__shfl_xor_sync(mask, f(a, b), 1)": "(f(a, b))",
+        "__reduce_max_sync(mask, key)": "(key)",
+        "__any_sync(mask, x > 0)": "int(x > 0)",
+        "__syncthreads_or(far)": "int(far)",
+        "__syncthreads()": "(void)0",
+        "__syncwarp(mask)": "(void)0",
+    }
+    (tmp_path / "calls.cuh").write_text("".join(f"y = {call};\n" for call in calls))
+    assert {m.call: m.instead for m in mutations.find(["calls.cuh"], tmp_path)} == calls
+
+
+def test_every_call_of_the_kernels_is_left_out_by_a_mutation_test() -> None:
+    files = [f"cuda/{path.name}" for path in (ROOT / "csrc/cuda").glob("*.cuh")]
+    tried = {*eigensolvers.MUTATIONS, *small.MUTATIONS, *stages.MUTATIONS}
+    assert set(mutations.find(files)) == tried
 
 
 def test_two_calls_on_one_line_are_refused() -> None:

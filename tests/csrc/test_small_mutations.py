@@ -53,6 +53,31 @@ def check_other_forward(order: str, probe: Probe) -> None:
         torch.testing.assert_close(value.double(), ref, rtol=1e-3, atol=1e-4)
 
 
+def check_fixed_cholesky(order: str, probe: Probe) -> None:
+    """Nothing waits between a covariance and its shrunk trace but for what is between them."""
+    x, groups, o, _ = problem()
+    truth = forward(reference, x.double(), groups, wide(o), reference.CHOLESKY)
+    ours = forward(EmulatedStages(order, probe=probe), x, groups, o, reference.CHOLESKY)
+    for value, ref in zip(ours, truth, strict=True):
+        torch.testing.assert_close(value.double(), ref, rtol=1e-3, atol=1e-4)
+
+
+def check_backward_of_planes(order: str, probe: Probe) -> None:
+    """Other threads load a channel there than add it up."""
+    x, groups = batch("planes")
+    x, grad = x.float(), batch("planes", 5)[0].float()
+    o = options(x, groups, False, torch.float32)
+    truth = forward(reference, x.double(), groups, wide(o), reference.ZCA)
+    rest = [v.float() for v in (truth[1], *truth[3:6])]
+    none = (None, None, None, 1.0, reference.ZCA)
+    expected = reference.whiten_backward(
+        grad.double(), x.double(), *(v.double() for v in rest), *none
+    )
+    ours = EmulatedStages(order, probe=probe).whiten_backward(grad, x, *rest, *none)
+    for value, ref in zip(ours, expected, strict=True):
+        torch.testing.assert_close(value.double(), ref, rtol=1e-3, atol=1e-3)
+
+
 def check_backward(order: str, kind: int, probe: Probe) -> None:
     x, _, o, truth = problem()
     grad = batch("odd, groups", 5)[0].float()
@@ -71,6 +96,8 @@ CHECKS = mutations.Checks(
     for check in (
         functools.partial(check_forward, order),
         functools.partial(check_other_forward, order),
+        functools.partial(check_fixed_cholesky, order),
+        functools.partial(check_backward_of_planes, order),
         functools.partial(check_backward, order, reference.ZCA),
         functools.partial(check_backward, order, reference.CHOLESKY),
     )

@@ -41,7 +41,9 @@ def assert_forward(
             assert value.max() <= 64 * torch.finfo(value.dtype).eps
             continue
         if value.numel() > 0 and at != BASIS and at not in skip:
-            assert_close_to_fp64(value, truth[at], plain[at], K, WHY, scale=SCALE[x.dtype])
+            # In float64 the truth's own intensity is of differences that are as rounded.
+            scale = SCALE[x.dtype] * (4 if at == RHO else 1)
+            assert_close_to_fp64(value, truth[at], plain[at], K, WHY, scale=scale)
     return ours
 
 

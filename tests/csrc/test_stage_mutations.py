@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.emulated, pytest.mark.full]
 
 NAMES = """
     tiles heaviest statistics apply backward_reduce backward_matrix reduce intensity sample cholesky
-    library
+    library chunks panels products
 """
 MUTATIONS = list(mutations.find(f"cuda/{name}.cuh" for name in NAMES.split()))
 
@@ -52,6 +52,10 @@ def cases() -> list[tuple[str, tuple]]:
             ("backward_apply", (x, grad, mean, mean, matrix, covariance, None, None)),
             ("intensity", (x, mean, covariance, None, None, 1.0, reference.LEDOIT_WOLF, 0.0)),
         ]
+    # Chunks that several warps add up, and blocks that make several of them.
+    x, grad = rows((2500, 80)), rows((2500, 80), 5)
+    found.append(("statistics", (x, None, 1, False)))
+    found.append(("backward_reduce", (x, grad, x.mean(0), 1)))
     # The heaviest row, which differences are taken from, is none of a first warp's, nor of a warp's
     # first thread: theirs have no weight and lie far away.
     x, p = rows((150, 80)), torch.linspace(1.0, 2.0, 150)

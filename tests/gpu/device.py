@@ -22,6 +22,9 @@ DRY_RUN = DEVICE.type == "cpu"
 ABSENT = not DRY_RUN and not torch.cuda.is_available()
 REASON = "needs a CUDA device"
 
+if DRY_RUN:  # in the processes, too, that tests start
+    from tests.helpers import interpreter as _interpreter  # noqa: F401, mends that of old Tritons
+
 
 class DeviceStages:
     """The stages of a backend with arguments moved to the device, and results back."""
@@ -69,6 +72,11 @@ def graphed(step: Callable[[], None]) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         step()
     return graph.replay
+
+
+def library_waits() -> bool:
+    """Return whether wide eigensystems are torch.linalg.eigh's, for want of a newer cuSOLVER."""
+    return "torch.linalg.eigh" in torch.ops.fastwhiten.library_eigensolver()
 
 
 def occupy() -> None:

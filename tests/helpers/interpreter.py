@@ -6,6 +6,9 @@ asks for a NumPy type by building a table of all, and at every call of ``tl.sum`
 patches the whole language again. All of that depends on a few shapes and types only, and is
 remembered here. What is computed is still NumPy's answer to Triton's own rules.
 
+Before 3.7 Triton takes a scalar, an array of one dimension to it, for a number, which NumPy refuses
+from 2.4 on; importing this file mends that.
+
 :func:`fast` knows the insides of one version, ``VERSION``, and leaves others as they are: tests
 then take three times as long. ``tests/kernels/test_interpreter.py`` holds that both ways agree, and
 that ``VERSION`` is the version that ``constraints.txt`` installs.
@@ -58,6 +61,20 @@ class Shape:
 # Scalars have a shape as well.
 _SCALAR = Shape((), 1, "")
 _by_identity[id(_SCALAR.sizes)] = _SCALAR
+
+
+def _patch_tensor(original: Callable[..., None]) -> Callable[..., None]:
+    """Return ``_patch_lang_tensor``, after which a scalar can bound a loop with every NumPy."""
+
+    def patch(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patch
+
+
+if triton.__version__.startswith("3.6."):
+    interpreter._patch_lang_tensor = _patch_tensor(interpreter._patch_lang_tensor)
 
 
 def _block_type(original: Callable[..., None]) -> Callable[..., None]:

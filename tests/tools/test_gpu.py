@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +20,7 @@ from benchmarks import bench_products, bench_targets, bench_whiten, gpu_timing, 
 from tests.helpers.processes import is_gone, started, until, with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["build", "targets", "native", "memcheck", "synccheck", "triton", "racecheck", "benchmarks"]
+NAMES = [name for names in gpu.GROUPS.values() for name in names]
 # Waits for ever with a child that does; the file has the child's number.
 HANGING = """
 import os, signal, subprocess, sys
@@ -38,8 +40,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[...
     def run(*arguments: str, limit: float = 500.0, **codes: str) -> tuple[int, str]:
         commands = {n: [sys.executable, "-S", "-c", codes.get(n, "pass")] for n in NAMES}
         fake = {name: (limit, command) for name, command in commands.items()}
-        monkeypatch.setattr(gpu, "parts", lambda device, folder: fake)
-        status = gpu.main(["--device", "cpu", *arguments])
+        monkeypatch.setattr(gpu, "parts", lambda dry, folder: fake)
+        status = gpu.main(["--dry-run", *arguments])
         shown = capsys.readouterr().out
         assert shown == (tmp_path / "dry-run" / "summary.txt").read_text()
         (tmp_path / "dry-run" / "summary.txt").unlink()
@@ -54,19 +56,62 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[...
 def test_a_part_that_fails_fails_the_command_and_keeps_no_other_from_running(run) -> None:
     status, shown = run(native="print('went' + ' wrong'); raise SystemExit(3)")
     assert status == 1 and "\nwent wrong\n-- native: failed with status 3" in shown
-    assert "triton     passed" in shown and shown.endswith("make gpu PART='native'\n")
+    assert "triton          passed" in shown and shown.endswith("make gpu PART='native'\n")
     status, shown = run("native", "triton")
     assert status == 0 and shown.count("-- ") == 3, "and the build"
+    status, shown = run(counters="print('no ncu'); raise SystemExit(77)")
+    assert status == 0 and "\nno ncu\n-- counters: skipped" in shown
 
 
 def test_without_a_build_or_time_nothing_is_tried(run, monkeypatch) -> None:
     status, shown = run(build="raise SystemExit(1)")
     assert status == 1 and shown.count("not begun") == len(NAMES) - 1
-    monkeypatch.setattr(gpu, "SECONDS", 0.5)
-    status, shown = run("native")
-    assert status == 1 and "build      not begun: no time left" in shown
+    status, shown = run("native", "--seconds", "0.5")
+    assert status == 1 and "build           not begun: no time left" in shown
     with pytest.raises(SystemExit):
         run("bild")
+
+
+def test_ten_minutes_by_name(run) -> None:
+    _, shown = run("second")
+    begun = [line.split()[1] for line in shown.splitlines() if line.startswith("-- ")]
+    assert begun == ["build:", *(f"{name}:" for name in gpu.GROUPS["second"])]
+
+
+def test_results_are_kept_and_copied_after_every_part(run, tmp_path, monkeypatch) -> None:
+    """Into a folder that may be emptied in between: what was measured before is among them."""
+    copies, new = tmp_path / "copies", str(tmp_path / "dry-run" / "new.json")
+    monkeypatch.setenv("FASTWHITEN_RESULTS", str(copies))
+
+    def measured(name: str, mean: int, **machine: int) -> str:
+        found = {"machine_info": machine, "benchmarks": [{"fullname": name, "mean": mean}]}
+        return f"open({new!r}, 'w').write({json.dumps(found)!r})"
+
+    # A part sees what those before it have left; without results pytest-benchmark writes no text.
+    look = f"import os; print(sorted(os.listdir({str(copies)!r}))); open({new!r}, 'w')"
+    _, shown = run("stages", "whitening", stages=measured("x", 1, a=1), whitening=look)
+    assert "['benchmarks.json', 'log.txt', 'summary.txt']" in shown
+    for file in copies.iterdir():
+        file.unlink()
+    run("products", "stages", products=measured("y", 2, b=2), stages=measured("x", 3))
+    found = json.loads((copies / "benchmarks.json").read_text())
+    assert found["machine_info"] == {"a": 1, "b": 2}
+    assert {bench["fullname"]: bench["mean"] for bench in found["benchmarks"]} == {"x": 3, "y": 2}
+    assert len([*copies.iterdir()]) <= 4
+
+
+def test_what_is_not_installed_is_said_at_once(run, monkeypatch, capsys) -> None:
+    real = importlib.util.find_spec
+    absent = ["xdist"]
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in absent else real(name)
+    )
+    status, shown = run("native")
+    assert status == 0 and "\npytest-xdist is not installed: the tests run in one process" in shown
+    absent += ["pytest_benchmark"]
+    with pytest.raises(SystemExit):
+        run("native")
+    assert "has no pytest-benchmark" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -83,7 +128,7 @@ def test_a_part_that_hangs_is_stopped_with_its_children(run, tmp_path, monkeypat
 
     monkeypatch.setattr(subprocess, "Popen", Started)
     status, shown = run("native", native=HANGING.format(file=str(child)), limit=6.0)
-    assert status == 1 and "native     stopped after 6 s" in shown
+    assert status == 1 and "native          stopped after 6 s" in shown
     until(lambda: is_gone(int(child.read_text())))
 
 
@@ -94,24 +139,27 @@ def test_a_signal_ends_it_with_a_summary(tmp_path) -> None:
         f"command = [sys.executable, '-S', '-c', {HANGING.format(file=str(child))!r}]\n"
         f"gpu.RESULTS = Path({str(tmp_path)!r})\n"
         "gpu.parts = lambda *_: {'build': (999, command)}\n"
-        "sys.exit(gpu.main(['--device', 'cpu']))\n"
+        "sys.exit(gpu.main(['--dry-run']))\n"
     )
     with started([sys.executable, "-c", code], cwd=ROOT) as process:
         until(child.exists, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 1
-    assert "build      interrupted" in (tmp_path / "dry-run" / "summary.txt").read_text()
+    assert "build           interrupted" in (tmp_path / "dry-run" / "summary.txt").read_text()
     until(lambda: is_gone(int(child.read_text())))
 
 
 def test_the_parts_of_a_gpu(tmp_path) -> None:
-    parts = gpu.parts("cuda", tmp_path)
+    parts = gpu.parts(False, tmp_path)
     assert list(parts) == NAMES, "the most valuable first"
-    assert all(limit <= gpu.SECONDS for limit, _ in parts.values())
-    command = parts["memcheck"][1]
+    for names in gpu.GROUPS.values():  # the last part of all takes what is left
+        assert sum(parts[name][0] for name in names if name != "whitening") <= gpu.SECONDS
+    command = parts["triton-memcheck"][1]
     assert "kns=fastwhiten" in command and "kns=statistics_kernel" in command
     assert command[1:3] == ["--tool", "memcheck"] and "--error-exitcode" in command
-    assert "not interpret" not in command and "not interpret" in parts["racecheck"][1]
+    assert "interpret" in command and "not interpret" in parts["memcheck"][1]
+    workers = parts["native"][1].index("-n") + 1
+    assert parts["native"][1][workers] == str(len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.slow
@@ -130,11 +178,12 @@ def test_a_try_of_every_part_on_the_cpu() -> None:
     # Where tests are distributed, pytest-benchmark in a child would switch itself off.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment["VIRTUAL_ENV"] = sys.prefix
-    command = with_parent(["make", "gpu", "DEVICE=cpu"])
+    command = with_parent(["make", "gpu", "DRY_RUN=1"])
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
     assert done.stdout.count(": not judged, ") == len(bench_targets.TARGETS)
-    assert all(f"\n{name:<11}passed" in done.stdout for name in NAMES)
+    endings = {name: "skipped" if name == "counters" else "passed" for name in NAMES}
+    assert all(f"\n{name:<16}{how}" in done.stdout for name, how in endings.items())
     assert len(list((gpu.RESULTS / "dry-run").iterdir())) <= 4
 
 
@@ -192,6 +241,40 @@ def test_a_wrong_gradient_is_no_result() -> None:
     bench_whiten.verify("fused", scene, y, dx)
     with pytest.raises(AssertionError, match="grad_error"):
         bench_whiten.verify("fused", scene, y, 1.01 * dx)
+
+
+def test_a_graph_is_timed_when_all_of_it_is_queued(monkeypatch) -> None:
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.name = "begin" if order.count("event") % 2 == 0 else "end"
+            order.append("event")
+
+        def record(self) -> None:
+            order.append(self.name)
+
+        def synchronize(self) -> None:
+            order.append("wait")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 0.25
+
+    class Flush:
+        def zero_(self) -> None:
+            order.append("flush")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("sleep"), raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("wait"))
+    asked = {
+        "graph_us": "sleep flush begin run end wait",
+        "eager_us": "flush wait begin run end wait",
+    }
+    for way, expected in asked.items():
+        order.clear()
+        assert gpu_timing.TIMED[way](lambda: order.append("run"), Flush()) == 250.0
+        assert " ".join(order) == f"event event {expected}"
 
 
 def test_runs_take_turns_and_the_devices_times_are_shown() -> None:

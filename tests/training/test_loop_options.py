@@ -280,6 +280,25 @@ def test_evaluation_every_second_epoch_and_test_at_the_end(config: TrainConfig):
     assert [row["validation.loss"] != "" for row in rows] == [False, True, False, True, True]
 
 
+def test_saves_every_second_epoch_the_best_and_the_last(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+    config.optim.epochs, config.evaluate_every, config.checkpoint_every = 7, 5, 3
+    saved = []
+    monkeypatch.setattr(
+        training.commands.train.Run,
+        "save",
+        lambda run, best: saved.append((run.trainer.step, best)),
+    )
+    monkeypatch.setattr(training.commands.train, "finish_run", lambda *arguments: {})
+    _run(config)
+    assert [step // 5 for step, _ in saved] == [3, 5, 6, 7]
+    assert [best for _, best in saved][:3] == [False, True, False]
+    config.checkpoint_every = 0
+    with pytest.raises(ConfigError, match="checkpoint_every: expected a value >= 1"):
+        _run(config)
+
+
 def test_the_test_result_of_the_best_model_is_that_of_its_epoch(config: TrainConfig):
     config.optim.epochs = 3
     every = _run(config)[0]
@@ -365,8 +384,9 @@ def test_a_flag_may_stand_alone(arguments: list[str]):
 def test_the_first_step_that_diverged_is_named_even_if_read_late(config: TrainConfig):
     meter = Meter.on(CPU)
     labels = torch.tensor([0])
-    for step, loss in enumerate((1.0, math.inf, 1.0, math.nan), start=7):
-        meter.add(torch.tensor(loss), torch.zeros(1, 2), labels, step)
+    meter.step.fill_(6)
+    for loss in (1.0, math.inf, 1.0, math.nan):
+        meter.add(torch.tensor(loss), torch.zeros(1, 2), labels)
     processes = _trainer(config).processes
     with pytest.raises(TrainingDiverged, match=r"in step 8 \(epoch 3\)"):
         meter.check(3, processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from training.cli import build_parser, parse, run
+from training.commands.ablate.plan import plan
 from training.commands.presets import PresetsConfig, run_presets
-from training.config import TrainConfig, validate
+from training.config import TrainConfig, to_dict, validate
 from training.models import check_groups
 from training.presets import FOLDER, expand_presets, methods, preset_files, protocols
 
@@ -55,6 +57,28 @@ def test_digits_run_with_our_preset_file_and_what_is_typed_wins(tmp_path: Path):
         "none",
         "logit-adjusted",
     )
+
+
+@pytest.mark.slow
+def test_the_grid_has_the_protocol_and_the_methods_of_the_presets():
+    root = ["--train.data.root", "/data"]
+    path = FOLDER / "grids" / "cifar10-lt-100.yaml"
+    config = parse(["ablate", "--config", str(path), *root])[1]
+    grid = plan(replace(config, seeds=[4]))
+    assert len(grid.runs) * len(config.seeds) == 60
+    methods = {}
+    for arm in ("ce", "logit-adjusted", "ldam-drw", "class-balanced", "ours"):
+        arguments = ["train", "--config", f"cifar10-lt-100/{arm}", "--data.root", "/data"]
+        methods[f"image-folder-{arm}-4"] = published = parse(arguments)[1]
+    for planned in grid.runs:
+        assert (planned.config.optim, planned.config.model) == (published.optim, published.model)
+        ours, theirs = (to_dict(config)["data"] for config in (planned.config, published))
+        different = {name for name in ours if ours[name] != theirs[name]}
+        assert different == {"resident", "imbalance_type", "validation_from"}  # it is cut already
+        method = methods.pop(planned.name, planned.config)
+        for name in ("whitening", "loss", "loss_options", "sampler", "bet_period"):
+            assert getattr(planned.config, name) == getattr(method, name), name
+    assert not methods
 
 
 def test_a_name_stands_for_its_files_in_order():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from training.reproducibility import resolve_seeds
 
 
 def run_data(config: DataCommandConfig, console: Console | None = None) -> None:
-    """Print the statistics of a data set and draw them, or verify its files.
+    """Print the statistics of a data set and draw them, verify its files, or copy some.
 
     Raises:
         ConfigError: If an option makes no sense, or a file is not right.
@@ -29,16 +30,51 @@ def run_data(config: DataCommandConfig, console: Console | None = None) -> None:
     run = config.as_train()
     validate(run)
     split_seed = resolve_seeds(run.seed, run.seeds).split
-    if config.action == "verify":
-        where = "with data verify, which draws none"
+    if config.action != "stats":
+        where = f"with data {config.action}, which draws none"
         check_unused("picture", config.picture, None, where, "data stats")
+    if config.action != "copy":
+        where = f"with data {config.action}, which writes none"
+        check_unused("output", config.output, None, where, "data copy")
+    if config.action == "verify":
         verify(run, split_seed, console)
         return
     dataset = build_dataset(run, split_seed)
+    if config.action == "copy":
+        copy_images(dataset, config.output, console)
+        return
     print_stats(console, dataset)
     path = Path(config.picture or f"runs/class-counts-{config.dataset}.png")
     plot_class_counts(path, dataset)
     say(console, f"picture: {path}")
+
+
+def copy_images(dataset: LongTailedDataset, output: str | None, console: Console) -> None:
+    """Copy the files of the splits, and no others, to a folder that image-folder takes as it is.
+
+    Raises:
+        ConfigError: If the data set is no image-folder, or the folder is there.
+    """
+    if dataset.name != "image-folder" or dataset.resident:
+        raise ConfigError(
+            f"data copy: expected --dataset image-folder without --data.resident, got "
+            f"{dataset.name}{', resident' if dataset.resident else ''}."
+        )
+    if output is None or Path(output).exists():
+        raise ConfigError(f"output: expected a folder that is not there yet, got {output!r}.")
+    folders = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}
+    size = 0
+    for folder, split in folders.items():
+        assert isinstance(split, FileSplit)
+        for path in map(Path, split.paths):
+            target = Path(output) / folder / path.parent.name
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / path.name)
+            size += path.stat().st_size
+    count = sum(map(len, folders.values()))
+    say(console, f"{output}: {count:,} images, {size / 2**20:.1f} MiB")
+    if dataset.cut:
+        say(console, dataset.cut)
 
 
 _SHOWN = 20

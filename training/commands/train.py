@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,9 @@ from training.engine.distributed import (
     open_processes,
     training_device,
 )
+from training.engine.graphs import own_stream
 from training.engine.signals import StopSignals
-from training.engine.trainer import Trainer, build_trainer
+from training.engine.trainer import Trainer, build_trainer, complete
 from training.errors import TrainingStopped
 from training.evaluation.evaluate import epoch_record, evaluate_epoch
 from training.evaluation.metrics import ShotGroups
@@ -66,7 +68,6 @@ def run_train(config: TrainConfig, console: Console | None = None) -> dict[str, 
         TrainingDiverged: If the loss is not finite.
         TrainingStopped: If SIGTERM or SIGINT came; the run was saved after the step.
     """
-    started = time.perf_counter()
     console = console or Console()
     validate(config)
     check_groups(config)
@@ -84,16 +85,51 @@ def run_train(config: TrainConfig, console: Console | None = None) -> dict[str, 
         deterministic_algorithms(config.deterministic),
         seeded_globals(device, seeds.augmentation, processes.rank),
         StopSignals() as signals,
+        own_stream(device) if config.cuda_graph else nullcontext(),
     ):
         console = console if processes.first else Console(quiet=True)
-        run = _open_run(config, seeds, device, processes, console)
-        reporter = build_reporter(console, config.optim.epochs, len(run.trainer.sampler))
-        if processes.first:
-            reporter = with_scalars(reporter, config, run.folder, run.trainer)
-        with closing(run.trainer.feed), closing(reporter):
-            reporter.start(run.trainer.step)
-            _train(run, reporter, signals)
-        return finish_run(config, run.trainer, run.history, run.folder, console, started)
+        return complete(train(config, device, processes, signals, console))
+
+
+LoadDataset = Callable[[TrainConfig, int], LongTailedDataset]
+
+
+def train(
+    config: TrainConfig,
+    device: torch.device,
+    processes: Processes,
+    signals: StopSignals,
+    console: Console,
+    load: LoadDataset | None = None,
+) -> Generator[bool, None, dict[str, Any]]:
+    """Start or continue a run, train and finish it, in steps between which others may work.
+
+    Threads, determinism, the seeds of global generators and the stream are the caller's.
+
+    Args:
+        config: Checked.
+        device: That trains.
+        processes: That share the run.
+        signals: Is asked between steps whether to stop.
+        console: For progress and the closing table.
+        load: Returns the data set for the resolved seed of the split; null is `build_dataset`.
+
+    Yields:
+        As `Trainer.epoch`.
+
+    Returns:
+        The content of summary.json.
+    """
+    started = time.perf_counter()
+    seeds = resolve_seeds(config.seed, config.seeds)
+    run = _open_run(config, seeds, device, processes, console, load or build_dataset)
+    reporter = build_reporter(console, config.optim.epochs, len(run.trainer.sampler))
+    if processes.first:
+        reporter = with_scalars(reporter, config, run.folder, run.trainer)
+    with closing(run.trainer.feed), closing(reporter):
+        reporter.start(run.trainer.step)
+        yield from _train(run, reporter, signals)
+    return finish_run(config, run.trainer, run.history, run.folder, console, started)
 
 
 @dataclass
@@ -122,10 +158,11 @@ def _open_run(
     device: torch.device,
     processes: Processes,
     console: Console,
+    load: LoadDataset,
 ) -> Run:
     """Load the data, build the trainer, make the run folder or continue what is in it."""
     found = processes.on_first(lambda: find_run(config))  # before the data is loaded
-    dataset: LongTailedDataset = build_dataset(config, seeds.split)
+    dataset = load(config, seeds.split)
     for note in _notes(config, dataset):
         say(console, note)
     trainer = build_trainer(config, dataset, seeds, device, processes)
@@ -168,8 +205,8 @@ def _as_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def _train(run: Run, reporter: Reporter, signals: StopSignals) -> None:
-    """Run the epochs that are left; save after each, and after steps as configured."""
+def _train(run: Run, reporter: Reporter, signals: StopSignals) -> Generator[bool, None, None]:
+    """Run the epochs that are left; save after epochs and steps as configured."""
     config, trainer, history = run.config, run.trainer, run.history
     groups = ShotGroups.from_counts(trainer.dataset.class_counts.tolist())
     started = time.perf_counter() - history.wall_seconds
@@ -189,7 +226,7 @@ def _train(run: Run, reporter: Reporter, signals: StopSignals) -> None:
             )
 
     while (epoch := trainer.cursor.epoch) <= config.optim.epochs:
-        statistics = trainer.run_epoch(reporter.step, after_step)
+        statistics = yield from trainer.epoch(reporter.step, after_step)
         average_running_statistics(trainer.model, trainer.processes)
         results = evaluate_epoch(config, trainer, groups, epoch)
         record = epoch_record(epoch, trainer.step, statistics, results)
@@ -197,5 +234,6 @@ def _train(run: Run, reporter: Reporter, signals: StopSignals) -> None:
         history.wall_seconds = time.perf_counter() - started
         if trainer.processes.first:
             append_record(run.folder, history)
-        run.save(best=is_best)
+        if is_best or epoch % config.checkpoint_every == 0 or epoch == config.optim.epochs:
+            run.save(best=is_best)
         reporter.epoch(record)

@@ -180,7 +180,8 @@ class DataCommandConfig:
 
     Attributes:
         action: stats prints the images per class and shot group and draws them; verify reads every
-            file, compares checksums, and lists what is wrong (exit status 2).
+            file, compares checksums, and lists what is wrong (exit status 2); copy writes a folder
+            with the images of the three splits alone, which image-folder takes as it is.
         dataset: Which data, as for train.
         imbalance_factor: As for train.
         seed: As for train.
@@ -188,15 +189,17 @@ class DataCommandConfig:
         data: As for train.
         picture: File of the picture, .png, .svg or .pdf; null is
             runs/class-counts-<dataset>.png. (stats)
+        output: The new folder. (copy)
     """
 
-    action: Literal["stats", "verify"] = field(metadata=POSITIONAL)
+    action: Literal["stats", "verify", "copy"] = field(metadata=POSITIONAL)
     dataset: DatasetName = "digits-lt"
     imbalance_factor: float | None = None
     seed: int = 0
     seeds: SeedConfig = field(default_factory=SeedConfig)
     data: DataConfig = field(default_factory=DataConfig)
     picture: str | None = None
+    output: str | None = None
 
     def as_train(self) -> TrainConfig:
         """Return the configuration of a run on this data."""
@@ -241,6 +244,9 @@ class AblateConfig:
         root: Folder for the grid's folder.
         name: Name of the grid's folder; null is the grid's name, or "axes".
         jobs: Runs at a time; >= 1. Each has train.threads threads.
+        one_process: The runs at a time share a process and take turns, step by step; on a GPU each
+            has a stream. For small networks on one large GPU, with train.cuda_graph. Otherwise
+            each run has a process of its own.
     """
 
     grid: str = "2x2"
@@ -252,6 +258,7 @@ class AblateConfig:
     root: str = "runs"
     name: str | None = None
     jobs: int = 1
+    one_process: bool = False
 
 
 def check_ablate(config: AblateConfig) -> None:

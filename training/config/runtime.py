@@ -10,7 +10,7 @@ from training.config.checks import check, check_unused
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 
 # What may differ between a run and its continuation: none of these changes what is computed.
-RESUMABLE = ("resume", "dry_run", "checkpoint_every_steps")
+RESUMABLE = ("resume", "dry_run", "checkpoint_every", "checkpoint_every_steps")
 
 
 @dataclass
@@ -24,6 +24,10 @@ class RuntimeConfig:
             CPU, small-resnet needs a width of 16 then, since narrower networks corrupt memory.
         compile: Compile the training forward and backward with torch.compile. Evaluation is not
             compiled. Widths on a CPU: as with channels_last.
+        cuda_graph: Capture the training step in CUDA graphs and replay them: a launch instead of
+            some hundreds, which is what takes the time of a small network on a GPU. One process on
+            a GPU, fp32 or bf16, without optim.ema_decay; whitening eager and cholesky wait for the
+            device and cannot be captured.
         sync_bn: Batch normalisation over the rows of all processes (torch.nn.SyncBatchNorm); CUDA
             only. Otherwise each process normalises by its own rows, and the running statistics are
             averaged over the processes at the end of each epoch.
@@ -32,7 +36,9 @@ class RuntimeConfig:
         evaluate_every: Epochs between evaluations; >= 1. The last epoch is always evaluated.
         evaluate_test: Evaluate the test split with each evaluation; otherwise only at the end of
             the run, for the last and the best model. It never chooses anything.
-        checkpoint_every_steps: Save also after every so many steps; >= 1, null is after each epoch
+        checkpoint_every: Epochs between saves; >= 1. The best epoch so far and the last one of the
+            run are saved in any case.
+        checkpoint_every_steps: Save also after every so many steps; >= 1, null is after epochs
             only.
         resume: auto continues the run folder of this name if it was made with the same
             configuration, and starts a new run if there is none; none always starts a new run; or
@@ -44,21 +50,30 @@ class RuntimeConfig:
     precision: PrecisionName = "fp32"
     channels_last: bool = False
     compile: bool = False
+    cuda_graph: bool = False
     sync_bn: bool = False
     sync_whitening: bool | None = None
     evaluate_every: int = 1
     evaluate_test: bool = True
+    checkpoint_every: int = 1
     checkpoint_every_steps: int | None = None
     resume: str = "none"
     dry_run: bool = False
 
 
-def check_runtime(runtime: RuntimeConfig, whitening: str) -> None:
-    """Check the ranges, and that the layer can be synchronised if that is asked for."""
+def check_runtime(runtime: RuntimeConfig, whitening: str, ema_decay: float | None) -> None:
+    """Check the ranges, and what the whole step, or the layer, must be able to do."""
     check("evaluate_every", runtime.evaluate_every, runtime.evaluate_every >= 1, ">= 1")
+    check("checkpoint_every", runtime.checkpoint_every, runtime.checkpoint_every >= 1, ">= 1")
     steps = runtime.checkpoint_every_steps
     check("checkpoint_every_steps", steps, steps is None or steps >= 1, ">= 1 or null")
     check("resume", runtime.resume, runtime.resume != "", "auto, none or a path")
+    if runtime.cuda_graph:
+        where = "with --cuda-graph"
+        check("precision", runtime.precision, runtime.precision != "fp16", f"fp32 or bf16 {where}")
+        layers = ("eager", "cholesky")
+        check("whitening", whitening, whitening not in layers, f"fused or another {where}")
+        check("optim.ema_decay", ema_decay, ema_decay is None, f"null {where}")
     if whitening != "fused":
         where = f"with --whitening {whitening}, which has no synchronised statistics"
         sync = runtime.sync_whitening or None  # false says what is the case

@@ -129,7 +129,7 @@ def validate(config: TrainConfig) -> None:
     check_loss(config.loss, config.loss_options, config.optim.epochs)
     check_optim(config.optim)
     check_output(config.output)
-    check_runtime(config, config.whitening)
+    check_runtime(config, config.whitening, config.optim.ema_decay)
     check_whitening(config.whitening, config.whitening_options)
     check_whitening_weights(config.whitening, config.whitening_weights, config.whitening_options)
     options = config.sampler_options

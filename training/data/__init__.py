@@ -28,6 +28,7 @@ __all__ = [
     "Split",
     "build_dataset",
     "build_feed",
+    "effective_split_seed",
     "evaluation_batches",
 ]
 
@@ -57,14 +58,19 @@ def build_dataset(
     name, known = config.dataset, ", ".join(_LOADERS)
     check("dataset", name, name in _LOADERS, f"out of {known} (_LOADERS)")
     data = resolve_options(config)
-    published = DATASETS[name].own_test
-    seed = _PUBLISHED_SEED if published and config.seeds.split is None else split_seed
-    if published and seed >= 2**32:
+    seed = effective_split_seed(config, split_seed)
+    if DATASETS[name].own_test and seed >= 2**32:
         raise ConfigError(f"seeds.split: expected a value below 2^32, got {seed}.")
     dataset = _LOADERS[name](data, seed, check_files)
     for note in dataset.notes:
         warnings.warn(note, stacklevel=2)
     return dataset
+
+
+def effective_split_seed(config: TrainConfig, split_seed: int) -> int:
+    """Return the seed that `build_dataset` draws the splits with."""
+    published = DATASETS[config.dataset].own_test and config.seeds.split is None
+    return _PUBLISHED_SEED if published else split_seed
 
 
 def _image_folder(data: ResolvedData, seed: int, check: bool) -> LongTailedDataset:

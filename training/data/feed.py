@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from training.data.augment import Augmentation
@@ -88,6 +89,10 @@ class ResidentFeed(TrainFeed):
         """Pick the images; see `TrainFeed.load`."""
         train = self.dataset.train
         assert isinstance(train, Split)  # `build_feed` gives files to `FileFeed`
-        for batch in plan:
-            positions = batch.positions[self.slots].to(self.dataset.device)  # [b]
+        batches = list(plan)
+        rows = [batch.positions[self.slots] for batch in batches]  # [b] each
+        # All at once: a copy from pageable memory waits for what the device was given before.
+        everything = torch.cat([torch.empty(0, dtype=torch.int64), *rows]).to(self.dataset.device)
+        sizes = [len(positions) for positions in rows]
+        for batch, positions in zip(batches, everything.split(sizes), strict=True):
             yield batch, train.images[positions], train.labels[positions]

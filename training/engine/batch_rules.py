@@ -68,5 +68,6 @@ class BatchRules:
 
 
 def _class_counts(labels: Tensor, num_classes: int) -> Tensor:
-    # bincount has no deterministic CUDA implementation; whole numbers add up exactly in any order.
-    return torch.nn.functional.one_hot(labels, num_classes).sum(0)  # [K]
+    # bincount has no deterministic CUDA implementation, and one_hot looks at the labels' values;
+    # whole numbers add up exactly in any order.
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).sum(0)  # [K]

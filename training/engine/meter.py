@@ -27,11 +27,13 @@ class Meter:
     Attributes:
         sums: float64 [3]: loss times images, correct images, images.
         diverged: int64 []: number of the first step whose loss was not finite; `NEVER` for none.
+        step: int64 []: number of the last step in the run, from 1.
         seconds: Time of the steps.
     """
 
     sums: Tensor
     diverged: Tensor
+    step: Tensor
     seconds: float = 0.0
 
     @classmethod
@@ -40,16 +42,24 @@ class Meter:
         return cls(
             torch.zeros(3, dtype=torch.float64, device=device),
             torch.full((), NEVER, dtype=torch.int64, device=device),
+            torch.zeros((), dtype=torch.int64, device=device),
         )
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> None:
+    def reset(self) -> None:
+        """Start at zero again, in place: a CUDA graph keeps the tensors."""
+        self.sums.zero_()
+        self.diverged.fill_(NEVER)
+        self.seconds = 0.0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Count a step: mean loss [], logits [B, K], labels [B]; does not wait for the device."""
         rows = len(labels)
+        self.step += 1
         self.sums[0] += loss.double() * rows
         self.sums[1] += (logits.argmax(1) == labels).sum()
         self.sums[2] += rows
-        first = torch.clamp(self.diverged, max=step)
-        self.diverged = torch.where(torch.isfinite(loss), self.diverged, first)
+        first = torch.minimum(self.diverged, self.step)
+        self.diverged.copy_(torch.where(torch.isfinite(loss), self.diverged, first))
 
     def check(self, epoch: int, processes: Processes) -> None:
         """Raise on every process if the loss of any was not finite.

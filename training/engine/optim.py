@@ -80,6 +80,7 @@ class RateSchedule:
     Args:
         optimizer: Its groups' rates are the peaks.
         factor: Fraction of the peak rate that a step, counted from 0, uses.
+        device: Where the rates lie as tensors, which a CUDA graph reads; null leaves them numbers.
 
     Example:
         >>> optimizer = SGD(nn.Linear(1, 1).parameters(), lr=0.5)
@@ -88,11 +89,20 @@ class RateSchedule:
         True
     """
 
-    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        factor: Callable[[int], float],
+        device: torch.device | None = None,
+    ) -> None:
         """Remember the peaks."""
         self._optimizer = optimizer
         self._factor = factor
         self._peaks: list[float] = [group["lr"] for group in optimizer.param_groups]
+        # Kept here as well: loading a state puts others into the groups.
+        self._tensors: list[Tensor] = []
+        if device is not None:
+            self._tensors = [torch.tensor(peak, device=device) for peak in self._peaks]
 
     def rate(self, step: int) -> float:
         """Return the (first group's) rate of a step, counted from 0."""
@@ -101,23 +111,35 @@ class RateSchedule:
     def set(self, step: int) -> float:
         """Give every group its rate of the step that comes, counted from 0; return `rate`."""
         factor = self._factor(step)
-        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
+        rates: list[Any] = [peak * factor for peak in self._peaks]
+        if self._tensors:
+            rates = [tensor.fill_(r) for tensor, r in zip(self._tensors, rates, strict=True)]
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         return self.rate(step)
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, steps_per_epoch: int
+    model: nn.Module, config: OptimConfig, steps_per_epoch: int, cuda_graph: bool = False
 ) -> tuple[Optimizer, RateSchedule]:
-    """Return SGD with momentum and weight decay, and the schedule of its rate."""
+    """Return SGD with momentum and weight decay, and the schedule of its rate.
+
+    Args:
+        model: On the device that trains.
+        config: See `OptimConfig`.
+        steps_per_epoch: Batches of an epoch.
+        cuda_graph: Whether the step is captured: the rate is then a tensor.
+    """
     optimizer = SGD(
         parameter_groups(model, config),
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
+        fused=True if cuda_graph else None,  # the other forms read the tensor's value
     )
     factor = partial(schedule_factor, config=config, steps_per_epoch=steps_per_epoch)
-    return optimizer, RateSchedule(optimizer, factor)
+    device = next(model.parameters()).device
+    return optimizer, RateSchedule(optimizer, factor, device if cuda_graph else None)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:

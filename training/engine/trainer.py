@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from training.data import LongTailedDataset, build_feed
 from training.data.feed import Examples, TrainFeed
 from training.engine.batch_rules import BatchRules
 from training.engine.distributed import Processes, loss_weight, synchronise_layers, wrap_model
+from training.engine.graphs import CudaCapture, StepGraphs, check_cuda_graph
 from training.engine.memory_format import check_channels_last, to_channels_last
 from training.engine.meter import Meter, is_time_to_check, reported_loss
 from training.engine.optim import (
@@ -61,6 +63,7 @@ class Trainer:
         average: Moving average of the model, or None.
         cursor: The next batch of the plan.
         meter: Sums over the batches of the current epoch that are done.
+        graphs: Replay `_capturable_step`; None if steps are taken one by one.
     """
 
     model: WhitenedClassifier
@@ -80,6 +83,7 @@ class Trainer:
     average: WeightAverage | None = None
     clip_norm: float | None = None
     channels_last: bool = False
+    graphs: StepGraphs | None = None
 
     @property
     def sampler(self) -> BatchSampler:
@@ -96,11 +100,22 @@ class Trainer:
         on_step: Callable[[float], None] | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> EpochStatistics:
+        """Train as `epoch` does, at one go."""
+        return complete(self.epoch(on_step, after_step))
+
+    def epoch(
+        self,
+        on_step: Callable[[float], None] | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> Generator[bool, None, EpochStatistics]:
         """Train on the batches of the cursor's epoch that are not done yet; go to the next epoch.
 
         Args:
             on_step: Called with the loss of each step (NaN on a GPU, which is not waited for).
             after_step: Called between steps, for saving; its time is not counted.
+
+        Yields:
+            Between steps: whether what comes next waits for the device.
 
         Raises:
             TrainingDiverged: If a loss is not finite.
@@ -108,12 +123,14 @@ class Trainer:
         epoch = self.cursor.epoch
         self.model.train()
         self.loss.set_epoch(epoch)
+        self.meter.step.fill_(self.step)
         started = time.perf_counter()
         for examples in self.feed.examples(self.cursor.batches(), epoch):
-            loss, logits = self.training_step(examples)
+            loss = self._counted_step(examples)
             self.cursor.advance(examples.batch)
-            self.meter.add(loss, logits, examples.labels, self.step)
-            if is_time_to_check(self.step, self.device):
+            checks = is_time_to_check(self.step, self.device)
+            yield checks
+            if checks:
                 self.meter.check(epoch, self.processes)
             if on_step is not None:
                 on_step(reported_loss(loss))
@@ -121,12 +138,28 @@ class Trainer:
                 self.meter.seconds += time.perf_counter() - started
                 after_step()
                 started = time.perf_counter()
+        yield True
         self.meter.check(epoch, self.processes)
         mean_loss, accuracy, images = self.meter.totals(self.processes)
         seconds = self.meter.seconds + time.perf_counter() - started
-        self.meter = Meter.on(self.device)
+        self.meter.reset()
         self.cursor.next_epoch()
         return EpochStatistics(mean_loss, accuracy, self.last_rate(), images, seconds)
+
+    def _counted_step(self, examples: Examples) -> Tensor:
+        """Take a step, replayed if so configured, and note it in the meter; return the loss []."""
+        if self.graphs is not None:
+            self.schedule.set(self.step)
+            return self.graphs(self._capturable_step, examples, self.loss.phase)
+        loss, logits = self.training_step(examples)
+        self.meter.add(loss, logits, examples.labels)
+        return loss
+
+    def _capturable_step(self, examples: Examples) -> Tensor:
+        """The part of a step that is the same each time but for numbers on the device."""
+        loss, logits = self._update(examples)
+        self.meter.add(loss, logits, examples.labels)
+        return loss
 
     def training_step(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """One step of SGD on this process' examples.
@@ -138,10 +171,13 @@ class Trainer:
         Returns:
             Mean loss [] over this process' rows, and logits [B, K], both detached.
         """
+        self.schedule.set(self.step)
+        return self._update(examples)
+
+    def _update(self, examples: Examples) -> tuple[Tensor, Tensor]:
         images, labels = examples.images, examples.labels
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        self.schedule.set(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         kind, processes = examples.batch.kind, self.processes
         arguments = self.rules.arguments(
@@ -166,6 +202,18 @@ class Trainer:
         return self.schedule.rate(self.step - 1)
 
 
+T = TypeVar("T")
+
+
+def complete(work: Generator[bool, None, T]) -> T:
+    """Go through a generator; return what it returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
 def build_trainer(
     config: TrainConfig,
     dataset: LongTailedDataset,
@@ -177,9 +225,11 @@ def build_trainer(
 
     Raises:
         ConfigError: If the batches do not fit the data or the processes, or the model cannot be
-            trained in the channels-last format on this device.
+            trained in the channels-last format, or captured, on this device.
     """
     processes = processes or Processes()
+    if config.cuda_graph:
+        check_cuda_graph(device, processes)
     labels = dataset.train.labels
     sampler = build_sampler(config, labels, seeds.sampler, dataset.num_classes)
     check_world_size(sampler, processes.world_size)
@@ -193,7 +243,7 @@ def build_trainer(
         model = to_channels_last(model)
     forward = wrap_model(model, processes)
     decay = config.optim.ema_decay
-    optimizer, schedule = build_optimizer(model, config.optim, len(sampler))
+    optimizer, schedule = build_optimizer(model, config.optim, len(sampler), config.cuda_graph)
     dataset = dataset.to(device)
     return Trainer(
         model=model,
@@ -213,4 +263,5 @@ def build_trainer(
         average=None if decay is None else WeightAverage(model, decay),
         clip_norm=config.optim.clip_norm,
         channels_last=config.channels_last,
+        graphs=StepGraphs(CudaCapture()) if config.cuda_graph else None,
     )

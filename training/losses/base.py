@@ -55,6 +55,11 @@ class ClassificationLoss(nn.Module):
     def set_epoch(self, epoch: int) -> None:
         """Note which epoch (from 1) begins; matters to deferred re-weighting alone."""
 
+    @property
+    def phase(self) -> int:
+        """Number of the formula in use: another one where `set_epoch` has changed it."""
+        return 0
+
 
 def wide(logits: Tensor) -> Tensor:
     """Return half-precision logits in float32, others as they are."""

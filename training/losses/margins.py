@@ -102,9 +102,15 @@ class LDAM(ClassificationLoss):
         """Switch the weights on from drw_epoch on, and off before it."""
         self.weighted = self.weights is not None and epoch >= self.drw_epoch
 
+    @property
+    def phase(self) -> int:
+        """1 with weights, else 0."""
+        return int(self.weighted)
+
     def per_row(self, logits: Tensor, labels: Tensor, batch_kind: BatchKind) -> Tensor:
         """Logits [B, K] and labels [B] -> losses [B]."""
-        is_label = functional.one_hot(labels, logits.shape[1]).bool()  # [B, K]
+        # one_hot would look at the labels' values first.
+        is_label = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)  # [B, K]
         shifted = torch.where(is_label, logits - self.margins, logits)
         return functional.cross_entropy(shifted, labels, reduction="none")
 

@@ -20,7 +20,9 @@ void run_typed(emulation::Arguments& a) {
   const bool done = fastwhiten::cuda::launch_eigh(
       problem, a.integer("shared_limit", 227 << 10),
       [&](auto* kernel, int64_t blocks, int threads, int64_t bytes, const auto& argument) {
-        const int64_t most = a.integer("most_blocks", blocks);  // then blocks take several matrices
+        // For warps that take several matrices: a block of threads takes one.
+        const int64_t most =
+            D <= fastwhiten::cuda::kWarpUpTo ? a.integer("most_blocks", blocks) : blocks;
         emulation::launch(kernel, static_cast<unsigned>(blocks < most ? blocks : most),
                           static_cast<unsigned>(threads), static_cast<std::size_t>(bytes),
                           a.order(), argument);

@@ -32,7 +32,13 @@ using emulation::AnyArray;
 constexpr AnyArray kAny;
 constexpr double kEps = 1e-3;
 
-// The library's part of device.h is PyTorch's; the kernels around it are ours.
+// The library's part launches kernels of its own.
+struct NoSolver {
+  template <class Device, class T>
+  void eigh(Device&, int64_t, int64_t, T*, T*, int32_t*) const {}
+};
+
+// The library's part of device.h is PyTorch's and cuSOLVER's; the kernels around it are ours.
 struct Device : emulation::Recorder {
   using Recorder::Recorder;
 
@@ -43,14 +49,13 @@ struct Device : emulation::Recorder {
   }
   template <class T>
   void library_eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) {
-    run_guard<Device, T>(*this, B, D, a, kAny, kAny);
-    run_normalize(*this,
-                  NormalizeArguments<T>{B, D, D * D, 1, D, kAny, kAny, kAny, vectors, values});
+    const auto solver = NoSolver{};
+    run_batched_eigh(*this, solver, B, D, a, values, vectors);
   }
   template <class T>
   void cholesky(int64_t G, int64_t D, const T* blended, const T* rho, double, T* matrix) {
     run_shift(*this, ShiftArguments<T>{G, D, blended, rho, T(kEps), kAny, kAny});
-    run_flip_or_nan<Device, T>(*this, G, D, kAny, kAny, matrix);
+    run_flip_or_nan(*this, FlipArguments<T>{G, D, D * D, 1, D, kAny, kAny, matrix});
   }
 };
 
@@ -152,7 +157,7 @@ void of_layouts(Device& device, int64_t D) {
 
 template <class In, class T>
 void of_types(Device& device) {
-  constexpr int64_t limit = std::max({kOneSidedUpTo, kCholeskyLimit, int{kTile}});
+  constexpr int64_t limit = std::max({kBlockUpTo<float>, kCholeskyLimit, int{kTile}});
   std::vector<int64_t> widths = {256, 512, 2048};
   for (int64_t D = 1; D <= limit + 1; ++D) widths.push_back(D);
   for (const int64_t D : widths) {
@@ -163,7 +168,7 @@ void of_types(Device& device) {
   }
   // One launch for few rows: as many as fit, and some D comes closest to the limit. For smaller D
   // kSmallRows fit.
-  for (int64_t D = kWarpUpTo + 1; D <= kTwoSidedUpTo; ++D) {
+  for (int64_t D = kWarpUpTo + 1; D <= kBothUpTo; ++D) {
     for (int64_t M = 2; M <= kSmallRows; ++M) passes<In, T>(device, {M, D, 1, 1, D});
   }
   fill<Device, T>(device, kAny, 1, T(0));  // no rows

@@ -30,17 +30,20 @@ void run(emulation::Arguments& a) {
       return run_guard(device, B, D, from, a.output<T>("guarded", count),
                        a.output<int32_t>("finite", matrices));
     case 1:  // as the library's are: columns lie one after another
-      return run_normalize(device, NormalizeArguments<T>{
-                                       B, D, D * D, 1, D, from, a.array<T>("values"),
-                                       a.array<int32_t>("finite"), a.output<T>("vectors", count),
-                                       a.output<T>("out_values", static_cast<std::size_t>(B * D))});
+      return run_normalize(
+          device,
+          NormalizeArguments<T>{B, D, D * D, 1, D, from, a.array<T>("values"),
+                                a.array<int32_t>("finite"), nullptr, a.output<T>("vectors", count),
+                                a.output<T>("out_values", static_cast<std::size_t>(B * D))});
     case 2:
       return run_shift(
           device, ShiftArguments<T>{B, D, from, a.array<T>("rho"), static_cast<T>(a.real("eps")),
                                     a.output<T>("shifted", count), a.output<T>("identity", count)});
     default:
-      return run_flip_or_nan(device, B, D, from, a.array<int32_t>("info"),
-                             a.output<T>("matrix", count));
+      return run_flip_or_nan(
+          device, FlipArguments<T>{B, D, a.integer("stride_batch"), a.integer("stride_row"),
+                                   a.integer("stride_column"), from, a.array<int32_t>("info"),
+                                   a.output<T>("matrix", count)});
   }
 }
 

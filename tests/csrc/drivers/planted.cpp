@@ -18,7 +18,8 @@ enum Fault : int64_t {
   kShortShared,        // an array that does not fit the launch
   kGlobalOutOfBounds,  // global memory, by one
   kGarbage,            // takes uninitialised global memory for zero
-  kMisaligned,         // reads a vector of four where none may begin
+  kMisalignedRead,     // of a vector of four, where none may begin
+  kMisalignedWrite,
 };
 
 __global__ void block_sum_kernel(const float* x, float* sum, int64_t fault) {
@@ -33,7 +34,8 @@ __global__ void block_sum_kernel(const float* x, float* sum, int64_t fault) {
   } else if (fault != kNoBarrier) {
     __syncthreads();
   }
-  if (fault == kMisaligned) fastwhiten::cuda::load4(a, 5);
+  if (fault == kMisalignedRead) fastwhiten::cuda::load4(a, 5);
+  if (fault == kMisalignedWrite) fastwhiten::cuda::store4(a, 6, {});
   for (int half = n / 2; half > 0; half /= 2) {
     if (t < half) a[t] += a[fault == kOutOfBounds && t == 0 ? n : t + half];
     if (fault != kNoLoopBarrier) __syncthreads();
@@ -96,7 +98,7 @@ __global__ void warp_kernel(int32_t* out, int64_t fault) {
   const int t = static_cast<int>(threadIdx.x), lane = t % 32;
   const SharedArray<int32_t> a(arena, 0, 64);
   const unsigned all = 0xffffffffu, own_half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
-  int32_t* row = out + 12 * t;
+  int32_t* row = out + 13 * t;
   row[0] = __shfl_sync(all, t, lane + 1);
   row[1] = __shfl_xor_sync(all, t, 5);
   row[2] = __shfl_down_sync(all, t, 3);
@@ -109,6 +111,8 @@ __global__ void warp_kernel(int32_t* out, int64_t fault) {
            1000 * __syncthreads_and(t < 40) + 10000 * __syncthreads_and(t < 64);
   row[9] = __shfl_down_sync(own_half, t, 12, 16);
   row[10] = static_cast<int32_t>(__shfl_sync(all, 0.5 * t, 31 - lane) * 2.0);
+  row[12] =
+      static_cast<int32_t>(__reduce_max_sync(own_half, lane == 9 ? 0xfffffff0u : unsigned(t)));
   if (fault == kAbsentSource && lane < 16) {
     row[11] = __shfl_sync(0xffffu, t, lane + 8);
   }
@@ -187,7 +191,7 @@ void run(emulation::Arguments& a) {
                       a.output<float>("sum", grid), fault);
   } else if (which == 1) {
     emulation::launch(warp_kernel, 1, 64, 4 * 64, a.order(),
-                      a.output<int32_t>("out", std::size_t{64} * 12), fault);
+                      a.output<int32_t>("out", std::size_t{64} * 13), fault);
   } else if (which == 4) {
     const auto run_vectors = [&](auto element) {
       using T = decltype(element);

@@ -8,10 +8,12 @@
 #include "cuda/eigh.cuh"
 #include "cuda/factor_stage.cuh"
 #include "cuda/intensity.cuh"
+#include "cuda/library.cuh"
 #include "cuda/sample.cuh"
 #include "cuda/statistics.cuh"
 #include "cuda/whiten.cuh"
 #include "emulator/driver.h"
+#include "emulator/host_eigh.h"
 
 namespace {
 
@@ -41,11 +43,22 @@ struct Emulator {
   int64_t shared_limit() const { return 227 << 10; }
   template <class T>
   void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors, const T* start) {
-    const auto run = [&](const auto&... of_launch) { launch(of_launch...); };
-    if (!launch_eigh(EighProblem<T>{B, D, a, values, vectors, start, nullptr}, shared_limit(),
-                     run)) {
-      throw emulation::Error("the library's eigensolver is not emulated");
+    run_eigh(*this, EighProblem<T>{B, D, a, values, vectors, start, nullptr});
+  }
+  template <class T>
+  void library_eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) {
+    const auto guarded = allocate<T>(B * D * D), found = allocate<T>(B * D * D);
+    const auto ascending = allocate<T>(B * D);
+    const auto finite = allocate<int32_t>(B);
+    run_guard(*this, B, D, a, guarded.get(), finite.get());
+    for (int64_t b = 0; b < B; ++b) {
+      const int64_t at = b * D * D;
+      emulation::host_eigh(D, guarded.get() + at, ascending.get() + b * D, found.get() + at);
     }
+    emulation::GlobalMemory::instance().filled(found.get());
+    emulation::GlobalMemory::instance().filled(ascending.get());
+    run_normalize(*this, NormalizeArguments<T>{B, D, D * D, D, 1, found.get(), ascending.get(),
+                                               finite.get(), nullptr, vectors, values});
   }
   template <class T>
   void cholesky(int64_t, int64_t, const T*, const T*, double, T*) {

@@ -51,6 +51,7 @@ struct Thread {
   std::uint64_t value = 0;   // operand of a warp operation, then its result
   bool predicate = false;    // operand of a vote
   std::uint32_t ballot = 0;  // its result
+  std::uint32_t most = 0;    // the largest operand of a reduction
 };
 
 struct Warp {
@@ -261,12 +262,14 @@ class Block {
   void complete(Warp& warp, const Thread& last) {
     const int first = current / kWarp * kWarp;
     std::array<std::uint64_t, kWarp> values{};
-    std::uint32_t ballot = 0;
+    std::uint32_t ballot = 0, most = 0;
     const std::uint32_t mask = last.mask;
     for (std::uint32_t rest = mask; rest != 0; rest &= rest - 1) {
       const int lane = __builtin_ctz(rest);
       values[static_cast<std::size_t>(lane)] = thread(first + lane).value;
       ballot |= static_cast<std::uint32_t>(thread(first + lane).predicate) << lane;
+      const auto operand = static_cast<std::uint32_t>(thread(first + lane).value);
+      most = operand > most ? operand : most;
     }
     for (std::uint32_t rest = mask; rest != 0; rest &= rest - 1) {
       Thread& other = thread(first + __builtin_ctz(rest));
@@ -277,6 +280,7 @@ class Block {
       }
       other.value = values[static_cast<std::size_t>(other.source)];
       other.ballot = ballot;
+      other.most = most;
     }
     if (std::strcmp(last.operation, "__syncwarp") == 0) order_lanes(warp, mask);
     warp.waiting &= ~mask;

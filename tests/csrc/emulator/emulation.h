@@ -71,6 +71,25 @@ inline void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, Order orde
   GlobalMemory::instance().end_launch();
 }
 
+#if defined(FASTWHITEN_MACHINE)
+// The compiled kernel instead, on the machine.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, Order,
+            const Arguments&... arguments) {
+  check_launch(grid, block, shared_bytes);
+  Dl_info info{};
+  if (dladdr(reinterpret_cast<void*>(kernel), &info) == 0 || info.dli_sname == nullptr) {
+    throw Error("a kernel has no name: link with -rdynamic");
+  }
+  try {
+    machine::launch(info.dli_sname, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z},
+                    static_cast<std::int64_t>(shared_bytes),
+                    machine::packed(static_cast<std::decay_t<Parameters>>(arguments)...));
+  } catch (const std::exception& error) {
+    throw Error(kernel_name(kernel) + ": " + error.what());
+  }
+}
+#else
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
             Order order, const Arguments&... arguments) {
@@ -85,6 +104,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sh
                 error.what());
   }
 }
+#endif
 
 template <class T>
 T shuffle(const char* operation, Site site, unsigned mask, T value, int source) {
@@ -139,6 +159,13 @@ inline int __any_sync(unsigned mask, int predicate, EMULATION_SITE) {
 inline int __all_sync(unsigned mask, int predicate, EMULATION_SITE) {
   if (emulation::left_out(file, line)) return predicate != 0;
   return emulation::ballot("__all_sync", {file, line}, mask, predicate == 0) == 0;
+}
+
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value, EMULATION_SITE) {
+  if (emulation::left_out(file, line)) return value;
+  return emulation::Block::instance()
+      .meet("__reduce_max_sync", {file, line}, mask, value, emulation::lane(), false)
+      .most;
 }
 
 // Sources as in CUDA's guide: inside segments of `width` lanes; where an offset leaves the segment,

@@ -21,6 +21,9 @@
 #include <string>
 #include <vector>
 
+#if defined(FASTWHITEN_MACHINE)
+#include "machine/host.h"
+#endif
 #include "races.h"
 
 namespace emulation {
@@ -49,6 +52,9 @@ class GlobalMemory {
     arrays_.push_back({begin, begin + bytes, name, written, {}});
     arrays_.back().cells.resize((bytes + kPiece - 1) / kPiece);
     return reinterpret_cast<void*>(begin);
+#elif defined(FASTWHITEN_MACHINE)
+    // What the step before left is still in L2; a layer's input and gradient are not.
+    return machine::allocate(bytes, written && name != "x" && name != "grad");
 #else
     (void)name, (void)written;
     void* const memory = std::malloc(bytes == 0 ? 1 : bytes);
@@ -62,6 +68,8 @@ class GlobalMemory {
     arrays_.erase(std::remove_if(arrays_.begin(), arrays_.end(),
                                  [&](const Array& a) { return a.begin == begin; }),
                   arrays_.end());
+#elif defined(FASTWHITEN_MACHINE)
+    machine::release(first);
 #else
     std::free(first);
 #endif

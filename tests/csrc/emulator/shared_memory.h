@@ -182,7 +182,7 @@ class SharedArray {
     if (at % bytes != 0) {
       ::emulation::Block::instance().fail("thread " +
                                           std::to_string(::emulation::Block::instance().current) +
-                                          ": moves a vector at byte " + std::to_string(at) +
+                                          ": a vector at byte " + std::to_string(at) +
                                           ", which is no multiple of " + std::to_string(bytes));
     }
   }

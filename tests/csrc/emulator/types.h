@@ -34,6 +34,38 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 
+namespace emulation {
+template <class To, class From>
+To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// exact (1 + error) or exact (1 - error), by a hash of x.
+template <class T>
+T off_by(T exact, T x, T error) {
+  const auto bits = bit_cast<std::uint32_t>(static_cast<float>(x));
+  return exact + exact * ((bits * 2654435761u >> 31) != 0 ? error : -error);
+}
+// The upper word of a double, which holds 20 bits of its fraction.
+inline double upper_word(double x) {
+  return bit_cast<double>(bit_cast<std::uint64_t>(x) & 0xffffffff00000000u);
+}
+
+// As wrong as the PTX ISA allows: by 2^-22.9, and by one unit in the last place. Of doubles the
+// upper word goes in and comes out, and no more is said: it is off by another 2^-20 here.
+inline float approximate_rsqrt(float x) { return off_by(1.0f / sqrtf(x), x, 0x1p-22f * 0.536f); }
+inline float approximate_reciprocal(float x) { return off_by(1.0f / x, x, 0x1p-23f); }
+inline double approximate_rsqrt(double x) {
+  return upper_word(off_by(1.0 / ::sqrt(upper_word(x)), x, 0x1p-20));
+}
+inline double approximate_reciprocal(double x) {
+  return upper_word(off_by(1.0 / upper_word(x), x, 0x1p-20));
+}
+}  // namespace emulation
+
 // The types of cuda_fp16.h and cuda_bf16.h: storage only, arithmetic is done in float.
 struct __half {
   std::uint16_t bits;
@@ -45,14 +77,6 @@ using half = __half;
 using nv_bfloat16 = __nv_bfloat16;
 
 namespace emulation {
-template <class To, class From>
-To bit_cast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(To));
-  return to;
-}
-
 // Rounds to nearest, ties to even, by arithmetic on the float's bits.
 inline std::uint16_t float_to_half_bits(float value) {
   const auto bits = bit_cast<std::uint32_t>(value);

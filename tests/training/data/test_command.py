@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+import torch
 from PIL import Image
 
 from training.cli import run
@@ -61,6 +62,32 @@ def test_verify_of_whole_files(capsys, cifar10_root):
     assert "expected the published file, md5" in capsys.readouterr().err
     assert run([*arguments, "--data.verify-md5", "false"]) == 0
     assert "note: " not in capsys.readouterr().out
+
+
+def test_a_copy_has_the_images_of_the_splits_and_no_others(capsys, image_root, data_config):
+    source = ["--dataset", "image-folder", "--data.root", str(image_root)]
+    cut = ["--imbalance-factor", "4", "--data.validation-per-class", "2"]
+    assert run(["data", "copy", *source, *cut, "--output", "copied"]) == 0
+    assert "copied: 44 images" in capsys.readouterr().out
+    config = data_config("image-folder", image_root, 4, validation_per_class=2, resident=True)
+    copied = data_config("image-folder", "copied", None, resident=True)
+    whole, part = build_dataset(config, 0), build_dataset(copied, 0)
+    assert whole.class_counts.tolist() == part.class_counts.tolist() == [12, 7, 4, 3]
+    assert torch.equal(whole.mean, part.mean) and torch.equal(whole.std, part.std)
+    for name in ("train", "validation", "test"):
+        found, expected = part.split(name), whole.split(name)
+        assert _contents(found) == _contents(expected), name
+    assert run(["data", "copy", *source, *cut, "--output", "copied"]) == 2
+    assert "output: expected a folder that is not there yet" in capsys.readouterr().err
+    assert run(["data", "copy", "--output", "digits"]) == 2
+    assert "expected --dataset image-folder without" in capsys.readouterr().err
+    assert run(["data", "stats", "--output", "copied"]) == 2
+    assert "with data stats, which writes none" in capsys.readouterr().err
+
+
+def _contents(split) -> list[tuple[int, bytes]]:
+    images = [image.numpy().tobytes() for image in split.images]
+    return sorted(zip(split.labels.tolist(), images, strict=True))
 
 
 def test_wrong_options(capsys, tmp_path):

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from training.commands.ablate.execute import execute, last_words, log_path
 from training.commands.ablate.plan import Plan, plan
 from training.commands.ablate.state import RunState, is_finished, locked, write_manifest
+from training.commands.ablate.together import check_together, execute_together
 from training.commands.compare import Comparison, as_markdown, compare, write_tables
 from training.config import AblateConfig, flatten, to_dict
 from training.config.commands import check_ablate
@@ -74,10 +75,13 @@ def run_ablate(config: AblateConfig, console: Console | None = None) -> int:
 
     Raises:
         ConfigError: If the axes make no sense; nothing has been run then.
+        TrainingStopped: If SIGTERM or SIGINT came while runs shared this process.
     """
     console = console or Console()
     check_ablate(config)
     grid = plan(config)
+    if config.one_process:
+        check_together(grid)
     with locked(grid) as lock:
         done = [run.name for run in grid.runs if is_finished(grid, run)]
         states = {
@@ -91,7 +95,10 @@ def run_ablate(config: AblateConfig, console: Console | None = None) -> int:
                 display.update()
 
             on_change()
-            execute(grid, states, config.jobs, lock, on_change)
+            if config.one_process:
+                execute_together(grid, states, config.jobs, on_change)
+            else:
+                execute(grid, states, config.jobs, lock, on_change)
         _print_tables(console, grid, states)
     failed = [run for run in grid.runs if states[run.name].status == "failed"]
     for run in failed:
