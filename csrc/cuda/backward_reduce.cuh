@@ -117,7 +117,7 @@ __device__ __forceinline__ void reduce_chunk(const BackwardReduceArguments<In, T
     multiply<false, 2>(at.slabs, 0, kSlab, thread / kTeamThreads<T> * kTeamDepth<T>, kTeamDepth<T>,
                        sums);
     if (goes_on) continue;
-    gather(at.regions, sums, [&](int i, int j, const Four<T>& four) {
+    gather(at.regions, sums, [&](int, int i, int j, const Four<T>& four) {
       store_products(s, tile.rows, tile.columns, i, j, four, r >= slab * kDepth,
                      in.products + at.places[kToProducts]);
     });

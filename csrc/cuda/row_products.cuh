@@ -378,7 +378,7 @@ __device__ __forceinline__ void store_product(const ProductShared<kRowTeams, In,
   s.length = opaque(s.length);
   const RowTile tile = row_tile(terms);
   if constexpr (kShared) {
-    gather(at.slabs, sums, [&](int i, int j, const Four<T>& four) {
+    gather(at.slabs, sums, [&](int, int i, int j, const Four<T>& four) {
       const int r = kPlanes ? j : i, c = kPlanes ? i : j;
       Four<In> out;
 #pragma unroll

@@ -311,7 +311,7 @@ __device__ __forceinline__ void sum_chunk(const StatisticsArguments<In, T>& in,
       ++slab;
     }
     if (thread == 0) at.weight[0] += at.weight[1];
-    gather(at.slabs, sums, [&](int i, int j, const Four<T>& four) {
+    gather(at.slabs, sums, [&](int, int i, int j, const Four<T>& four) {
       if (diagonal && j > i) return;
       store_products(s, channels(), diagonal ? channels() : kTile, i, j, four, r > slab * kDepth,
                      in.products + at.places[kProducts]);

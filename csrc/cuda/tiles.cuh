@@ -1,10 +1,4 @@
-// Tiles of matrix products: how a block of threads multiplies two panels through shared memory.
-//
-// C [64, 64] += A^T B with A, B staged as slabs [32, 64] (depth first), 4 x 4 results per thread.
-// A float32 sum over a slab is kept apart from the total: long sums are made of short ones, whose
-// rounding errors do not grow with the number of rows. Shared memory: two slabs, 17 KiB in float.
-// Registers: 32 sums and 8 factors. Bank conflicts: a is read as vectors that half a warp shares, b
-// as 16 neighbours. Determinism: slabs in order.
+// What tiles of 64 x 64 cover: of products of channels, groups one after another, and of rows.
 #pragma once
 
 #include "../common/layout.h"
@@ -14,11 +8,10 @@
 namespace fastwhiten {
 namespace cuda {
 
-constexpr int kThreads = 256;       // of every kernel built on tiles
-constexpr int kTile = 64;           // rows and columns of a tile
-constexpr int kDepth = 32;          // of a slab
-constexpr int kStride = kTile + 4;  // of a slab's rows: a multiple of 4, for load4
-constexpr int kSlab = kDepth * kStride;
+constexpr int kThreads = 256;  // of every kernel built on tiles
+constexpr int kTile = 64;      // rows and columns of a tile
+constexpr int kDepth = 32;     // of what is multiplied at a time: a slab
+constexpr int kSlab = kDepth * kTile;
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
