@@ -398,10 +398,15 @@ __device__ __forceinline__ void store_product(const ProductShared<kRowTeams, In,
 }
 
 // Teams that have rows of their own: all, where enough blocks remain.
+constexpr unsigned kEnoughBlocks = 128;  // one for every multiprocessor but a few
+#ifdef FASTWHITEN_EMULATE
+inline unsigned enough_blocks = kEnoughBlocks;  // tests ask for few: large tiles of few rows
+#else
+constexpr unsigned enough_blocks = kEnoughBlocks;
+#endif
 template <class T>
-inline int row_teams(const Layout& s) {
-  constexpr unsigned kEnough = 128;  // one for every multiprocessor but a few
-  return RowTiling(s, kTeams<T>).count >= kEnough ? kTeams<T> : 1;
+int row_teams(const Layout& s) {
+  return RowTiling(s, kTeams<T>).count >= enough_blocks ? kTeams<T> : 1;
 }
 
 }  // namespace cuda
