@@ -42,7 +42,7 @@ struct ApplyArguments {
 
 // kRowTeams: as in row_products.cuh, 0 where groups share a tile.
 template <int kRowTeams, class Arguments>
-__global__ void __launch_bounds__(kThreads, 2) rows_kernel(Arguments in) {
+__global__ void __launch_bounds__(kThreads, kRowTeams > 0 ? 2 : 1) rows_kernel(Arguments in) {
   using In = typename Arguments::Input;
   using T = typename Arguments::Sum;
   FASTWHITEN_SHARED_MEMORY(arena);

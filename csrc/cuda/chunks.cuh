@@ -63,8 +63,8 @@ struct AddShares {
     }
   }
   // Every value becomes its sum over the parts, in all of their threads: warp w adds up what all
-  // warps have for lane w, in a tree. All threads call it; scratch [N, kAddScratch] must be out of
-  // use, and may be used again after the next barrier.
+  // warps have for lane w, in a tree. All threads call it, with scratch [N, kAddScratch] that only
+  // other such calls use: no thread reads what another writes next.
   template <int N, class T>
   __device__ __forceinline__ void sums(T (&values)[N], const SharedArray<T>& scratch) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;

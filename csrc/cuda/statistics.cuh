@@ -114,7 +114,6 @@ __global__ void __launch_bounds__(kAddThreads)
     const T of_i = mean_i[k * channels] - means[0], of_j = mean_j[k * channels] - means[1];
     sums[0] += products[k * square] + static_cast<T>(at.weights[k]) * of_i * of_j;
   });
-  __syncthreads();  // the means are read
   in.shares.sums(sums, at.scratch);
   T sum = sums[0];
   if (!inside || in.shares.part() > 0) return;

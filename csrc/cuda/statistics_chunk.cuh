@@ -325,7 +325,6 @@ struct StatisticsChunk {
                        r > slab * kDepth, in.products + at.places[kProducts]);
       });
       sums.clear();
-      __syncthreads();  // what gather worked in, and means, are read
     }
     const int thread = static_cast<int>(threadIdx.x);
     if (diagonal && thread < channels()) in.means[at.places[kMeans] + thread] = at.mean[thread];
