@@ -60,36 +60,31 @@ struct ReduceShared {
   SharedArray<int64_t> places;
 };
 
+// A block's chunk of rows.
 template <bool kPlanes, class In, class T>
-__device__ __forceinline__ void reduce_chunk(const BackwardReduceArguments<In, T>& in,
-                                             const ReduceShared<In, T>& at) {
+struct ReduceChunk {
   using Panel = RowPanel<kPlanes, In>;
-  const Layout s = in.s;
-  const int thread = static_cast<int>(threadIdx.x);
-  const unsigned chunk = blockIdx.x / in.tiling.count;
-  const ChannelTile tile = in.tiling.tile(s, blockIdx.x % in.tiling.count);
-  const int64_t first = chunk * in.chunk_rows, last = s.rows() - first, C = s.groups * s.width;
-  const int rows = static_cast<int>(in.chunk_rows < last ? in.chunk_rows : last);
-  Panel panel(in.x, s, first, tile.row);
-  if (thread == 0) {
-    at.places[kToProducts] = chunk * C * s.width + tile.place(s);
-    // Every column is summed by the tile whose rows are the first of its group (narrow: its own).
-    at.places[kToSums] = tile.row + tile.in_group == tile.column ? chunk * C + tile.column : -1;
-    at.places[kToGrad] = (reinterpret_cast<intptr_t>(in.grad) - reinterpret_cast<intptr_t>(in.x)) /
-                             static_cast<intptr_t>(sizeof(In)) +
-                         (tile.column - tile.row) * s.length;
+  const BackwardReduceArguments<In, T>& in;
+  const ReduceShared<In, T>& at;
+  const ChannelTile& tile;
+  Panel panel;
+  int rows;
+
+  __device__ __forceinline__ ReduceChunk(const BackwardReduceArguments<In, T>& arguments,
+                                         const ReduceShared<In, T>& shared,
+                                         const ChannelTile& where, unsigned chunk)
+      : in(arguments), at(shared), tile(where), panel(in.x, in.s, chunk * in.chunk_rows, tile.row) {
+    const int64_t left = in.s.rows() - chunk * in.chunk_rows;
+    rows = static_cast<int>(in.chunk_rows < left ? in.chunk_rows : left);
   }
-  if (thread < kTile) at.mean[thread] = thread < tile.rows ? in.mean[tile.row + thread] : T(0);
-  TeamSums<T> sums;
-  T grad_sum[Panel::kChannels] = {};
-  __syncthreads();
-  const auto start_loads = [&](int r) {
+  __device__ __forceinline__ void start_loads(int r) const {
     if (!in.vectors) return;
     panel.start_load(in.step, 0, rows - r, tile.rows, at.x);
     panel.start_load(in.step, at.places[kToGrad], rows - r, tile.columns, at.grad);
-  };
-  start_loads(0);
-  for (int r = 0, slab = 0; r < rows; r += kDepth) {
+  }
+
+  // The slab that begins with row r. Barrier inside, and one after.
+  __device__ __forceinline__ void stage(int r, T (&grad_sum)[Panel::kChannels]) {
     In x[Panel::kElements], grad[Panel::kElements];
     if (in.vectors) {
       panel.finish_load(at.x, x);
@@ -111,40 +106,64 @@ __device__ __forceinline__ void reduce_chunk(const BackwardReduceArguments<In, T
 #pragma unroll
     for (int n = 0; n < Panel::kChannels; ++n) grad_sum[n] += part[n];
     panel.advance(in.step);
-    const bool goes_on = ++slab < kRunSlabs && r + kDepth < rows;
-    if (goes_on) start_loads(r + kDepth);
-    __syncthreads();
-    multiply<false, 2>(at.slabs, 0, kSlab, thread / kTeamThreads<T> * kTeamDepth<T>, kTeamDepth<T>,
-                       sums);
-    if (goes_on) continue;
-    gather(at.regions, sums, [&](int i, int j, const Four<T>& four) {
-      store_products(s, tile.rows, tile.columns, i, j, four, r >= slab * kDepth,
-                     in.products + at.places[kToProducts]);
-    });
-    sums.clear();
-    slab = 0;
-    if (r + kDepth >= rows) break;
-    __syncthreads();  // what gather worked in is read
-    start_loads(r + kDepth);
   }
-  Panel::add_lanes(grad_sum);
-  if (!panel.leads() || at.places[kToSums] < 0) return;
+
+  __device__ __forceinline__ void sum() {
+    TeamSums<T> sums;
+    T grad_sum[Panel::kChannels] = {};
+    const int from = static_cast<int>(threadIdx.x) / kTeamThreads<T> * kTeamDepth<T>;
+    start_loads(0);
+    for (int r = 0, slab = 0; r < rows; r += kDepth) {
+      stage(r, grad_sum);
+      const bool goes_on = ++slab < kRunSlabs && r + kDepth < rows;
+      if (goes_on) start_loads(r + kDepth);
+      __syncthreads();
+      multiply<false, 2>(at.slabs, 0, kSlab, from, kTeamDepth<T>, sums);
+      if (goes_on) continue;
+      gather(at.regions, sums, [&](int, int i, int j, const Four<T>& four) {
+        store_products(in.s, tile.rows, tile.columns, i, j, four, r >= slab * kDepth,
+                       in.products + at.places[kToProducts]);
+      });
+      sums.clear();
+      slab = 0;
+      if (r + kDepth >= rows) break;
+      __syncthreads();  // what gather worked in is read
+      start_loads(r + kDepth);
+    }
+    Panel::add_lanes(grad_sum);
+    if (!panel.leads() || at.places[kToSums] < 0) return;
 #pragma unroll
-  for (int n = 0; n < Panel::kChannels; ++n) {
-    const int c = panel.spot.column() + Panel::column_step(n);
-    if (c < tile.columns) in.sums[at.places[kToSums] + c] = grad_sum[n];
+    for (int n = 0; n < Panel::kChannels; ++n) {
+      const int c = panel.spot.column() + Panel::column_step(n);
+      if (c < tile.columns) in.sums[at.places[kToSums] + c] = grad_sum[n];
+    }
   }
-}
+};
 
 template <class In, class T>
 __global__ void __launch_bounds__(kThreads, 2)
     backward_reduce_kernel(BackwardReduceArguments<In, T> in) {
   FASTWHITEN_SHARED_MEMORY(arena);
   const ReduceShared<In, T> at(arena);
-  if (in.s.planes()) {
-    reduce_chunk<true>(in, at);
+  const Layout s = in.s;
+  const int thread = static_cast<int>(threadIdx.x);
+  const unsigned chunk = blockIdx.x / in.tiling.count;
+  const ChannelTile tile = in.tiling.tile(s, blockIdx.x - chunk * in.tiling.count);
+  const int64_t C = s.groups * s.width;
+  if (thread == 0) {
+    at.places[kToProducts] = chunk * C * s.width + tile.place(s);
+    // Every column is summed by the tile whose rows are the first of its group (narrow: its own).
+    at.places[kToSums] = tile.row + tile.in_group == tile.column ? chunk * C + tile.column : -1;
+    at.places[kToGrad] = (reinterpret_cast<intptr_t>(in.grad) - reinterpret_cast<intptr_t>(in.x)) /
+                             static_cast<intptr_t>(sizeof(In)) +
+                         (tile.column - tile.row) * s.length;
+  }
+  if (thread < kTile) at.mean[thread] = thread < tile.rows ? in.mean[tile.row + thread] : T(0);
+  __syncthreads();
+  if (s.planes()) {
+    ReduceChunk<true, In, T>(in, at, tile, chunk).sum();
   } else {
-    reduce_chunk<false>(in, at);
+    ReduceChunk<false, In, T>(in, at, tile, chunk).sum();
   }
 }
 

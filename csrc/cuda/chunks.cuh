@@ -48,6 +48,10 @@ struct AddShares {
   __device__ __forceinline__ int row() const {
     return static_cast<int>(threadIdx.x) / 32 >> log2_parts;
   }
+  // Of the numbers that the launch adds up, the one of a thread.
+  __device__ __forceinline__ int64_t element() const {
+    return (int64_t{blockIdx.x} * rows() + row()) * 32 + static_cast<int>(threadIdx.x) % 32;
+  }
   // f(k) for the chunks k of a warp, all loads at once. Where there are several, their arrays are
   // small: k times the length of one is an int.
   template <class F>
@@ -59,8 +63,8 @@ struct AddShares {
     }
   }
   // Every value becomes its sum over the parts, in all of their threads: warp w adds up what all
-  // warps have for lane w, in a tree. All threads call it; scratch [N, kAddScratch] must be out of
-  // use, and may be used again after the next barrier.
+  // warps have for lane w, in a tree. All threads call it, with scratch [N, kAddScratch] that only
+  // other such calls use: no thread reads what another writes next.
   template <int N, class T>
   __device__ __forceinline__ void sums(T (&values)[N], const SharedArray<T>& scratch) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -98,8 +102,7 @@ template <class T>
 __global__ void __launch_bounds__(kAddThreads) add_chunks_kernel(AddChunksArguments<T> in) {
   FASTWHITEN_SHARED_MEMORY(arena);
   const SharedArray<T> scratch(arena, 0, kAddScratch);
-  const int64_t element = (int64_t{blockIdx.x} * in.shares.rows() + in.shares.row()) * 32 +
-                          static_cast<int>(threadIdx.x) % 32;
+  const int64_t element = in.shares.element();
   const bool second = element >= in.count;
   const int64_t i = second ? element - in.count : element;
   const int64_t count = second ? in.second_count : in.count;

@@ -44,9 +44,10 @@ __global__ void __launch_bounds__(kThreads) fourth_moment_kernel(FourthMomentArg
   for (int64_t base = first; base < last; base += rows) {  // all threads go round equally often
     const int64_t r = base + static_cast<int>(threadIdx.x) / lanes;
     T square = 0;
+    const In* const row = in.x + (r < last ? row_offset(s, r) + g * D * s.length : 0);
+#pragma unroll 4
     for (int64_t c = lane; r < last && c < D; c += lanes) {
-      const int64_t channel = g * D + c;
-      const T xc = convert<T>(in.x[row_offset(s, r) + channel * s.length]) - in.mean[channel];
+      const T xc = convert<T>(row[c * s.length]) - in.mean[g * D + c];
       square += xc * xc;
     }
     for (int distance = lanes / 2; distance > 0; distance /= 2) {

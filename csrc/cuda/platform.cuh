@@ -47,11 +47,17 @@ inline constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
 using Half = __half;
 using BFloat16 = __nv_bfloat16;
 
-// value, of which the compiler knows nothing: what is computed from it inside a loop is computed
-// there, and takes no registers outside.
+// value, of which the compiler knows nothing: what is computed from it inside a loop, or after one,
+// is computed there, and takes no registers before.
 __device__ __forceinline__ int opaque(int value) {
 #ifndef FASTWHITEN_EMULATE
   asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+__device__ __forceinline__ int64_t opaque(int64_t value) {
+#ifndef FASTWHITEN_EMULATE
+  asm volatile("" : "+l"(value));
 #endif
   return value;
 }
@@ -169,6 +175,21 @@ __device__ __forceinline__ void start_copy4(const SharedArray<uint32_t>& to, int
                    "n"(kVectorBytes<In>), "r"(present ? kVectorBytes<In> : 0)
                  : "memory");
   }
+#endif
+}
+// ... of one number.
+template <class T>
+__device__ __forceinline__ void start_copy(const SharedArray<T>& to, int i, const T* from,
+                                           bool present) {
+#ifdef FASTWHITEN_EMULATE
+  const T number = present ? *from : T(0);
+  to.start_copy(i, &number, 1);
+#else
+  const auto place = static_cast<unsigned>(__cvta_generic_to_shared(&to[i]));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+               :
+               : "r"(place), "l"(from), "n"(sizeof(T)), "r"(present ? int{sizeof(T)} : 0)
+               : "memory");
 #endif
 }
 __device__ __forceinline__ void wait_for_copies() {

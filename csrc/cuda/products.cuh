@@ -15,20 +15,15 @@
 namespace fastwhiten {
 namespace cuda {
 
+// Of four rows, and of four columns, that a thread's sums have.
 template <class T>
-constexpr int kVectors =
-    sizeof(T) == 4 ? 2 : 1;  // of four rows, and of columns, of a thread's sums
+constexpr int kVectors = sizeof(T) == 4 ? 2 : 1;
 template <class T>
 constexpr int kTeamThreads = kTile * kTile / (16 * kVectors<T> * kVectors<T>);
 template <class T>
 constexpr int kTeams = kThreads / kTeamThreads<T>;
 template <class T>
 constexpr int kTeamDepth = kDepth / kTeams<T>;  // of a slab whose depth the teams share
-
-template <class T>
-__device__ __forceinline__ int team() {
-  return static_cast<int>(threadIdx.x) / kTeamThreads<T>;
-}
 
 // Where element (k, i) of a slab lies.
 __device__ __forceinline__ int turn(int k) { return k & 28; }
@@ -114,8 +109,10 @@ __device__ __forceinline__ void multiply(const SharedArray<T>& slabs, int a, int
 template <class T>
 constexpr int kGatherElements = kTeams<T> > 1 ? 2 * kTile * kTile : 0;
 
-// f(row, column, four sums) for all of C, four columns at a time, of the sums over all teams. All
-// threads call it; `regions` may be reused after the next barrier.
+// f(n, row, column, four sums) for all of C, four columns at a time, the n-th of a thread's
+// kGathered, of the sums over all teams. All threads call it; `regions` may be reused after the
+// next barrier.
+constexpr int kGathered = kTile * kTile / 4 / kThreads;
 template <class T, class F>
 __device__ __forceinline__ void gather(const SharedArray<T>& regions, const TeamSums<T>& sums,
                                        const F& f) {
@@ -128,7 +125,8 @@ __device__ __forceinline__ void gather(const SharedArray<T>& regions, const Team
 #pragma unroll
     for (int u = 0; u < kOwn; ++u) {
 #pragma unroll
-      for (int w = 0; w < kOwn; w += 4) f(row + step<T>(u), column + step<T>(w), own_four(u, w));
+      for (int w = 0; w < kOwn; w += 4)
+        f(u * (kOwn / 4) + w / 4, row + step<T>(u), column + step<T>(w), own_four(u, w));
     }
   } else {
     // Rows four apart, which a quarter of a warp has, lie in different banks.
@@ -150,10 +148,10 @@ __device__ __forceinline__ void gather(const SharedArray<T>& regions, const Team
       }
       __syncthreads();
     }
-#pragma unroll 1
-    for (int e = 4 * thread; e < kSquare; e += 4 * kThreads) {
-      const int at = place(e / kTile, e % kTile);
-      f(e / kTile, e % kTile, load4(regions, at) + load4(regions, kSquare + at));
+#pragma unroll
+    for (int n = 0; n < kGathered; ++n) {
+      const int e = 4 * (thread + n * kThreads), at = place(e / kTile, e % kTile);
+      f(n, e / kTile, e % kTile, load4(regions, at) + load4(regions, kSquare + at));
     }
   }
 }

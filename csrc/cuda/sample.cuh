@@ -85,15 +85,17 @@ struct GramProduct {  // chunks of gram [G, M, M], lower triangle
 
 // out [G, M, M] = the sum over chunks of the lower triangles, mirrored.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    add_symmetric_kernel(int64_t chunks, int64_t G, int64_t M, const T* products, T* out) {
-  const int64_t e = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (e >= G * M * M) return;
-  const int64_t g = e / (M * M), i = e / M % M, j = e % M;
-  if (j > i) return;
-  T sum = 0;
-  for (int64_t k = 0; k < chunks; ++k) sum += products[k * G * M * M + e];
-  out[e] = out[(g * M + j) * M + i] = sum;
+__global__ void __launch_bounds__(kAddThreads)
+    add_symmetric_kernel(AddShares shares, int64_t G, int64_t M, const T* products, T* out) {
+  FASTWHITEN_SHARED_MEMORY(arena);
+  const SharedArray<T> scratch(arena, 0, kAddScratch);
+  const int64_t e = shares.element(), g = e / (M * M), i = e / M % M, j = e % M;
+  const bool wanted = g < G && j <= i;
+  const int count = static_cast<int>(G * M * M);
+  T sum[1] = {};
+  if (wanted) shares.each([&](int k) { sum[0] += products[e + k * count]; });
+  shares.sums(sum, scratch);
+  if (wanted && shares.part() == 0) out[e] = out[(g * M + j) * M + i] = sum[0];
 }
 
 template <class T>
@@ -301,8 +303,10 @@ void run_sample_statistics(Device& device, const SampleStatistics<In, T>& args) 
   const GramProduct<T> op{shape, C, args.scaled, products.get()};
   device.launch(matrix_product_kernel<GramProduct<T>>, matrix_blocks(shape), kThreads,
                 kMatrixSharedBytes<T>, op);
-  device.launch(add_symmetric_kernel<T>, ceil_div(G * M * M, kThreads), kThreads, 0, shape.chunks,
-                G, M, static_cast<const T*>(products.get()), args.gram);
+  const AddShares shares(shape.chunks);
+  device.launch(add_symmetric_kernel<T>, ceil_div(G * M * M, 32 * shares.rows()), kAddThreads,
+                static_cast<int64_t>(kAddScratch * sizeof(T)), shares, G, M,
+                static_cast<const T*>(products.get()), args.gram);
 }
 
 template <class T, class Device, class Op>

@@ -1,10 +1,4 @@
-// Tiles of matrix products: how a block of threads multiplies two panels through shared memory.
-//
-// C [64, 64] += A^T B with A, B staged as slabs [32, 64] (depth first), 4 x 4 results per thread.
-// A float32 sum over a slab is kept apart from the total: long sums are made of short ones, whose
-// rounding errors do not grow with the number of rows. Shared memory: two slabs, 17 KiB in float.
-// Registers: 32 sums and 8 factors. Bank conflicts: a is read as vectors that half a warp shares, b
-// as 16 neighbours. Determinism: slabs in order.
+// What tiles of 64 x 64 cover: of products of channels, groups one after another, and of rows.
 #pragma once
 
 #include "../common/layout.h"
@@ -14,11 +8,10 @@
 namespace fastwhiten {
 namespace cuda {
 
-constexpr int kThreads = 256;       // of every kernel built on tiles
-constexpr int kTile = 64;           // rows and columns of a tile
-constexpr int kDepth = 32;          // of a slab
-constexpr int kStride = kTile + 4;  // of a slab's rows: a multiple of 4, for load4
-constexpr int kSlab = kDepth * kStride;
+constexpr int kThreads = 256;  // of every kernel built on tiles
+constexpr int kTile = 64;      // rows and columns of a tile
+constexpr int kDepth = 32;     // of what is multiplied at a time: a slab
+constexpr int kSlab = kDepth * kTile;
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -101,84 +94,6 @@ struct ChannelTiling {
             static_cast<int>(columns < kTile ? columns : kTile)};
   }
 };
-
-// slab[k, i] = load(k0 + k, i), 0 from depth on; load gives 0 where i is outside. depth_first: who
-// varies fastest over threads, so that neighbours in memory are read together. f(k, i) must have
-// neighbours in k then, in i otherwise.
-template <class T, class F>
-__device__ __forceinline__ void stage(const SharedArray<T>& slab, int64_t k0, int64_t depth,
-                                      bool depth_first, const F& load) {
-  const int thread = static_cast<int>(threadIdx.x);
-#pragma unroll 4
-  for (int e = thread; e < kDepth * kTile; e += kThreads) {
-    const int k = depth_first ? e % kDepth : e / kTile;
-    const int i = depth_first ? e / kDepth : e % kTile;
-    slab[k * kStride + i] = k0 + k < depth ? load(k0 + k, i) : T(0);
-  }
-}
-
-// What a thread owns of a tile: rows 4 (thread / 16) + u, columns thread % 16 + 16 v.
-template <class T>
-struct Sums {
-  T v[4][4];
-  __device__ __forceinline__ Sums() {
-#pragma unroll
-    for (int u = 0; u < 4; ++u) {
-#pragma unroll
-      for (int w = 0; w < 4; ++w) v[u][w] = T(0);
-    }
-  }
-  // f(row, column, sum) for every element of this thread.
-  template <class F>
-  __device__ __forceinline__ void each(const F& f) {
-    const int row = static_cast<int>(threadIdx.x) / 16 * 4;
-    const int column = static_cast<int>(threadIdx.x) % 16;
-#pragma unroll
-    for (int u = 0; u < 4; ++u) {
-#pragma unroll
-      for (int w = 0; w < 4; ++w) f(row + u, column + 16 * w, v[u][w]);
-    }
-  }
-};
-
-// sums += a^T b over one slab.
-template <class T>
-__device__ __forceinline__ void multiply(const SharedArray<T>& a, const SharedArray<T>& b,
-                                         Sums<T>& sums) {
-  const int row = static_cast<int>(threadIdx.x) / 16 * 4;
-  const int column = static_cast<int>(threadIdx.x) % 16;
-  Sums<T> part;
-#pragma unroll 8
-  for (int k = 0; k < kDepth; ++k) {
-    const Four<T> left = load4(a, k * kStride + row);
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      const T right = b[k * kStride + column + 16 * w];
-#pragma unroll
-      for (int u = 0; u < 4; ++u) part.v[u][w] += left.v[u] * right;
-    }
-  }
-#pragma unroll
-  for (int u = 0; u < 4; ++u) {
-#pragma unroll
-    for (int w = 0; w < 4; ++w) sums.v[u][w] += part.v[u][w];
-  }
-}
-
-// sums += sum over k in [first, last) of a(k, row) b(k, column): a whole product, slab by slab.
-// All threads call it; shared memory may be reused after the next barrier.
-template <class T, class A, class B>
-__device__ __forceinline__ void product(const SharedArray<T>& slab_a, const SharedArray<T>& slab_b,
-                                        int64_t first, int64_t last, bool a_depth_first, const A& a,
-                                        bool b_depth_first, const B& b, Sums<T>& sums) {
-  for (int64_t k = first; k < last; k += kDepth) {
-    __syncthreads();  // the slabs of the round before are read
-    stage(slab_a, k, last, a_depth_first, a);
-    stage(slab_b, k, last, b_depth_first, b);
-    __syncthreads();
-    multiply(slab_a, slab_b, sums);
-  }
-}
 
 }  // namespace cuda
 }  // namespace fastwhiten

@@ -1,7 +1,8 @@
 """The stages of ``fastwhiten.backends.reference`` by the emulated CUDA kernels.
 
 The functions have the names, arguments and results of the table of the stages, so that the tests of
-any backend run on them. ``order`` and ``sanitize`` say how the threads are run.
+any backend run on them. ``order`` and ``sanitize`` say how the threads are run, ``limits`` that few
+rows are to be cut as many are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from torch import Tensor
 from fastwhiten.backends import reference, stages
 from tests.csrc.emulation import Probe, run
 
+# Of the chunks that rows are cut into, and of the blocks from which on tiles are large.
+MANY_ROWS = (("most_chunks", 1), ("enough_blocks", 1))
+
 
 @dataclass(frozen=True)
 class EmulatedStages:
@@ -24,6 +28,7 @@ class EmulatedStages:
     order: str = "forward"
     sanitize: bool | str = False
     probe: Probe | None = None
+    limits: tuple[tuple[str, int], ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         """Return the stage of that name."""
@@ -46,7 +51,7 @@ class EmulatedStages:
         sizes = {"samples": s.get("N", s["M"] if "M" in s else 0), "channels": s["C"]}
         sizes |= {"length": s.get("L", 1), "groups": s["G"], "width": s["D"]}
         given |= {"double_precision": int(call.dtypes["T"] == torch.float64), f"stage:{name}": 1}
-        return self._driver("stages", **(given | sizes | more))
+        return self._driver("stages", **(given | sizes | dict(self.limits) | more))
 
     def _driver(self, driver: str, **arguments: Any) -> dict[str, Tensor]:
         settings = {"order": self.order, "sanitize": self.sanitize, "probe": self.probe}

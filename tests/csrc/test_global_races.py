@@ -75,10 +75,10 @@ def test_eigensolvers_have_none(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "arguments"), stages.cases(), ids=[stage for stage, _ in stages.cases()]
+    ("case", "arguments"), stages.cases(), ids=[case for case, _ in stages.cases()]
 )
-def test_stages_have_none(stage: str, arguments: tuple) -> None:
-    getattr(EmulatedStages(sanitize="races"), stage)(*arguments)
+def test_stages_have_none(case: str, arguments: tuple) -> None:
+    stages.stage_of(case, sanitize="races")(*arguments)
 
 
 @pytest.mark.parametrize("kind", [reference.ZCA, reference.PCA, reference.CHOLESKY])

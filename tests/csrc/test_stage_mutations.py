@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from fastwhiten.backends import reference
 from tests.csrc import mutations
-from tests.csrc.emulated_stages import EmulatedStages
+from tests.csrc.emulated_stages import MANY_ROWS, EmulatedStages
 from tests.csrc.emulation import Probe, run
 from tests.helpers import spectra
 
@@ -18,7 +20,7 @@ pytestmark = [pytest.mark.emulated, pytest.mark.full]
 
 NAMES = """
     tiles heaviest statistics apply backward_reduce backward_matrix reduce intensity sample cholesky
-    library chunks panels products
+    library chunks matrices narrow panels products row_products statistics_chunk
 """
 MUTATIONS = list(mutations.find(f"cuda/{name}.cuh" for name in NAMES.split()))
 
@@ -38,7 +40,10 @@ def expected(stage: str, arguments: tuple) -> tuple[Tensor, ...]:
 
 
 def cases() -> list[tuple[str, tuple]]:
-    """Return stages with arguments that reach every line: several slabs, tiles, chunks, groups."""
+    """Return stages with arguments that reach every line: several slabs, tiles, chunks, groups.
+
+    Those that end in ``, many`` are run as if they had many rows.
+    """
     found: list[tuple[str, tuple]] = []
     for shape, groups in (((150, 80), 1), ((150, 24), 3)):
         x, grad = rows(shape), rows(shape, 5)
@@ -51,11 +56,17 @@ def cases() -> list[tuple[str, tuple]]:
             ("backward_reduce", (x, grad, mean, groups)),
             ("backward_apply", (x, grad, mean, mean, matrix, covariance, None, None)),
             ("intensity", (x, mean, covariance, None, None, 1.0, reference.LEDOIT_WOLF, 0.0)),
+            ("apply, many", (x, mean, matrix, None, None)),
+            ("backward_apply, many", (x, grad, mean, mean, matrix, covariance, None, None)),
         ]
-    # Chunks that several warps add up, and blocks that make several of them.
+    # Chunks that several warps add up; those that one block sums in several runs.
     x, grad = rows((2500, 80)), rows((2500, 80), 5)
     found.append(("statistics", (x, None, 1, False)))
     found.append(("backward_reduce", (x, grad, x.mean(0), 1)))
+    for channels in (24, 80):
+        part, of_grad = x[:2100, :channels].contiguous(), grad[:2100, :channels].contiguous()
+        found.append(("statistics, many", (part, None, 1, False)))
+        found.append(("backward_reduce, many", (part, of_grad, part.mean(0), 1)))
     # The heaviest row, which differences are taken from, is none of a first warp's, nor of a warp's
     # first thread: theirs have no weight and lie far away.
     x, p = rows((150, 80)), torch.linspace(1.0, 2.0, 150)
@@ -72,9 +83,16 @@ def cases() -> list[tuple[str, tuple]]:
     return found
 
 
-def check(stage: str, arguments: tuple, order: str, probe: Probe) -> None:
+def stage_of(case: str, **settings: Any) -> Callable[..., Any]:
+    """Return the stage that a case of :func:`cases` is of."""
+    name, _, many = case.partition(", ")
+    return getattr(EmulatedStages(**settings, limits=MANY_ROWS if many else ()), name)
+
+
+def check(case: str, arguments: tuple, order: str, probe: Probe) -> None:
     """Raise what is wrong with a stage."""
-    ours = getattr(EmulatedStages(order, probe=probe), stage)(*arguments)
+    stage = case.partition(",")[0]
+    ours = stage_of(case, order=order, probe=probe)(*arguments)
     ours = (ours,) if isinstance(ours, Tensor) else ours
     for value, truth in zip(ours, expected(stage, arguments), strict=True):
         # Conditions of 100 and a few hundred terms: 1e-7 becomes 1e-5, a fault is larger.

@@ -230,6 +230,7 @@ void run(Arguments& a) {
 int main(int argc, char** argv) {
   return emulation::drive(argc, argv, [](Arguments& a) {
     most_chunks = a.integer("most_chunks", kMostChunks);
+    enough_blocks = static_cast<unsigned>(a.integer("enough_blocks", kEnoughBlocks));
     run(a);
     *a.output<int64_t>("out_launches", 1) = launches;
   });

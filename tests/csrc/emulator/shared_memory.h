@@ -186,13 +186,15 @@ class SharedArray {
                                           ", which is no multiple of " + std::to_string(bytes));
     }
   }
-  // See Arena::start_copy.
-  void start_copy(int64_t i, const std::uint32_t* words, int64_t count) const {
-    static_assert(sizeof(T) == 4, "words are copied");
-    check_vector(i, 4 * count);
+  // See Arena::start_copy: of `count` elements, at a multiple of their bytes.
+  void start_copy(int64_t i, const T* elements, int64_t count) const {
+    check_vector(i, count * static_cast<int64_t>(sizeof(T)));
     (*this)[i], (*this)[i + count - 1];  // inside
-    ::emulation::Arena::instance().start_copy(static_cast<std::size_t>(offset_ + 4 * i), words,
-                                              static_cast<std::size_t>(count));
+    std::vector<std::uint32_t> words(static_cast<std::size_t>(count) * sizeof(T) / 4);
+    std::memcpy(words.data(), elements, 4 * words.size());
+    ::emulation::Arena::instance().start_copy(
+        static_cast<std::size_t>(offset_ + i * static_cast<int64_t>(sizeof(T))), words.data(),
+        words.size());
   }
   T load(int64_t i) const { return (*this)[i]; }
   void store(int64_t i, T value) const { (*this)[i] = value; }
