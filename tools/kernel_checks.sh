@@ -3,6 +3,7 @@
 #
 #     triton-resources  every Triton kernel compiled for sm_80 and sm_90, against the table
 #     triton-versions   the oldest and the newest Triton
+#     triton-launches   what tests/gpu launch, compiled with this Triton and with that of torch 2.11
 #     cuda              a CUDA build of torch, the CUDA module with it, against csrc/cuda/resources.csv
 #     kernel-model      the CUDA kernels' times as a model has them, against csrc/cuda/model.csv
 #     sanitizers        address and undefined behaviour, over the stages on the CPU
@@ -16,7 +17,7 @@ cd "$(dirname "$0")/.."
 python=$(command -v "${PYTHON:-python}")
 all=
 [ "${1:-}" != --all ] || { all=1; shift; }
-[ $# -gt 0 ] || set -- triton-resources triton-versions cuda kernel-model sanitizers
+[ $# -gt 0 ] || set -- triton-resources triton-versions triton-launches cuda kernel-model sanitizers
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -28,6 +29,15 @@ triton_resources() {
 }
 
 triton_versions() { PYTHON=$python tools/triton_versions.sh; }
+
+triton_launches() {
+  local launches=$folder/launches.json
+  "$python" tools/triton_launches.py --write "$launches"
+  "$python" tools/triton_launches.py --read "$launches"
+  "$python" -m pip install --quiet --no-deps --target "$folder/triton" triton==3.6.0
+  # Another ptxas: see tools/triton_versions.sh.
+  PYTHONPATH=$folder/triton "$python" tools/triton_launches.py --read "$launches" --allow-stack 72
+}
 
 cuda() {
   # The wheel index has CUDA builds; a few minutes of download, five of compiling. One job at a

@@ -26,12 +26,17 @@ _TRITON = (
     "fastwhiten/backends/stages.py",
     "constraints.txt",
 )
+_COMPILING = ("tools/triton_launches.py", "tools/triton_resources.py")
+_TABLE = "tools/triton_resources.json"
 _STAGES = "test_stages test_stages_apply test_whole_passes test_eigensolver test_large_products"
+# Those of tests/gpu/test_public.py.
+_PUBLIC = "accuracy amp autograd determinism functional layout modules nonfinite shrinkage sides"
 _BUILD = ("setup.py", "tools/build_cuda.py", "tools/build_helpers.py")
 SOURCES: dict[str, tuple[str, ...]] = {
-    "triton-resources": (*_TRITON, "tools/triton_resources.py", "tools/triton_resources.json"),
+    "triton-resources": (*_TRITON, *_COMPILING, _TABLE),
     "triton-versions": (
         *_TRITON,
+        *_COMPILING,
         "tools/triton_versions.sh",
         "tests/conftest.py",
         "tests/helpers",
@@ -39,6 +44,17 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "tests/kernels/test_intensity.py",
         "tests/kernels/test_tuning.py",
         "tests/backends/test_whole_passes.py",
+    ),
+    "triton-launches": (
+        *_TRITON,
+        *_COMPILING,
+        _TABLE,
+        "tests/conftest.py",
+        "tests/csrc/eigensystems.py",
+        "tests/gpu",
+        "tests/helpers",
+        *(f"tests/backends/{name}.py" for name in _STAGES.split()),
+        *(f"tests/test_{name}.py" for name in _PUBLIC.split()),
     ),
     "cuda": (
         *_BUILD,

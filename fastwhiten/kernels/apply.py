@@ -18,6 +18,7 @@ from . import tuning
 from .common import (
     SLICE,
     block_of,
+    kernel,
     layout_of,
     load_matrix,
     load_rows,
@@ -28,7 +29,7 @@ from .common import (
 )
 
 
-@triton.jit
+@kernel("length", "size")
 def apply_kernel(
     x,  # [M, C] or [N, C, L]
     mean,  # [C] T
@@ -36,11 +37,10 @@ def apply_kernel(
     gamma,  # [C] T
     beta,  # [C] T
     y,  # like x
-    rows,
-    channels,
-    length,
-    size,  # D
-    groups,
+    samples: tl.int64,  # M, or N of planes
+    length: tl.int64,
+    size: tl.int32,  # D
+    groups: tl.int32,
     PLANES: tl.constexpr,
     HAS_GAMMA: tl.constexpr,
     HAS_BETA: tl.constexpr,
@@ -50,13 +50,13 @@ def apply_kernel(
 ):
     """Whiten one tile of rows into one block of channels."""
     T: tl.constexpr = mean.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     blocks = tl.cdiv(size, BLOCK)
     local = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    group = program // blocks % groups
-    m = program // (blocks * groups) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    inside = m < rows
-    start = row_start(m, channels, length, PLANES)
+    group = (program // blocks % groups).to(tl.int64)
+    m = (program // (blocks * groups)).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = m < samples * length
+    start = row_start(m, groups * size, length, PLANES)
     total = tl.full((BLOCK_ROWS, BLOCK), 0.0, T)
     for first in range(0, size, SLICE):
         k = first + tl.arange(0, SLICE)
@@ -80,7 +80,7 @@ def launch_apply(
     x: Tensor, mean: Tensor, matrix: Tensor, gamma: Tensor | None, beta: Tensor | None
 ) -> Tensor:
     """Return the whitened rows in the dtype and layout of ``x``."""
-    rows, channels, length, planes = layout_of(x)
+    rows, _, length, planes = layout_of(x)
     groups, size = matrix.shape[:2]
     if not x.numel():
         return torch.empty_like(x)
@@ -97,8 +97,7 @@ def launch_apply(
             or_dummy(gamma, mean),
             or_dummy(beta, mean),
             y,
-            rows,
-            channels,
+            x.shape[0],
             length,
             size,
             groups,

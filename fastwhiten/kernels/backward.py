@@ -21,6 +21,7 @@ from .common import (
     bits,
     block_of,
     half_in_double,
+    kernel,
     layout_of,
     load_matrix,
     load_rows,
@@ -35,33 +36,32 @@ from .common import (
 from .partials import sum_partials
 
 
-# Without it, one step would be a constant, its loop unrolled, and its loads hoisted into a spill.
-@triton.jit(do_not_specialize=["steps"])
+@kernel("length", "size")
 def backward_reduce_kernel(
     x,  # [M, C] or [N, C, L]
     grad,  # like x
     mean,  # [C] T
     partial_sum,  # [chunks, C] T
     partial_cross,  # [chunks, G, D, D] T
-    rows,
-    channels,
-    length,
-    size,  # D
-    groups,
-    steps,  # tiles of a chunk
+    samples: tl.int64,  # M, or N of planes
+    length: tl.int64,
+    size: tl.int32,  # D
+    groups: tl.int32,
+    steps: tl.int32,  # tiles of a chunk
     PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
     """Reduce one chunk of rows for one pair of channel blocks."""
     T: tl.constexpr = mean.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     blocks = tl.cdiv(size, BLOCK)
     block_i = program % blocks
     local_i = block_i * BLOCK + tl.arange(0, BLOCK)
     local_j = program // blocks % blocks * BLOCK + tl.arange(0, BLOCK)
-    group = program // (blocks * blocks) % groups
-    chunk = program // (blocks * blocks * groups)
+    group = (program // (blocks * blocks) % groups).to(tl.int64)
+    chunk = (program // (blocks * blocks * groups)).to(tl.int64)
+    channels = groups * size
     i, j = group * size + local_i, group * size + local_j  # channel numbers
     mask_i, mask_j = local_i < size, local_j < size
     center = tl.load(mean + i, mask=mask_i, other=0.0)
@@ -69,7 +69,7 @@ def backward_reduce_kernel(
     total = tl.full((BLOCK,), 0.0, T)
     for step in range(steps):
         m = (chunk * steps + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        inside = m < rows
+        inside = m < samples * length
         start = row_start(m, channels, length, PLANES)
         # Rows beyond the last one have a gradient of zero, and so no part in either sum.
         xi = load_rows(x, start, i, inside, mask_i, length, T, PLANES) - center[None, :]
@@ -82,7 +82,7 @@ def backward_reduce_kernel(
         tl.store(partial_sum + chunk * channels + j, total, mask=mask_j)
 
 
-@triton.jit
+@kernel("length", "size")
 def backward_apply_kernel(
     x,  # [M, C] or [N, C, L]
     grad,  # like x
@@ -93,12 +93,11 @@ def backward_apply_kernel(
     gamma,  # [C] T
     weight,  # [M] T
     dx,  # like x
-    uniform_bits,  # 1 / M
-    rows,
-    channels,
-    length,
-    size,  # D
-    groups,
+    uniform_bits: tl.int64,  # 1 / M
+    samples: tl.int64,  # M, or N of planes
+    length: tl.int64,
+    size: tl.int32,  # D
+    groups: tl.int32,
     PLANES: tl.constexpr,
     HAS_GAMMA: tl.constexpr,
     WEIGHTED: tl.constexpr,
@@ -108,13 +107,13 @@ def backward_apply_kernel(
 ):
     """Compute one tile of rows of the gradient for one block of channels."""
     T: tl.constexpr = mean.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     blocks = tl.cdiv(size, BLOCK)
     local = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    group = program // blocks % groups
-    m = program // (blocks * groups) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    inside = m < rows
-    start = row_start(m, channels, length, PLANES)
+    group = (program // blocks % groups).to(tl.int64)
+    m = (program // (blocks * groups)).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = m < samples * length
+    start = row_start(m, groups * size, length, PLANES)
     p = row_weight_of(weight, m, inside, uniform_bits, T, WEIGHTED)
     total = tl.full((BLOCK_ROWS, BLOCK), 0.0, T)
     base = group * size * size
@@ -162,8 +161,7 @@ def launch_backward_reduce(
             mean,
             sums,
             cross,
-            rows,
-            channels,
+            x.shape[0],
             length,
             size,
             groups,
@@ -193,7 +191,7 @@ def launch_backward_apply(
     row_weight: Tensor | None,
 ) -> Tensor:
     """Return the gradient of ``x``, in its dtype and layout."""
-    rows, channels, length, planes = layout_of(x)
+    rows, _, length, planes = layout_of(x)
     groups, size = matrix.shape[:2]
     if not x.numel():
         return torch.empty_like(x)
@@ -214,8 +212,7 @@ def launch_backward_apply(
             or_dummy(row_weight, mean),
             dx,
             bits(1.0 / rows),
-            rows,
-            channels,
+            x.shape[0],
             length,
             size,
             groups,

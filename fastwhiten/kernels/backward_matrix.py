@@ -12,7 +12,6 @@ Deterministic; inner is exactly symmetric, because one triangle is stored twice.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from .common import (
     device_function,
     divide,
     exact,
+    kernel,
     or_dummy,
     product,
     product_of,
@@ -92,7 +92,7 @@ def mixed_product(
     return total
 
 
-@triton.jit
+@kernel("size")
 def backward_matrix_kernel(
     cross,  # [G, D, D] T
     eigenvalues,  # [G, D] T
@@ -103,10 +103,10 @@ def backward_matrix_kernel(
     scratch,  # [2, G, D, D] T
     inner,  # [G, D, D] T
     grad_gamma,  # [C] T
-    beta_bits,
-    tie_bits,
-    size,  # D
-    groups,
+    beta_bits: tl.int64,
+    tie_bits: tl.int64,
+    size: tl.int32,  # D
+    groups: tl.int32,
     KIND: tl.constexpr,
     HAS_GAMMA: tl.constexpr,
     SHRINK: tl.constexpr,

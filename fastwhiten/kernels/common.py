@@ -5,9 +5,11 @@ Conventions:
 * A value is converted to the accumulation type ``T`` (float32 or float64) as soon as it is loaded:
   arithmetic in bfloat16 is wrong in Triton's interpreter, and too coarse on a GPU.
 * Products are ``tl.dot(..., input_precision="ieee")``: TF32 keeps ten bits of the mantissa.
-* Programs are numbered along one axis, in int64: a grid's other axes end at 65535 blocks.
-* Sizes are run-time arguments, so that a new batch size compiles nothing new; nothing depends on
-  the device that a program happens to run on.
+* Programs are numbered along one axis: a grid's other axes end at 65535 blocks. The number is taken
+  apart in int32, which divides faster, and counts rows and elements in int64.
+* Sizes are run-time arguments of one type, so that another batch compiles nothing new (on the
+  sample side: within a block of rows); nothing depends on the device that a program runs on.
+  Triton knows whether 16 divides ``size`` and ``length`` where they are strides, see ``kernel``.
 * Products run through slices of the inner dimension that are loaded in a loop. ``tl.dot`` in full
   precision keeps all of its operands in registers: 64 x 64 by 64 x 64 at once would spill.
 """
@@ -30,6 +32,26 @@ def _probe():
 
 # True when TRITON_INTERPRET=1 was set before this module was imported: kernels then run on the CPU.
 INTERPRETED = not isinstance(_probe, JITFunction)
+
+
+def kernel(*strides):
+    """Decorate a kernel: ``triton.jit``, but an integer with a type is compiled once.
+
+    Triton compiles a kernel anew for an integer that is 1, one that 16 divides and one that needs
+    64 bits. A type (``rows: tl.int64``) keeps it from that; all integers of a kernel have one.
+
+    Args:
+        strides: names of those that decide where loads begin. Whether 16 divides them stays known:
+            for D = 64 in float32 apply would load 4 bytes at a time instead of 16, backward's
+            reduction 17 times instead of 5, and take 176 registers instead of 80 (sm_90).
+    """
+
+    def decorate(function):
+        kinds = function.__annotations__
+        typed = [name for name, kind in kinds.items() if kind in ("tl.int32", "tl.int64")]
+        return triton.jit(function, do_not_specialize=[n for n in typed if n not in strides])
+
+    return decorate
 
 
 def device_function(function):
@@ -238,7 +260,7 @@ def row_weight_of(weight, rows, mask, uniform_bits, T: tl.constexpr, WEIGHTED: t
 
 def layout_of(x: Tensor) -> tuple[int, int, int, bool]:
     """Return ``(M, C, L, planes)`` of rows ``[M, C]`` (``L`` = 1) or planes ``[N, C, L]``."""
-    if x.dim() == 2:
+    if x.dim() == 2 or x.shape[2] == 1:
         return x.shape[0], x.shape[1], 1, False
     return x.shape[0] * x.shape[2], x.shape[1], x.shape[2], True
 

@@ -15,12 +15,11 @@ To decompose a matrix in the middle of a kernel of one's own: :mod:`fastwhiten.k
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .common import WHOLE, block_of, device_function, load_matrix, power_of_two
+from .common import WHOLE, block_of, device_function, kernel, load_matrix, power_of_two
 from .jacobi import eigensystem, positive_pivot, ranks
 
 
@@ -64,14 +63,14 @@ def store_system(
     return order
 
 
-@triton.jit
+@kernel()
 def eigh_kernel(
     a_ptr,  # [B, D, D] T
     values_ptr,  # [B, D] T
     vectors_ptr,  # [B, D, D] T
-    size,  # D
+    size: tl.int32,  # D
+    rounds: tl.int32,  # D rounded up to a power of two
     N: tl.constexpr,  # D rounded up to a block
-    ROUNDS: tl.constexpr,  # D rounded up to a power of two
 ):
     """Decompose matrix ``program_id(0)``."""
     T: tl.constexpr = a_ptr.dtype.element_ty
@@ -79,7 +78,7 @@ def eigh_kernel(
     a = load_symmetric(a_ptr + matrix * size * size, size, T, N)
     finite = is_finite(a)
     a = tl.where(finite, a, 0.0)
-    values, vectors = eigensystem(a, N, ROUNDS)
+    values, vectors = eigensystem(a, N, rounds)
     row = tl.broadcast_to(tl.arange(0, N)[:, None], (N, N))
     vectors = positive_pivot(vectors, row, N)
     store_system(
@@ -153,12 +152,12 @@ def launch_eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     batch, size = a.shape[:2]
     values, vectors = a.new_empty(batch, size), a.new_empty(a.shape)
     if a.numel():
-        outputs, blocks = (values, vectors), (block_of(size), power_of_two(size))
+        outputs, sizes = (values, vectors), (size, power_of_two(size), block_of(size))
         tuning.launch(
             "eigh",
             (batch, size, a.dtype),
             a.device,
             whole_configurations(whole_options(size, a.dtype), a.dtype),
-            lambda options: eigh_kernel[(batch,)](a, *outputs, size, *blocks, **options),
+            lambda options: eigh_kernel[(batch,)](a, *outputs, *sizes, **options),
         )
     return values, vectors

@@ -11,7 +11,6 @@ ZCA is exactly symmetric: one triangle is stored twice. Registers: the matrix an
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from .common import (
     device_function,
     divide,
     exact,
+    kernel,
     or_dummy,
     power_of_two,
     product,
@@ -89,15 +89,15 @@ def inverse_lower(a, size, T, N: tl.constexpr):
     return inverse, good == 1
 
 
-@triton.jit
+@kernel()
 def cholesky_kernel(
     covariance,  # [G, D, D] T
     running,  # [G, D, D] T
     rho,  # [G] T
     matrix,  # [G, D, D] T
-    beta_bits,
-    eps_bits,
-    size,  # D
+    beta_bits: tl.int64,
+    eps_bits: tl.int64,
+    size: tl.int32,  # D
     BLEND: tl.constexpr,
     SHRINK: tl.constexpr,
     N: tl.constexpr,  # D rounded up to a block
@@ -121,7 +121,7 @@ def cholesky_kernel(
     tl.store(matrix + offset + i[None, :] * size + i[:, None], result, mask=mask)
 
 
-@triton.jit
+@kernel()
 def factor_kernel(
     covariance,  # [G, D, D] T
     running,  # [G, D, D] T
@@ -129,14 +129,14 @@ def factor_kernel(
     eigenvalues,  # [G, D] T
     basis,  # [G, D, D] T
     matrix,  # [G, D, D] T
-    beta_bits,
-    eps_bits,
-    size,  # D
+    beta_bits: tl.int64,
+    eps_bits: tl.int64,
+    size: tl.int32,  # D
+    rounds: tl.int32,  # D rounded up to a power of two
     KIND: tl.constexpr,
     BLEND: tl.constexpr,
     SHRINK: tl.constexpr,
     N: tl.constexpr,  # D rounded up to a block
-    ROUNDS: tl.constexpr,  # D rounded up to a power of two
 ):
     """Decompose group ``program_id(0)`` and store eigenvalues, basis and W."""
     T: tl.constexpr = covariance.dtype.element_ty
@@ -146,7 +146,7 @@ def factor_kernel(
     a = load_blended(covariance, running, beta, offset, size, T, N, BLEND)
     keep, shift = shrink_and_shift(a, rho, exact(eps_bits, T), group, size, T, N, SHRINK)
     finite = is_finite(a)
-    values, vectors = eigensystem(tl.where(finite, a, 0.0), N, ROUNDS)
+    values, vectors = eigensystem(tl.where(finite, a, 0.0), N, rounds)
     row = tl.broadcast_to(tl.arange(0, N)[:, None], (N, N))
     vectors = positive_pivot(vectors, row, N)
     # S' is positive semidefinite: an eigenvalue below zero is rounding.
@@ -194,10 +194,12 @@ def launch_factor(
         return covariance.new_empty(0), covariance.new_empty(0), matrix
     eigenvalues, basis = covariance.new_empty(groups, size), covariance.new_empty(covariance.shape)
     outputs = (eigenvalues, basis, matrix)
-    flags |= {"KIND": kind, "ROUNDS": power_of_two(size)}
+    flags["KIND"] = kind
     tuning.launch(
         "factor",
         *choice,
-        lambda options: factor_kernel[(groups,)](*inputs, *outputs, *scalars, **flags, **options),
+        lambda options: factor_kernel[(groups,)](
+            *inputs, *outputs, *scalars, power_of_two(size), **flags, **options
+        ),
     )
     return eigenvalues, basis, matrix

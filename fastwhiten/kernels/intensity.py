@@ -13,7 +13,6 @@ added in a fixed order. Registers: a few vectors, no matrix.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from .common import (
     divide,
     exact,
     half_in_double,
+    kernel,
     layout_of,
     load_rows,
     or_dummy,
@@ -37,20 +37,18 @@ _LEDOIT_WOLF = tl.constexpr(LEDOIT_WOLF)
 BLOCK = 512
 
 
-# Without it, one step would be a constant, its loop unrolled, and its loads hoisted.
-@triton.jit(do_not_specialize=["steps"])
+@kernel("length", "size")
 def fourth_moment_kernel(
     x,  # [M, C] or [N, C, L]
     mean,  # [C] T
     weight,  # [M] T
     partial,  # [chunks, G] T
-    uniform_bits,  # 1 / M
-    rows,
-    channels,
-    length,
-    size,  # D
-    groups,
-    steps,  # tiles of a chunk
+    uniform_bits: tl.int64,  # 1 / M
+    samples: tl.int64,  # M, or N of planes
+    length: tl.int64,
+    size: tl.int32,  # D
+    groups: tl.int32,
+    steps: tl.int32,  # tiles of a chunk
     PLANES: tl.constexpr,
     WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -58,14 +56,15 @@ def fourth_moment_kernel(
 ):
     """Add ``p_n |xc_n|^4`` over one chunk of rows and one group."""
     T: tl.constexpr = mean.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
-    group = program % groups
-    chunk = program // groups
+    program = tl.program_id(0)
+    group = (program % groups).to(tl.int64)
+    chunk = (program // groups).to(tl.int64)
+    rows = samples * length
     total = tl.full((BLOCK_ROWS,), 0.0, T)
     for step in range(steps):
         m = (chunk * steps + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         inside = m < rows
-        start = row_start(m, channels, length, PLANES)
+        start = row_start(m, groups * size, length, PLANES)
         square = tl.full((BLOCK_ROWS,), 0.0, T)
         for first in range(0, size, BLOCK):
             local = first + tl.arange(0, BLOCK)
@@ -122,18 +121,18 @@ def effective_rows(weight, rows, T: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK:
         return tl.full((), 0.0, T) + rows
 
 
-@triton.jit
+@kernel()
 def intensity_kernel(
     covariance,  # [G, D, D] T
     running,  # [G, D, D] T
     weight,  # [M] T
     fourth,  # [chunks, G] T, from fourth_moment_kernel
     rho,  # [G] T
-    beta_bits,  # 1 without a running covariance
-    rows,
-    size,  # D
-    groups,
-    chunks,
+    beta_bits: tl.int64,  # 1 without a running covariance
+    rows: tl.int64,
+    size: tl.int32,  # D
+    groups: tl.int32,
+    chunks: tl.int32,
     METHOD: tl.constexpr,
     BLEND: tl.constexpr,
     WEIGHTED: tl.constexpr,
@@ -183,8 +182,7 @@ def launch_fourth_moments(
         or_dummy(row_weight, mean),
         partial,
         bits(1.0 / rows),
-        rows,
-        channels,
+        x.shape[0],
         length,
         size,
         groups,

@@ -40,7 +40,7 @@ CPU tensors)::
         log_determinant_kernel[(a.shape[0],)](a, out, N=a.shape[-1], num_warps=4)
         return out
 
-A smaller matrix is padded with zeros to 16 or more; ``ROUNDS`` is the power of two that holds its
+A smaller matrix is padded with zeros to 16 or more; ``rounds`` is the power of two that holds its
 order, so that no round is spent on padding. Whole batches, sorted, with signs fixed and non-finite
 matrices kept apart: :func:`fastwhiten.kernels.eigh.launch_eigh`, or
 ``fastwhiten.symmetric_eigh(a, backend="triton")`` with gradients.
@@ -103,11 +103,11 @@ def rotations(d, other, off, first):
 
 
 @device_function
-def diagonalize(a, N: tl.constexpr, ROUNDS: tl.constexpr):
+def diagonalize(a, N: tl.constexpr, rounds):
     """Return ``[N, N]``: approximate eigenvectors of ``a`` in rows.
 
     Sweeps go on while a rotation turned by more than the fourth root of rounding: those of the next
-    sweep would be its square, and their couplings below rounding. Indices from ``ROUNDS`` on are
+    sweep would be its square, and their couplings below rounding. Indices from ``rounds`` on are
     padding without couplings.
     """
     TURN: tl.constexpr = 2.0**-26 if a.dtype == tl.float64 else 2.0**-13
@@ -120,7 +120,7 @@ def diagonalize(a, N: tl.constexpr, ROUNDS: tl.constexpr):
     while (sweep < SWEEPS) & (largest > TURN):
         d = tl.sum(tl.where(index == lane, a, 0.0), 1)  # [N], the diagonal
         turned = tl.full((N,), 0.0, a.dtype)
-        for r in range(1, ROUNDS):
+        for r in range(1, rounds):
             partner = own ^ r
             first = own < partner
             off = tl.reshape(tl.gather(a, partner[:, None], 1), (N,))  # a[i, i XOR r]
@@ -144,7 +144,7 @@ def diagonalize(a, N: tl.constexpr, ROUNDS: tl.constexpr):
 
 
 @device_function
-def eigensystem(a, N: tl.constexpr, ROUNDS: tl.constexpr):
+def eigensystem(a, N: tl.constexpr, rounds):
     """Return eigenvalues ``[N]`` and eigenvectors ``[N, N]`` (in columns), unordered.
 
     One Newton-Schulz step takes back the orthogonality that hundreds of rotations have lost, and
@@ -153,11 +153,11 @@ def eigensystem(a, N: tl.constexpr, ROUNDS: tl.constexpr):
     Args:
         a: ``[N, N]`` symmetric, finite; rows and columns of padding are zero.
         N: order, a power of two of at least 16.
-        ROUNDS: power of two from which on indices are padding.
+        rounds: power of two from which on indices are padding.
     """
     scale, inverse = power_of_two_scale(tl.max(tl.max(tl.abs(a), 1), 0))
     a = a * inverse
-    rows = diagonalize(a, N, ROUNDS)
+    rows = diagonalize(a, N, rounds)
     gram = product(rows, tl.trans(rows))
     rows = 1.5 * rows - 0.5 * product(gram, rows)
     vectors = tl.trans(rows)

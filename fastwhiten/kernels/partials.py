@@ -12,19 +12,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .common import kernel
+
 BLOCK = 256
 STEP = 8
 
 
-@triton.jit
+@kernel()
 def sum_partials_kernel(
     first,  # [chunks, first_count] T
     second,  # [chunks, second_count] T
     first_out,  # [first_count] T
     second_out,  # [second_count] T
-    first_count,
-    second_count,
-    chunks,
+    first_count: tl.int64,
+    second_count: tl.int64,
+    chunks: tl.int32,
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
 ):

@@ -36,6 +36,7 @@ from .common import (
     divide,
     exact,
     half_in_double,
+    kernel,
     or_dummy,
     product,
     product_of,
@@ -47,26 +48,26 @@ from .partials import sum_partials
 BLOCK = 64
 
 
-@triton.jit
+@kernel("size")
 def sample_statistics_kernel(
     x,  # [M, C]
     weight,  # [M] T
     mean,  # [C] T
     scaled,  # [M, C] T
     partial,  # [blocks, G, M, M] T
-    uniform_bits,  # 1 / M
-    rows,
-    channels,
-    size,  # D
-    groups,
+    uniform_bits: tl.int64,  # 1 / M
+    rows: tl.int32,
+    size: tl.int32,  # D
+    groups: tl.int32,
     WEIGHTED: tl.constexpr,
     R: tl.constexpr,  # M rounded up to a block
     BLOCK: tl.constexpr,
 ):
     """Centre and scale one block of a group's channels, and multiply its rows by each other."""
     T: tl.constexpr = mean.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
-    group = program % groups
+    program = tl.program_id(0)
+    channels = groups * size
+    group = (program % groups).to(tl.int64)
     block = program // groups
     m = tl.arange(0, R)
     local = block * BLOCK + tl.arange(0, BLOCK)
@@ -111,7 +112,7 @@ def sample_roots(
     return tl.where(m < rows, t, 1.0), 1.0 - intensity, intensity
 
 
-@triton.jit
+@kernel("size")
 def sample_apply_kernel(
     scaled,  # [M, C] T
     eigenvalues,  # [G, M] T
@@ -120,12 +121,11 @@ def sample_apply_kernel(
     rho,  # [G] T
     y,  # [M, C]
     projected,  # [G, M, D] T
-    uniform_bits,  # 1 / M
-    eps_bits,
-    rows,
-    channels,
-    size,  # D
-    groups,
+    uniform_bits: tl.int64,  # 1 / M
+    eps_bits: tl.int64,
+    rows: tl.int32,
+    size: tl.int32,  # D
+    groups: tl.int32,
     WEIGHTED: tl.constexpr,
     SHRINK: tl.constexpr,
     R: tl.constexpr,  # M rounded up to a block
@@ -134,8 +134,9 @@ def sample_apply_kernel(
 ):
     """Whiten one block of a group's channels."""
     T: tl.constexpr = scaled.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
-    group = program % groups
+    program = tl.program_id(0)
+    channels = groups * size
+    group = (program % groups).to(tl.int64)
     local = program // groups * BLOCK + tl.arange(0, BLOCK)
     m = tl.arange(0, R)
     inside = m < rows
@@ -159,7 +160,7 @@ def sample_apply_kernel(
     tl.store(y + where, result.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel("size")
 def sample_cross_kernel(
     grad,  # [M, C]
     projected,  # [G, M, D] T
@@ -167,11 +168,10 @@ def sample_cross_kernel(
     weight,  # [M] T
     turned,  # [G, M, D] T, Gv
     partial,  # [blocks, G, M, M] T
-    uniform_bits,  # 1 / M
-    rows,
-    channels,
-    size,  # D
-    groups,
+    uniform_bits: tl.int64,  # 1 / M
+    rows: tl.int32,
+    size: tl.int32,  # D
+    groups: tl.int32,
     WEIGHTED: tl.constexpr,
     R: tl.constexpr,  # M rounded up to a block
     BLOCK: tl.constexpr,
@@ -179,8 +179,9 @@ def sample_cross_kernel(
 ):
     """Turn the gradient's rows, and add ``Gv P^T`` over one block of a group's channels."""
     T: tl.constexpr = projected.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
-    group = program % groups
+    program = tl.program_id(0)
+    channels = groups * size
+    group = (program % groups).to(tl.int64)
     block = program // groups
     first = block * BLOCK
     rest = tl.minimum(size - first, BLOCK)
@@ -243,7 +244,7 @@ def mixed_rows(
     return mixed
 
 
-@triton.jit
+@kernel("size")
 def sample_backward_kernel(
     turned,  # [G, M, D] T, Gv; replaced by I
     projected,  # [G, M, D] T
@@ -254,12 +255,11 @@ def sample_backward_kernel(
     weight,  # [M] T
     rho,  # [G] T
     dx,  # [M, C]
-    uniform_bits,  # 1 / M
-    eps_bits,
-    rows,
-    channels,
-    size,  # D
-    groups,
+    uniform_bits: tl.int64,  # 1 / M
+    eps_bits: tl.int64,
+    rows: tl.int32,
+    size: tl.int32,  # D
+    groups: tl.int32,
     WEIGHTED: tl.constexpr,
     SHRINK: tl.constexpr,
     R: tl.constexpr,  # M rounded up to a block
@@ -268,8 +268,9 @@ def sample_backward_kernel(
 ):
     """Compute the gradient of one block of a group's channels."""
     T: tl.constexpr = projected.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
-    group = program % groups
+    program = tl.program_id(0)
+    channels = groups * size
+    group = (program % groups).to(tl.int64)
     first = program // groups * BLOCK
     rest = tl.minimum(size - first, BLOCK)
     m = tl.arange(0, R)
@@ -337,7 +338,6 @@ def launch_sample_statistics(
             partial,
             bits(1.0 / rows),
             rows,
-            channels,
             size,
             groups,
             WEIGHTED=row_weight is not None,
@@ -386,7 +386,6 @@ def launch_sample_apply(
             bits(1.0 / rows),
             bits(eps),
             rows,
-            channels,
             size,
             groups,
             WEIGHTED=row_weight is not None,
@@ -420,7 +419,7 @@ def launch_sample_backward(
     groups, rows, size = projected.shape
     blocks = triton.cdiv(size, BLOCK)
     weight = or_dummy(row_weight, projected)
-    sizes = (rows, groups * size, size, groups)
+    sizes = (rows, size, groups)
     flags = {
         "WEIGHTED": row_weight is not None,
         "R": block_of(rows),

@@ -24,6 +24,7 @@ from .common import (
     converted,
     device_function,
     divide,
+    kernel,
     layout_of,
     load_rows,
     or_dummy,
@@ -66,8 +67,7 @@ def origin_start(origin, channels, length, PLANES: tl.constexpr, WEIGHTED: tl.co
         return 0
 
 
-# Without it, one step would be a constant, its loop unrolled, and its loads hoisted into a spill.
-@triton.jit(do_not_specialize=["steps"])
+@kernel("length", "size")
 def statistics_kernel(
     x,  # [M, C] or [N, C, L]
     weight,  # [M] T
@@ -75,12 +75,11 @@ def statistics_kernel(
     partial_weight,  # [chunks] T
     partial_mean,  # [chunks, C] T, relative to the origin
     partial_products,  # [chunks, G, D, D] T, blocks on and below the diagonal
-    rows,
-    channels,
-    length,
-    size,  # D
-    groups,
-    steps,  # tiles of a chunk
+    samples: tl.int64,  # M, or N of planes
+    length: tl.int64,
+    size: tl.int32,  # D
+    groups: tl.int32,
+    steps: tl.int32,  # tiles of a chunk
     PLANES: tl.constexpr,
     WEIGHTED: tl.constexpr,
     SINGLE: tl.constexpr,  # one block holds all channels of a group
@@ -89,18 +88,19 @@ def statistics_kernel(
 ):
     """Reduce one chunk of rows for one pair of channel blocks."""
     T: tl.constexpr = partial_mean.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     blocks = tl.cdiv(size, BLOCK)
     block_j = program % blocks
     block_i = program // blocks % blocks
-    group = program // (blocks * blocks) % groups
-    chunk = program // (blocks * blocks * groups)
+    group = (program // (blocks * blocks) % groups).to(tl.int64)
+    chunk = (program // (blocks * blocks * groups)).to(tl.int64)
     if block_j > block_i:
         return
     local_i = block_i * BLOCK + tl.arange(0, BLOCK)
     local_j = block_j * BLOCK + tl.arange(0, BLOCK)
     i, j = group * size + local_i, group * size + local_j  # channel numbers
     mask_i, mask_j = local_i < size, local_j < size
+    rows, channels = samples * length, groups * size
     stride = length if PLANES else 1
     first = origin_start(origin, channels, length, PLANES, WEIGHTED)
     shift_i = converted(tl.load(x + first + i * stride, mask=mask_i, other=0.0), T)
@@ -171,7 +171,7 @@ def combined_means(
     return every, divide(mean_a, every), divide(mean_b, every)
 
 
-@triton.jit
+@kernel("length", "size")
 def combine_kernel(
     x,  # [M, C] or [N, C, L]: its origin
     origin,  # [] int64, as above
@@ -180,11 +180,10 @@ def combine_kernel(
     partial_products,  # [chunks, G, D, D] T
     mean,  # [C] T
     covariance,  # [G, D, D] T
-    channels,
-    length,
-    size,  # D
-    groups,
-    chunks,
+    length: tl.int64,
+    size: tl.int32,  # D
+    groups: tl.int32,
+    chunks: tl.int32,
     PLANES: tl.constexpr,
     WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -197,9 +196,10 @@ def combine_kernel(
     T: tl.constexpr = mean.dtype.element_ty
     per_group = size * size
     blocks = tl.cdiv(per_group, BLOCK)
-    program = tl.program_id(0).to(tl.int64)
-    group = program // blocks
+    program = tl.program_id(0)
+    group = (program // blocks).to(tl.int64)
     entry = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    channels = groups * size
     inside = entry < per_group
     i, j = entry // size, entry % size
     a, b = tl.maximum(i, j), tl.minimum(i, j)
@@ -247,7 +247,6 @@ def launch_combine(
         products,
         mean,
         covariance,
-        channels,
         length,
         size,
         groups,
@@ -290,8 +289,7 @@ def launch_statistics(
             weight,
             partial_mean,
             products,
-            rows,
-            channels,
+            x.shape[0],
             length,
             size,
             groups,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from fastwhiten import backends
 from fastwhiten.backends import triton
 from tests.gpu.device import ABSENT, DRY_RUN, REASON, DeviceStages
+from tests.gpu.launches import FOLDER, noted
 
 HERE = Path(__file__).parent
 # Their tests are those of tests/, which interpret the Triton kernels already.
@@ -32,12 +34,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if DRY_RUN:
             if item.get_closest_marker("cuda_only"):
                 item.add_marker(pytest.mark.skip(reason="a dry run on the CPU"))
-            elif triton_kernels and item.path.name in TAKEN_OVER:
+            elif triton_kernels and item.path.name in TAKEN_OVER and not FOLDER:
                 item.add_marker(elsewhere)
         elif ABSENT:
             item.add_marker(absent)
         elif triton.interpreted() and (triton_kernels or "compiled" in item.name):
             item.add_marker(interpreted)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _launches() -> Iterator[None]:
+    """Note what Triton would compile, where that is asked for."""
+    if not FOLDER:
+        yield
+        return
+    with noted():
+        yield
 
 
 @pytest.fixture(params=["native", pytest.param("triton", marks=pytest.mark.interpret)])
@@ -50,5 +62,5 @@ def kernels(request: pytest.FixtureRequest) -> str:
 def backend(kernels: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A backend whose stages run on the device, also for the CPU tensors of other tests."""
     monkeypatch.setitem(backends.BACKENDS, kernels, DeviceStages(kernels))
-    monkeypatch.setattr(backends, "_require_triton", lambda device: None)
+    monkeypatch.setattr(backends, "_require_triton", lambda device, asked: None)
     return kernels
