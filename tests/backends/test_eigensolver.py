@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastwhiten
 from fastwhiten import backends
-from tests.helpers import spectra
+from tests.csrc.eigensystems import assert_solved
+from tests.helpers import drvst, spectra
 
 K = 4.0
 FLOOR = 2.0  # rounding errors per column: a vector rounded once has half a one in each component
@@ -90,6 +92,16 @@ def test_as_accurate_as_lapack(size: int, name: str, dtype: torch.dtype) -> None
         ("residual", "orthogonality"), errors(a, values, vectors), yardstick, strict=True
     ):
         assert ours <= K * lapack + floor, f"{kind} {ours:.2e}, LAPACK {lapack:.2e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("size", [2, 7, 16, 32, 64, 100, 128, 176])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_matrices_of_other_test_suites(backend: str, size: int, dtype: torch.dtype) -> None:
+    a = drvst.stack(size, dtype)
+    values, vectors = fastwhiten.symmetric_eigh(a, backend=backend)
+    drvst.assert_within_gates(a, values, vectors)
+    assert_solved(a, values, vectors, K)
 
 
 @pytest.mark.parametrize("size", [6, 40, 128])

@@ -71,7 +71,7 @@ def test_eigensolvers_have_none(size: int) -> None:
     of = slice(0, 2) if size < 64 else slice(1, 2)  # of the large ones the indefinite one alone
     a, start = stack(size, torch.float32)[of], eigensolvers.rotations(size)[of]
     for given in (None, start):
-        solve(a, start=given, most_blocks=1, sanitize="races")
+        solve(a, start=given, sanitize="races")
 
 
 @pytest.mark.parametrize(

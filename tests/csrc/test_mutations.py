@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.csrc import mutations
-from tests.csrc.eigensystems import assert_solved, solve, stack
+from tests.csrc.eigensystems import assert_solved, opposite_components, solve, stack
 from tests.csrc.emulation import ROOT, Probe
 from tests.helpers.spectra import generator
 
@@ -45,16 +45,15 @@ def problems() -> Iterator[tuple[Tensor, dict[str, object]]]:
     for size in (13, 24, 68):
         a = stack(size, torch.float32)[:1]
         yield a, {"most_sweeps": 2, "start": torch.linalg.eigh(a)[1]}
-    # An eigenvector whose largest components are equal in size, bit for bit, and opposite in sign.
-    yield torch.tensor([[[-4.0, -2.0, 2.0], [-2.0, 2.0, 2.0], [2.0, 2.0, -4.0]]]), {}
+    for a in opposite_components().values():
+        yield a, {}
 
 
 def check(
     a: Tensor, order: str, given: dict[str, object], probe: Probe, most_sweeps: int = 14
 ) -> None:
     """Raise what is wrong with the eigensystems of ``a``."""
-    # One block for all: a barrier between two matrices of a block matters, too.
-    values, vectors, sweeps = solve(a, order=order, most_blocks=1, probe=probe, **given)
+    values, vectors, sweeps = solve(a, order=order, probe=probe, **given)
     assert (sweeps <= most_sweeps).all()
     good = a.isfinite().flatten(1).all(1)
     assert_solved(a[good], values[good], vectors[good])

@@ -26,7 +26,7 @@ SIZES = {  # name: (M, D), by what factorises the matrix
     "warp": (64, 12),
     "one launch": (64, 40),  # the whole pass is one kernel, but for Cholesky
     "block": (520, 40),  # too many rows for that
-    "one-sided": (128, 70),
+    "one array": (128, 70),  # of shared memory, for the matrix and its eigenvectors
 }
 SPECTRA = {
     **spectra.DEGENERATE,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.backends.test_stages import check_eigensystem
-from tests.helpers import spectra
+from tests.csrc.eigensystems import assert_solved
+from tests.helpers import drvst, spectra
 
 pytestmark = pytest.mark.interpret
 eigh = pytest.importorskip("fastwhiten.kernels.eigh")
@@ -46,6 +47,16 @@ def test_hard_spectra(name: str, dtype: torch.dtype) -> None:
     # Weyl: an eigenvalue is off by the backward error at most, a few roundings of the largest.
     bound = 8 * torch.finfo(dtype).eps * truth.abs().max()
     assert ((eigenvalues.double() - truth).abs() <= bound).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("size", [7, pytest.param(32, marks=pytest.mark.full)])
+def test_matrices_of_other_test_suites(size: int, dtype: torch.dtype) -> None:
+    a = drvst.stack(size, dtype)
+    eigenvalues, vectors = launch_eigh(a)
+    assert_solved(a, eigenvalues, vectors)
+    drvst.assert_within_gates(a, eigenvalues, vectors)
 
 
 def test_hadamard_and_vanishing_diagonals() -> None:
