@@ -122,13 +122,12 @@ __device__ bool usable_start(const EigenShared<T, N>& s, const T* start) {
   return __syncthreads_and(fine) != 0;
 }
 
-// S = Q^T S Q for the symmetric S in the views' matrix. Barriers before, between and after.
+// S = Q^T S Q for the symmetric S in the views' matrix. Barriers between and after.
 template <class T, int N>
 __device__ void change_basis(const EigenShared<T, N>& s, const T* q) {
   using Tile = BlockTile<T, N>;
   const int D = s.D;
   const auto of_q = [&](int k, int c) { return k < D && c < D ? q[k * D + c] : T(0); };
-  __syncthreads();
   {
     Tile product;
     add_by_rows(product, rows_of<N>(s.matrix), [&](int k) {
@@ -158,8 +157,8 @@ __device__ void change_basis(const EigenShared<T, N>& s, const T* q) {
   __syncthreads();
 }
 
-// Eigenvectors in the basis Q become those of A: row k of V^T = Q times row k. Barriers before,
-// between and after.
+// Eigenvectors in the basis Q become those of A: row k of V^T = Q times row k. Barriers before and
+// between.
 template <class T, int N>
 __device__ void leave_basis(const EigenShared<T, N>& s, const T* q) {
   using Tile = BlockTile<T, N>;
@@ -177,7 +176,6 @@ __device__ void leave_basis(const EigenShared<T, N>& s, const T* q) {
   __syncthreads();
   product.each_apart(
       [&](int i, int k, T entry) { s.basis[k * kRowStride<N> + i] = i <= last ? entry : T(0); });
-  __syncthreads();
 }
 
 // values_k = v_k^T A v_k. right(k): the four columns of row k of A. No barrier.

@@ -230,7 +230,8 @@ __device__ __forceinline__ unsigned pivot_key(double pivot, int row) {
 // The rows of the first meeting become those of P^T (A + shift I) P = L L^T: row k of A that of L^T
 // whose pivot it was. False, in all threads, where no pivot is left that is positive. The row of
 // the next pivot passes through the basis: every warp offers its best, two sets of places in turn,
-// so that one barrier a column is enough. Barriers before and after.
+// so that one barrier a column is enough. A barrier before, none after: the sweeps leave their
+// first rows in the upper half of the basis, where no pivot's row passes.
 template <class T, int N>
 __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T shift,
                                                  RowPair<T, N>& r) {
@@ -281,10 +282,7 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
     const int from = (set + ((column & (N / 2 - 1)) >> 2)) * kStride;
     const T pivot = s.basis[from + column], at_p = s.basis[from + row_p];
     const T at_q = s.basis[from + row_q];
-    if (best < kRowsOfKey || !(pivot > Precision<T>::tiny)) {
-      __syncthreads();
-      return false;
-    }
+    if (best < kRowsOfKey || !(pivot > Precision<T>::tiny)) return false;
     const bool is_p = column == row_p, is_q = column == row_q;
     const T over = inverse(pivot);
     const T factor_p = is_p || left_p < 0 ? T(0) : at_p * over;
@@ -310,7 +308,6 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
       }
     }
   }
-  __syncthreads();
   const T scale_p = 1 / sqrt(pivot_p), scale_q = 1 / sqrt(pivot_q);
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
@@ -321,10 +318,9 @@ __device__ __forceinline__ bool pivoted_cholesky(const EigenShared<T, N>& s, T s
 }
 
 // A bound of |A|_2, at most N^(1/8) times it: |A^4|_F^(1/4). A^2 takes the place of the basis.
-// Barriers before and inside.
+// Barriers inside.
 template <class T, int N>
 __device__ T norm_bound(const EigenShared<T, N>& s) {
-  __syncthreads();
   {
     BlockTile<T, N> square;
     add_over_rows(square, N, s.matrix, s.matrix);
@@ -342,7 +338,7 @@ __device__ T norm_bound(const EigenShared<T, N>& s) {
 // The eigensystem of A [D, D], whose both triangles are in the views' matrix: V^T in the basis,
 // values in no order. Where A is not finite, NaN. Returns the sweeps, which begin from the start
 // [D, D] unless it is null or not orthogonal. `a` has the lower triangle of A once more; `global`
-// [D, D] is scratch. To be called by a block of 4 N threads. Barriers before, between and after.
+// [D, D] is scratch. To be called by a block of 4 N threads. Barriers before and between.
 template <class T, int N>
 __device__ int block_eigh(const EigenShared<T, N>& s, const T* a, const T* start, T* global) {
   using Tile = BlockTile<T, N>;
@@ -357,7 +353,6 @@ __device__ int block_eigh(const EigenShared<T, N>& s, const T* a, const T* start
     fill_rows<N>(s.basis, [](int, int, int) { return not_a_number<T>(); });
     const int k = static_cast<int>(threadIdx.x);
     if (k < N) s.values[k] = not_a_number<T>();
-    __syncthreads();
     return 0;
   }
   const auto rescale = [&] {
@@ -396,7 +391,6 @@ __device__ int block_eigh(const EigenShared<T, N>& s, const T* a, const T* start
     rayleigh_quotients(s, of_matrix);
     orthogonalize(s, [&](Tile& gram) { gram.store(s.matrix); }, of_matrix);
   } else {
-    __syncthreads();
     const Place me = place();
     const Scale<T> scale = s.scale();
     for (int i = me.warp; i < D; i += me.warps) {

@@ -91,8 +91,9 @@ __device__ __forceinline__ void store4(const SharedArray<T>& a, int i, const Fou
 #endif
 }
 
-// One instruction, with a relative error of 2^-22.9 in float and less than 2^-20 in double (PTX
-// ISA: rsqrt.approx.ftz and rcp.approx.ftz); x must be a normal number.
+// One instruction; x must be a normal number. The PTX ISA promises a relative error of 2^-22.9 and
+// one unit in the last place in float (rsqrt.approx, rcp.approx), in double none (.ftz.f64): 20
+// bits of the fraction go in and come out.
 #ifdef FASTWHITEN_EMULATE
 using emulation::approximate_reciprocal;
 using emulation::approximate_rsqrt;
