@@ -117,7 +117,11 @@ class Device {
   template <class T>
   void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors, const T* start = nullptr,
             int32_t* sweeps = nullptr) const;
-  // The same by the library, for D above our own kernels' limit.
+  // The eigensystem of a blended covariance and its whitening matrix in one launch; false, and
+  // nothing, for a D without such a kernel.
+  template <class T>
+  bool block_factor(const Factor<T>& blended) const;
+  // The same as eigh by the library, for D above our own kernels' limit.
   template <class T>
   void library_eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) const;
   // matrix = L^{-T} by the library, for D above kCholeskyLimit; arguments as run_cholesky's.

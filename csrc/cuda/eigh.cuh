@@ -5,6 +5,8 @@
 // in the two files. Deterministic: no result depends on which thread comes first.
 #pragma once
 
+#include "../common/passes.h"
+#include "block_whitening.cuh"
 #include "fill.cuh"
 #include "jacobi_one_sided.cuh"
 #include "jacobi_warp.cuh"
@@ -23,6 +25,11 @@ struct EighProblem {
   T* vectors;       // [B, D, D]
   const T* start;   // [B, D, D] or null: where the sweeps begin
   int32_t* sweeps;  // [B], or null
+  // By a block: W [B, D, D] of the eigensystems too, unless it is null. Values are then l.
+  T* whitening = nullptr;
+  int64_t kind = 0;        // 0 zca, 1 pca
+  const T* rho = nullptr;  // [B] or null
+  T eps = 0;
 };
 
 template <class T>
@@ -50,6 +57,11 @@ __global__ void __launch_bounds__(kBlockThreads<N>, 1) eigh_block_kernel(EighPro
   T *const values = e.values + b * D, *const vectors = e.vectors + b * square;
   load_symmetric<N>(D, e.a + b * square, shared.matrix);
   const int sweeps = block_eigh(shared, e.a + b * square, start_of(e, b), vectors);
+  if (e.whitening != nullptr) {
+    block_whitening(shared, e.kind, e.rho != nullptr, e.rho != nullptr ? e.rho[b] : T(0), e.eps,
+                    values, vectors, e.whitening + b * square);
+    return;
+  }
   rank_rows(shared);
   const Scale<T> scale = shared.scale();
   each_component(shared, [&](int r, int c, int k, T entry) {
@@ -60,20 +72,10 @@ __global__ void __launch_bounds__(kBlockThreads<N>, 1) eigh_block_kernel(EighPro
 }
 
 // Calls launch(kernel, blocks, threads, shared bytes, problem) with what serves the problem; false,
-// and nothing, where the library has to. B > 0 and D > 0. A block may have `shared_limit` bytes.
+// and nothing, where another has to. B > 0 and D > 0. A block may have `shared_limit` bytes.
 template <class T, class Launch>
-bool launch_eigh(const EighProblem<T>& e, int64_t shared_limit, const Launch& launch) {
-  if (e.D > kBlockUpTo<T>) return false;
-  const int D = static_cast<int>(e.D);
-  if (D <= kWarpUpTo) {
-    constexpr int64_t kMostBlocks = 2147483647;
-    const int64_t blocks = (e.B + kWarpsOfBlock - 1) / kWarpsOfBlock;
-    auto* kernel = D <= 4   ? eigh_warp_kernel<T, 4>
-                   : D <= 8 ? eigh_warp_kernel<T, 8>
-                            : eigh_warp_kernel<T, 16>;
-    launch(kernel, blocks < kMostBlocks ? blocks : kMostBlocks, 32 * kWarpsOfBlock, int64_t{0}, e);
-    return true;
-  }
+bool launch_block_eigh(const EighProblem<T>& e, int64_t shared_limit, const Launch& launch) {
+  if (e.D <= kWarpUpTo || e.D > kBlockUpTo<T>) return false;
   const auto block = [&](auto* kernel, int threads, int64_t bytes) {
     if (bytes > shared_limit) return false;
     launch(kernel, e.B, threads, bytes, e);
@@ -82,10 +84,21 @@ bool launch_eigh(const EighProblem<T>& e, int64_t shared_limit, const Launch& la
   constexpr int64_t k32 = EigenShared<T, 32>::kBytes, k64 = EigenShared<T, 64>::kBytes;
   if constexpr (kBlockUpTo<T> > 64) {
     constexpr int64_t k128 = EigenShared<T, 128>::kBytes;
-    if (D > 64) return block(eigh_block_kernel<T, 128>, kBlockThreads<128>, k128);
+    if (e.D > 64) return block(eigh_block_kernel<T, 128>, kBlockThreads<128>, k128);
   }
-  return D <= 32 ? block(eigh_block_kernel<T, 32>, kBlockThreads<32>, k32)
-                 : block(eigh_block_kernel<T, 64>, kBlockThreads<64>, k64);
+  return e.D <= 32 ? block(eigh_block_kernel<T, 32>, kBlockThreads<32>, k32)
+                   : block(eigh_block_kernel<T, 64>, kBlockThreads<64>, k64);
+}
+template <class T, class Launch>
+bool launch_eigh(const EighProblem<T>& e, int64_t shared_limit, const Launch& launch) {
+  if (e.D > kWarpUpTo) return launch_block_eigh(e, shared_limit, launch);
+  constexpr int64_t kMostBlocks = 2147483647;
+  const int64_t blocks = (e.B + kWarpsOfBlock - 1) / kWarpsOfBlock;
+  auto* kernel = e.D <= 4   ? eigh_warp_kernel<T, 4>
+                 : e.D <= 8 ? eigh_warp_kernel<T, 8>
+                            : eigh_warp_kernel<T, 16>;
+  launch(kernel, blocks < kMostBlocks ? blocks : kMostBlocks, 32 * kWarpsOfBlock, int64_t{0}, e);
+  return true;
 }
 
 // The eigensolver of a Device (device.h: eigh): our own kernel, else the library's.
@@ -95,6 +108,17 @@ void run_eigh(Device& device, const EighProblem<T>& e) {
   if (launch_eigh(e, device.shared_limit(), launch)) return;
   if (e.sweeps != nullptr) fill(device, e.sweeps, e.B, int32_t{-1});
   device.library_eigh(e.B, e.D, e.a, e.values, e.vectors);
+}
+
+// The whitening matrix of a Device (device.h: block_factor), by the block that solves; false, and
+// nothing, where it takes more than one launch.
+template <class Device, class T>
+bool run_block_factor(Device& device, const Factor<T>& f) {
+  const auto launch = [&](const auto&... of_launch) { device.launch(of_launch...); };
+  const EighProblem<T> e{
+      f.G,      f.D,    f.covariance, f.eigenvalues,        f.basis, f.start, nullptr,
+      f.matrix, f.kind, f.rho,        static_cast<T>(f.eps)};
+  return launch_block_eigh(e, device.shared_limit(), launch);
 }
 
 }  // namespace cuda

@@ -12,6 +12,7 @@ void run_factor_blended(Device& device, const Factor<T>& args) {
   const int64_t G = args.G, D = args.D;
   const T* const blended = args.covariance;
   if (args.kind != 2) {
+    if (device.block_factor(args)) return;
     device.eigh(G, D, blended, args.eigenvalues, args.basis, args.start);
     run_matrix(device, G, D, static_cast<const T*>(args.eigenvalues),
                static_cast<const T*>(args.basis), args.rho, args.eps, args.kind, args.eigenvalues,

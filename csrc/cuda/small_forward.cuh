@@ -13,6 +13,7 @@
 #pragma once
 
 #include "../common/layout.h"
+#include "block_whitening.cuh"
 #include "cholesky.cuh"
 #include "eigh.cuh"
 #include "heaviest.cuh"
@@ -255,57 +256,6 @@ __device__ __forceinline__ void small_cholesky(const SmallForward<In, T>& in, in
   __syncthreads();
 }
 
-// From V^T in the basis and d in the views: l = (1 - rho) d + rho sum(d) / D + eps, U, and W, in
-// global memory and, for what follows, in the views' matrix. Barriers before, between and after.
-template <int N, class In, class T>
-__device__ __forceinline__ void small_matrix(const SmallForward<In, T>& in, int64_t g, T rho,
-                                             const EigenShared<T, N>& s) {
-  using Tile = BlockTile<T, N>;
-  const Place me = place();
-  const int D = s.D, k = static_cast<int>(threadIdx.x);
-  T* const w = in.matrix + g * D * D;
-  T* const u = in.basis + g * D * D;
-  const Scale<T> scale = s.scale();
-  rank_rows(s);
-  T keep = 1, shift = in.eps;
-  if (in.method != kNone) {
-    T sum = 0;
-    for (int i = me.lane; i < D; i += 32) sum += scale.undo(s.values[i]);
-    keep = 1 - rho;
-    shift = rho * warp_sum(sum) / static_cast<T>(D) + in.eps;
-  }
-  __syncthreads();  // all have read d
-  if (k < D) {
-    const T d = scale.undo(s.values[k]);
-    s.values[k] = keep * (d < T(0) ? T(0) : d) + shift;  // NaN stays NaN
-  }
-  __syncthreads();
-  each_component(s, [&](int r, int c, int row, T entry) {
-    u[r * D + c] = entry;
-    const T l = s.values[row];
-    if (r == 0) in.eigenvalues[g * D + c] = l;
-    if (in.kind == 0) return;
-    const T scaled = entry * (1 / sqrt(l));
-    w[r * D + c] = scaled;
-    s.matrix[r * kRowStride<N> + c] = scaled;
-  });
-  __syncthreads();
-  if (in.kind != 0) return;
-  // (U l^-1/4) (U l^-1/4)^T: symmetric to the last bit. Neither order nor signs matter.
-  fill_rows<N>(s.basis, [&](int row, int, int at) {
-    return row < D ? static_cast<T>(s.basis[at]) * sqrt(1 / sqrt(static_cast<T>(s.values[row])))
-                   : T(0);
-  });
-  __syncthreads();
-  Tile tile;
-  add_over_rows(tile, D, s.basis, s.basis);
-  tile.store(s.matrix);
-  tile.each([&](int i, int j, T sum) {
-    if (i < D && j < D) w[i * D + j] = sum;
-  });
-  __syncthreads();
-}
-
 // y = x W gamma + beta.
 template <int N, class In, class T>
 __device__ __forceinline__ void small_apply(const SmallForward<In, T>& in, int64_t g,
@@ -360,7 +310,8 @@ __global__ void __launch_bounds__(kBlockThreads<N>, 1)
   } else {
     const T* const start = in.start != nullptr ? in.start + g * square : nullptr;
     block_eigh(shared, a, start, in.basis + g * square);
-    small_matrix(in, g, rho, shared);
+    block_whitening(shared, in.kind, in.method != kNone, rho, in.eps, in.eigenvalues + g * D,
+                    in.basis + g * square, in.matrix + g * square);
   }
   small_apply(in, g, shared, at);
 }

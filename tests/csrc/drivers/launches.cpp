@@ -48,6 +48,10 @@ struct Device : emulation::Recorder {
     run_eigh(*this, EighProblem<T>{B, D, a, values, vectors, start, sweeps});
   }
   template <class T>
+  bool block_factor(const Factor<T>& blended) {
+    return run_block_factor(*this, blended);
+  }
+  template <class T>
   void library_eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) {
     const auto solver = NoSolver{};
     run_batched_eigh(*this, solver, B, D, a, values, vectors);

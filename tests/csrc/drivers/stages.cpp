@@ -46,6 +46,10 @@ struct Emulator {
     run_eigh(*this, EighProblem<T>{B, D, a, values, vectors, start, nullptr});
   }
   template <class T>
+  bool block_factor(const Factor<T>& blended) {
+    return run_block_factor(*this, blended);
+  }
+  template <class T>
   void library_eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors) {
     const auto guarded = allocate<T>(B * D * D), found = allocate<T>(B * D * D);
     const auto ascending = allocate<T>(B * D);
