@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 TABLE = ROOT / "csrc" / "cuda" / "model.csv"
 # (batch, order) of eigenproblems: one matrix, and enough to fill a GPU.
-EIGENPROBLEMS = ((1, 16), (1, 32), (1, 64), (1, 128), (512, 32), (512, 64))
+EIGENPROBLEMS = ((1, 8), (1, 16), (1, 32), (1, 64), (1, 128), (512, 16), (512, 32), (512, 64))
 SIZES = ("blocks", "threads", "shared")
 COLUMNS = (*SIZES, "resident", "us", "floor us", "bound by", "of", "rounds")
 TOLERANCE = 0.02  # of a time: inputs differ in the last bit from one processor to another

@@ -1,8 +1,9 @@
 // a = V diag(l) V^T for B symmetric matrices: l ascending, eigenvectors as columns of V, the
 // component of largest magnitude positive (the first of equals). A matrix with a non-finite entry
 // gives NaN for itself alone. Who computes what: one warp a matrix with two-sided Jacobi up to D =
-// 16, one block with one-sided Jacobi up to 128 (64 for double). Mathematics, bytes, shared memory:
-// in the two files. Deterministic: no result depends on which thread comes first.
+// 8, of many matrices 16; one block with one-sided Jacobi up to 128 (64 for double). Mathematics,
+// bytes, shared memory: in the two files. Deterministic: no result depends on which thread is
+// first.
 #pragma once
 
 #include "../common/passes.h"
@@ -15,6 +16,16 @@ namespace fastwhiten {
 namespace cuda {
 
 constexpr int kWarpUpTo = 16;
+// Matrices of order 9 to 16 that a block each serves: a warp takes twice as long.
+constexpr int64_t kFewMatrices = 528;  // four for every multiprocessor of the largest devices
+#ifdef FASTWHITEN_EMULATE
+inline int64_t few_matrices = kFewMatrices;  // tests ask for none: the warps of many
+#else
+constexpr int64_t few_matrices = kFewMatrices;
+#endif
+inline bool takes_blocks(int64_t B, int64_t D) {
+  return D > (B <= few_matrices ? kWarpUpTo / 2 : kWarpUpTo);
+}
 constexpr int kWarpsOfBlock = 4;  // matrices a block of eigh_warp_kernel
 
 template <class T>
@@ -75,7 +86,7 @@ __global__ void __launch_bounds__(kBlockThreads<N>, 1) eigh_block_kernel(EighPro
 // and nothing, where another has to. B > 0 and D > 0. A block may have `shared_limit` bytes.
 template <class T, class Launch>
 bool launch_block_eigh(const EighProblem<T>& e, int64_t shared_limit, const Launch& launch) {
-  if (e.D <= kWarpUpTo || e.D > kBlockUpTo<T>) return false;
+  if (!takes_blocks(e.B, e.D) || e.D > kBlockUpTo<T>) return false;
   const auto block = [&](auto* kernel, int threads, int64_t bytes) {
     if (bytes > shared_limit) return false;
     launch(kernel, e.B, threads, bytes, e);
@@ -91,7 +102,7 @@ bool launch_block_eigh(const EighProblem<T>& e, int64_t shared_limit, const Laun
 }
 template <class T, class Launch>
 bool launch_eigh(const EighProblem<T>& e, int64_t shared_limit, const Launch& launch) {
-  if (e.D > kWarpUpTo) return launch_block_eigh(e, shared_limit, launch);
+  if (takes_blocks(e.B, e.D)) return launch_block_eigh(e, shared_limit, launch);
   constexpr int64_t kMostBlocks = 2147483647;
   const int64_t blocks = (e.B + kWarpsOfBlock - 1) / kWarpsOfBlock;
   auto* kernel = e.D <= 4   ? eigh_warp_kernel<T, 4>

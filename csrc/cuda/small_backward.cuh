@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(kBlockThreads<N>, 1)
 template <class Device, class In, class T>
 bool run_small_backward(Device& device, const SmallBackward<In, T>& in) {
   const auto run = [&](auto* kernel, int threads, int64_t bytes) {
-    if (!small_shape(in.s, true) || bytes > device.shared_limit()) return false;
+    if (!small_shape(in.s, false) || bytes > device.shared_limit()) return false;
     device.launch(kernel, in.s.groups, threads, bytes, in);
     return true;
   };

@@ -7,9 +7,9 @@
 // over 32 of them. Bytes: x and y once, the matrices once. Determinism: one order of every sum; a
 // group never sees its neighbours. Shared memory: the eigensolver's (36 KiB for float at D = 64)
 // and x: M (N + 4) numbers, N = 32 or 64. Serves every kind and shrinkage, at most 512 rows, D
-// <= 64. Narrow groups (D <= 16) only where a warp's own eigensolver is not in play (cholesky; the
-// backward), and while all their blocks run at once: beyond, the stages' tiles, which take several
-// groups, do better.
+// <= 64. Narrow groups (D <= 16) only where a warp's own eigensolver is not in play (takes_blocks;
+// cholesky; the backward), and while all their blocks run at once: beyond, the stages' tiles, which
+// take several groups, do better.
 #pragma once
 
 #include "../common/layout.h"
@@ -316,18 +316,19 @@ __global__ void __launch_bounds__(kBlockThreads<N>, 1)
   small_apply(in, g, shared, at);
 }
 
-// narrow: whether D <= kWarpUpTo may be served.
-inline bool small_shape(const Layout& s, bool narrow) {
+// solves: whether the pass has an eigensolver.
+inline bool small_shape(const Layout& s, bool solves) {
   constexpr int64_t kAtOnce = 264;  // two blocks for every multiprocessor of the largest devices
-  const bool wide = s.width > kWarpUpTo || (narrow && s.groups <= kAtOnce);
-  return wide && s.width <= kBothUpTo && s.rows() <= kSmallRows;
+  const bool blocks = s.width > kWarpUpTo || s.groups <= kAtOnce;
+  return blocks && (!solves || takes_blocks(s.groups, s.width)) && s.width <= kBothUpTo &&
+         s.rows() <= kSmallRows;
 }
 
 // False, and nothing, if the case is not one for this kernel.
 template <class Device, class In, class T>
 bool run_small_forward(Device& device, const SmallForward<In, T>& in) {
   const auto run = [&](auto* kernel, int threads, int64_t bytes) {
-    if (!small_shape(in.s, in.kind == 2) || bytes > device.shared_limit()) return false;
+    if (!small_shape(in.s, in.kind != 2) || bytes > device.shared_limit()) return false;
     device.launch(kernel, in.s.groups, threads, bytes, in);
     return true;
   };

@@ -50,6 +50,17 @@ def test_every_spectrum(size: int, dtype: torch.dtype) -> None:
         assert torch.equal(before[few], after), "the order of threads shows"
 
 
+@cases(9, 16)
+def test_few_small_matrices_take_a_block_each(size: int, dtype: torch.dtype) -> None:
+    a = stack(size, dtype)
+    by_warps, by_blocks = solve(a), solve(a, few_matrices=len(a))
+    assert not torch.equal(by_warps[1], by_blocks[1])
+    assert_solved(a, *by_blocks[:2])
+    again = solve(a, few_matrices=len(a), start=by_blocks[1])
+    assert_solved(a, *again[:2])
+    assert (again[2] <= by_blocks[2]).all()
+
+
 @pytest.mark.slow
 @cases(7, 17, 64, full=(16, 32, 48, 100, 128))
 def test_matrices_of_other_test_suites(size: int, dtype: torch.dtype) -> None:

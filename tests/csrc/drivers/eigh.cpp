@@ -9,6 +9,7 @@ template <class T>
 void run_typed(emulation::Arguments& a) {
   using fastwhiten::cuda::EighProblem;
   const int64_t B = a.integer("B"), D = a.integer("D");
+  fastwhiten::cuda::few_matrices = a.integer("few_matrices", fastwhiten::cuda::kFewMatrices);
   const auto size = static_cast<std::size_t>(B * D);
   const EighProblem<T> problem = {B,
                                   D,
@@ -22,7 +23,7 @@ void run_typed(emulation::Arguments& a) {
       [&](auto* kernel, int64_t blocks, int threads, int64_t bytes, const auto& argument) {
         // For warps that take several matrices: a block of threads takes one.
         const int64_t most =
-            D <= fastwhiten::cuda::kWarpUpTo ? a.integer("most_blocks", blocks) : blocks;
+            fastwhiten::cuda::takes_blocks(B, D) ? blocks : a.integer("most_blocks", blocks);
         emulation::launch(kernel, static_cast<unsigned>(blocks < most ? blocks : most),
                           static_cast<unsigned>(threads), static_cast<std::size_t>(bytes),
                           a.order(), argument);
