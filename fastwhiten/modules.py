@@ -72,9 +72,9 @@ class ChannelWhitening(SyncModule):
             ``running="matrix"`` it is ``running_matrix`` instead.
         num_batches_tracked: number of batches that updated the running statistics.
         last_basis: ``[G, D, D]``, the last step's eigenvectors, where ``batch_weight`` is below 1
-            and D at most 128, else None; the identity where the eigensolver takes no start (on the
-            CPU, and Triton's). Not in the ``state_dict``; a reset or a load forgets it.
-            Set it to None if a training resumed on a GPU has to repeat every bit.
+            and D at most 128 (float64: 64), else None; the identity where the eigensolver takes no
+            start (on the CPU, and Triton's). Not in the ``state_dict``; a reset or a load forgets
+            it. Set it to None if a training resumed on a GPU has to repeat every bit.
 
     Raises:
         ValueError: an option outside its range, or an input of the wrong shape.

@@ -38,7 +38,7 @@ def first_basis(square: Tensor | None, batch_weight: float, kind: str) -> Tensor
     """
     if square is None or batch_weight == 1.0 or kind == "cholesky":
         return None
-    if square.shape[-1] > max(backends.START_UP_TO.values()):
+    if square.shape[-1] > backends.START_UP_TO[reference.accumulation_dtype(square.dtype)]:
         return None
     return identity_basis(square)
 

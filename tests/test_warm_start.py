@@ -24,7 +24,7 @@ D = C // G
 @pytest.fixture
 def gains(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU counts as a device whose eigensolver takes a start: layers remember as on a GPU."""
-    monkeypatch.setattr(backends, "takes_start", lambda name, device, size: name == "native")
+    monkeypatch.setattr(backends, "takes_start", lambda name, device, size, dtype: name == "native")
 
 
 @pytest.fixture
@@ -88,10 +88,16 @@ def test_start_is_vmapped_and_has_no_gradient(backend: str) -> None:
 
 def test_who_takes_a_start() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert backends.takes_start("native", gpu, 128) and not backends.takes_start("native", gpu, 129)
-    assert not backends.takes_start("native", cpu, 4)
-    assert not backends.takes_start("triton", gpu, 4)
-    assert not backends.takes_start("reference", gpu, 4)
+    for dtype, limit in ((torch.float32, 128), (torch.float64, 64)):
+        assert backends.takes_start("native", gpu, limit, dtype)
+        assert not backends.takes_start("native", gpu, limit + 1, dtype)
+        layers = [
+            ChannelWhitening(size, batch_weight=0.5, dtype=dtype) for size in (limit, limit + 1)
+        ]
+        assert [layer.last_basis is None for layer in layers] == [False, True]
+    assert not backends.takes_start("native", cpu, 4, torch.float32)
+    assert not backends.takes_start("triton", gpu, 4, torch.float32)
+    assert not backends.takes_start("reference", gpu, 4, torch.float32)
 
 
 # The layer.

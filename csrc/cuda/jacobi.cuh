@@ -82,20 +82,6 @@ __device__ __forceinline__ Off off_diagonal(T pp, T qq, T pq) {
   return size > 32 * noise ? kLarge : kSmall;
 }
 
-struct Pair {
-  int p, q;
-};
-
-// Pair k of round r among n (even) players: player n - 1 stays, the others walk in a circle.
-__device__ __forceinline__ Pair round_robin(int n, int r, int k) {
-  if (k == 0) return {r, n - 1};
-  const int circle = n - 1;
-  int p = r + k, q = r - k;
-  if (p >= circle) p -= circle;
-  if (q < 0) q += circle;
-  return p < q ? Pair{p, q} : Pair{q, p};
-}
-
 __device__ __forceinline__ int exponent_bits(float x) {
   return static_cast<int>(__float_as_uint(x) >> 23 & 0xffu);
 }

@@ -17,11 +17,10 @@ import torch
 from ..precision import reduced
 from . import cuda_module, native, opaque, reference, triton
 
-# Up to which order a backend's eigensolver on a GPU gains from eigenvectors to begin from: that of
-# the CUDA kernels does (csrc/cuda/jacobi_block.cuh). Triton's begins anew, for with a start its
-# kernel would need local memory; libraries' solvers, above (float64: above 64) and elsewhere, are
-# direct.
-START_UP_TO = {"native": 128, "reference": 0, "triton": 0}
+# Up to which order the CUDA kernels' eigensolver gains from eigenvectors to begin from (kBlockUpTo
+# of csrc/cuda/jacobi_block.cuh). Triton's begins anew, for with a start its kernel would need local
+# memory; libraries' solvers, above and elsewhere, are direct.
+START_UP_TO = {torch.float32: 128, torch.float64: 64}
 
 # What backend="auto" means: "auto", the table below, or one backend for every call.
 DEFAULT = os.environ.get("FASTWHITEN_BACKEND", "auto")
@@ -156,9 +155,9 @@ def _require_triton(device: torch.device, asked: str) -> None:
     raise ValueError(f'{asked}: {reason}; move the tensor or use backend="auto"')
 
 
-def takes_start(name: str, device: torch.device, size: int) -> bool:
+def takes_start(name: str, device: torch.device, size: int, dtype: torch.dtype) -> bool:
     """Return whether eigenvectors to begin from save the eigensolver of order ``size`` sweeps."""
-    return device.type == "cuda" and size <= START_UP_TO[name]
+    return name == "native" and device.type == "cuda" and size <= START_UP_TO[dtype]
 
 
 def get(name: str) -> Any:

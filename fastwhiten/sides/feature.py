@@ -225,5 +225,5 @@ def _usable_start(batch: Batch) -> Tensor | None:
         return None
     if batch.group is not None:
         return None
-    takes = backends.takes_start(options.backend, batch.x.device, start.shape[-1])
+    takes = backends.takes_start(options.backend, batch.x.device, start.shape[-1], start.dtype)
     return start.contiguous() if takes else None
