@@ -1,8 +1,8 @@
 // What surrounds one-sided Jacobi in a block: views into shared memory, loading, and the finish.
 //
-// The finish makes eigenpairs of rows that are almost orthogonal: Rayleigh quotients
-// l_k = v_k^T A v_k with the original A, one Newton-Schulz step V^T = (3 I - V^T V) V^T / 2
-// (rotations lose orthogonality by one rounding each), ascending order, signs made unique.
+// The finish makes eigenpairs of rows that are almost orthogonal: Rayleigh quotients with the
+// original A, one step of refinement (rotations lose orthogonality by a rounding each, and see A
+// only through its factor), ascending order, signs made unique.
 #pragma once
 
 #include "block_product.cuh"
@@ -17,6 +17,9 @@ constexpr int kBlockUpTo = sizeof(T) == 8 ? 64 : 128;
 // Up to here shared memory holds the matrix beside its eigenvectors.
 constexpr int kBothUpTo = 64;
 constexpr int kScratchRows = 5;
+// Steps of a pair that are small: the square, which a first order neglects, is rounding.
+template <class T>
+constexpr T kSmallStep = sizeof(T) == 8 ? T(9e-10) : T(2.2e-5);  // sqrt(epsilon) / 16
 
 template <class T, int N>
 struct EigenShared {
@@ -178,42 +181,106 @@ __device__ void leave_basis(const EigenShared<T, N>& s, const T* q) {
       [&](int i, int k, T entry) { s.basis[k * kRowStride<N> + i] = i <= last ? entry : T(0); });
 }
 
-// values_k = v_k^T A v_k. right(k): the four columns of row k of A. No barrier.
-template <class T, int N, class Right>
-__device__ void rayleigh_quotients(const EigenShared<T, N>& s, const Right& right) {
-  using Tile = BlockTile<T, N>;
-  Tile product;
-  add_by_rows(product, rows_of<N>(s.basis), right);
-#pragma unroll
-  for (int u = 0; u < Tile::kRows; ++u) {
-    const Four<T> own = load4(s.basis, (Tile::row() + u) * kRowStride<N> + Tile::column());
-    T quotient = 0;
-#pragma unroll
-    for (int w = 0; w < 4; ++w) quotient += product.v[u][w] * own.v[w];
-    quotient = warp_sum(quotient, N / 4);
-    if (Tile::column() == 0) s.values[Tile::row() + u] = quotient;
+// A matrix beside the basis: in the views where there is room, else in global memory [D, D].
+template <class T, int N>
+struct Beside {
+  static constexpr bool kBoth = EigenShared<T, N>::kBoth;
+  const EigenShared<T, N>& s;
+  T* global;
+  __device__ __forceinline__ T get(int i, int j) const {
+    if constexpr (kBoth) return s.matrix[i * kRowStride<N> + j];
+    return i < s.D && j < s.D ? global[i * s.D + j] : T(0);
   }
+  __device__ __forceinline__ void set(int i, int j, T value) const {
+    if constexpr (kBoth) {
+      s.matrix[i * kRowStride<N> + j] = value;
+    } else if (i < s.D && j < s.D) {
+      global[i * s.D + j] = value;
+    }
+  }
+  // Four of row i from column j on.
+  __device__ __forceinline__ Four<T> four(int i, int j) const {
+    if constexpr (kBoth) return load4(s.matrix, i * kRowStride<N> + j);
+    return {{get(i, j), get(i, j + 1), get(i, j + 2), get(i, j + 3)}};
+  }
+  __device__ __forceinline__ auto rows() const {
+    return [this](int row, int k, auto& to) {
+      const Four<T> of_row = four(row, k);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) to[n] = of_row.v[n];
+    };
+  }
+};
+
+// Squared norms of the basis's rows, of short sums, in the place of the signs: where components are
+// equal, a sum of N is off by N roundings. Four threads a row; no barrier.
+template <class T, int N>
+__device__ __forceinline__ void square_norms(const EigenShared<T, N>& s) {
+  const int k = static_cast<int>(threadIdx.x) / 4, part = static_cast<int>(threadIdx.x) % 4;
+  T sums[4] = {};
+#pragma unroll 2
+  for (int c = 4 * part; c < N; c += 16) {
+    const Four<T> four = load4(s.basis, k * kRowStride<N> + c);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) sums[w] += four.v[w] * four.v[w];
+  }
+  const T sum = warp_sum((sums[0] + sums[1]) + (sums[2] + sums[3]), 4);
+  if (part == 0) s.signs[k] = sum;
 }
 
-// V^T = (3 I - V^T V) V^T / 2; gram(k): the four columns of row k of V V^T, which store(tile)
-// keeps. Barriers before and between.
-template <class T, int N, class Store, class Gram>
-__device__ void orthogonalize(const EigenShared<T, N>& s, const Store& store, const Gram& gram) {
+// Values, and one step that makes rows of the basis orthonormal and eigenvectors at once (Ogita and
+// Aishima, Iterative refinement for symmetric eigenvalue decomposition, 2018): with
+// S = V^T A V and R = I - V^T V, v_l += sum_k e_kl v_k, e_kl = (s_kl + l_l r_kl) / (l_l - l_k);
+// where that is not small, a pair of close values, r_kl / 2. `beside` has A. Barriers before and
+// between.
+template <class T, int N>
+__device__ void refine(const EigenShared<T, N>& s, const Beside<T, N>& beside) {
   using Tile = BlockTile<T, N>;
   __syncthreads();
+  square_norms(s);
   {
-    Tile product;
-    add_over_rows(product, N, s.basis, s.basis);
-    store(product);
+    Tile product;  // V^T A
+    add_by_rows(product, rows_of<N>(s.basis),
+                [&](int k) { return beside.four(k, Tile::column()); });
+    __syncthreads();
+    product.each([&](int k, int c, T sum) { beside.set(k, c, sum); });
   }
   __syncthreads();
-  Tile product;
-  add_by_rows(product, rows_of<N>(s.basis), gram);
-  __syncthreads();
-  product.each([&](int k, int c, T sum) {
-    const int at = k * kRowStride<N> + c;
-    s.basis[at] = T(1.5) * static_cast<T>(s.basis[at]) - T(0.5) * sum;
+  {
+    Tile product;  // S
+    add_transposed(product, beside.rows(), s.basis);
+    __syncthreads();
+    product.each_apart([&](int k, int l, T sum) { beside.set(k, l, sum); });
+  }
+  Tile tile;  // V^T V
+  add_transposed(tile, rows_of<N>(s.basis), s.basis);
+  tile.each_apart([&](int k, int l, T& sum) {
+    if (k != l) return;
+    sum = s.signs[k];
+    s.values[k] = sum > 0 ? beside.get(k, k) / sum : T(0);
   });
+  __syncthreads();
+#pragma unroll
+  for (int u = 0; u < Tile::kRows; ++u) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const int l = Tile::row() + u, k = Tile::apart(w);
+      const T r = (k == l ? T(1) : T(0)) - tile.v[u][w];
+      // Both triangles decide alike, else V^T V were not I.
+      const T of_s = beside.get(k > l ? k : l, k > l ? l : k), mine = s.values[l];
+      const T other = s.values[k], gap = mine - other;
+      const T of_l = of_s + mine * r, of_k = of_s + other * r, most = kSmallStep<T> * fabs(gap);
+      const bool small = gap != T(0) && fabs(of_l) <= most && fabs(of_k) <= most;
+      tile.v[u][w] = small ? of_l / gap : r / 2;
+    }
+  }
+  __syncthreads();
+  tile.each_apart([&](int l, int k, T e) { beside.set(l, k, e); });
+  __syncthreads();
+  Tile step;
+  add_by_rows(step, beside.rows(), columns_of<N>(s.basis));
+  __syncthreads();
+  step.each([&](int l, int c, T sum) { s.basis[l * kRowStride<N> + c] += sum; });
 }
 
 // The order of the rows by ascending value, and the signs that make the largest component (the

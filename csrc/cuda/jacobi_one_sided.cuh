@@ -341,7 +341,6 @@ __device__ T norm_bound(const EigenShared<T, N>& s) {
 // [D, D] is scratch. To be called by a block of 4 N threads. Barriers before and between.
 template <class T, int N>
 __device__ int block_eigh(const EigenShared<T, N>& s, const T* a, const T* start, T* global) {
-  using Tile = BlockTile<T, N>;
   constexpr bool kBoth = EigenShared<T, N>::kBoth;
   const int D = s.D;
   __syncthreads();
@@ -386,10 +385,6 @@ __device__ int block_eigh(const EigenShared<T, N>& s, const T* a, const T* start
   if (warm) leave_basis(s, start);
   if constexpr (kBoth) {
     if (warm) load_again();  // A itself, not what it was in another basis
-    __syncthreads();
-    const auto of_matrix = columns_of<N>(s.matrix);
-    rayleigh_quotients(s, of_matrix);
-    orthogonalize(s, [&](Tile& gram) { gram.store(s.matrix); }, of_matrix);
   } else {
     const Place me = place();
     const Scale<T> scale = s.scale();
@@ -398,26 +393,8 @@ __device__ int block_eigh(const EigenShared<T, N>& s, const T* a, const T* start
         global[i * D + j] = global[j * D + i] = scale.apply(a[i * D + j]);
       }
     }
-    __syncthreads();
-    const auto of_global = [&](int k) {
-      Four<T> four;
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const int c = Tile::column() + w;
-        four.v[w] = k < D && c < D ? global[k * D + c] : T(0);
-      }
-      return four;
-    };
-    rayleigh_quotients(s, of_global);
-    orthogonalize(
-        s,
-        [&](Tile& gram) {
-          gram.each([&](int i, int j, T sum) {
-            if (i < D && j < D) global[i * D + j] = sum;
-          });
-        },
-        of_global);
   }
+  refine(s, Beside<T, N>{s, global});
   return sweeps;
 }
 

@@ -9,9 +9,8 @@ from tests.csrc.emulation import run
 from tests.helpers.drvst import normalized
 from tests.helpers.spectra import generator
 
-# The errors of two good algorithms differ by a small factor from matrix to matrix. Jacobi's
-# residual was at most 2.1 times LAPACK's, 3.9 times for an indefinite matrix, which is shifted (0.9
-# times beside the floor); its other errors were smaller.
+# The errors of two good algorithms differ by a small factor from matrix to matrix: the residual of
+# two-sided Jacobi was at most 2.1 times LAPACK's; its other errors were smaller.
 K = 2.5
 # Errors that are sums of D roundings per entry, where LAPACK happens to make none (diagonal input).
 FLOOR = 1.0

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.csrc.eigensystems import (
+    K,
     assert_solved,
     errors,
     matrices,
@@ -19,6 +20,9 @@ pytestmark = pytest.mark.emulated
 
 DTYPES = {"float": torch.float32, "double": torch.float64}
 LIMIT = {torch.float32: 128, torch.float64: 64}  # beyond, matrices are the library's
+# Blocks refine what they find, and are as good as LAPACK. The floor is for matrices that it solves
+# almost without rounding, as a diagonal one; 0.2 is needed in float32, 0.45 in float64.
+AS_LAPACK = {"k": 1.0, "floor": 0.5}
 
 
 def cases(*sizes: int, full: tuple[int, ...] = ()) -> pytest.MarkDecorator:
@@ -37,14 +41,15 @@ def cases(*sizes: int, full: tuple[int, ...] = ()) -> pytest.MarkDecorator:
 # A warp's arrays have 4, 8 or 16 rows, a block's 32, 64 or 128, and zeros where a matrix ends.
 WARP = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16)
 BLOCK = (17, 32, 33, 64, 65)
+BLOCK_MORE = (31, 48, 63, 96, 127, 128)
 
 
 @pytest.mark.slow
-@cases(*WARP, *BLOCK, full=(31, 48, 63, 96, 127, 128))
+@cases(*WARP, *BLOCK, full=BLOCK_MORE)
 def test_every_spectrum(size: int, dtype: torch.dtype) -> None:
     a = stack(size, dtype)
     forward = solve(a)
-    assert_solved(a, *forward[:2])
+    assert_solved(a, *forward[:2], **(AS_LAPACK if size > WARP[-1] else {}))
     few = slice(0, 3 if size > 64 else None)  # the large ones take seconds each
     for before, after in zip(forward, solve(a[few], order="reversed"), strict=True):
         assert torch.equal(before[few], after), "the order of threads shows"
@@ -55,22 +60,19 @@ def test_few_small_matrices_take_a_block_each(size: int, dtype: torch.dtype) -> 
     a = stack(size, dtype)
     by_warps, by_blocks = solve(a), solve(a, few_matrices=len(a))
     assert not torch.equal(by_warps[1], by_blocks[1])
-    assert_solved(a, *by_blocks[:2])
+    assert_solved(a, *by_blocks[:2], **AS_LAPACK)
     again = solve(a, few_matrices=len(a), start=by_blocks[1])
-    assert_solved(a, *again[:2])
+    assert_solved(a, *again[:2], **AS_LAPACK)
     assert (again[2] <= by_blocks[2]).all()
 
 
 @pytest.mark.slow
 @cases(7, 17, 64, full=(16, 32, 48, 100, 128))
 def test_matrices_of_other_test_suites(size: int, dtype: torch.dtype) -> None:
-    """As good as LAPACK, but for a residual that is almost zero where eigenvalues are.
-
-    An indefinite matrix is shifted: what is rounded is as large as its largest eigenvalue.
-    """
+    """As good as LAPACK, but for clusters of an indefinite matrix, which is rounded as shifted."""
     a = drvst.stack(size, dtype)
     values, vectors, _ = solve(a)
-    assert_solved(a, values, vectors, floor=1.5)
+    assert_solved(a, values, vectors, k=1.0 if size > WARP[-1] else K, floor=0.9)
     drvst.assert_within_gates(a, values, vectors)
 
 
