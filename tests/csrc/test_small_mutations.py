@@ -16,7 +16,7 @@ from tests.csrc.test_small import batch, forward, options, wide
 
 pytestmark = [pytest.mark.emulated, pytest.mark.full]
 
-FILES = ["small_forward", "small_backward", "reduce", "cholesky"]
+FILES = ["block_whitening", "small_forward", "small_backward", "reduce", "cholesky"]
 # The kernels around the library's factorisation belong to test_stage_mutations.py.
 LIBRARY = (
     (ROOT / "csrc/cuda/cholesky.cuh").read_text().split("struct ShiftArguments")[0].count("\n")
