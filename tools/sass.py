@@ -22,17 +22,16 @@ class Control(NamedTuple):
     write: int
     read: int
     wait: int
-    yields: bool = False
 
     @classmethod
     def decode(cls, high: int) -> Control:
         """Read the upper 64 bits of an encoding.
 
         >>> Control.decode(0x000FCA0000011649)  # five cycles, waits for nothing
-        Control(stall=5, write=7, read=7, wait=0, yields=False)
+        Control(stall=5, write=7, read=7, wait=0)
         """
         bits = high >> 41
-        return cls(bits & 15, bits >> 5 & 7, bits >> 8 & 7, bits >> 11 & 63, not bits >> 4 & 1)
+        return cls(bits & 15, bits >> 5 & 7, bits >> 8 & 7, bits >> 11 & 63)
 
 
 class Operand(NamedTuple):

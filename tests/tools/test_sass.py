@@ -34,7 +34,7 @@ def test_a_listing() -> None:
     assert [i.name for i in code] == ["S2R", "ULDC.64", "LDG.E", "FFMA", "BRA"]
     assert [i.line for i in code] == ["", *["k.cu:7"] * 4]
     s2r, uldc, ldg, ffma, bra = code
-    assert s2r.control == Control(stall=1, write=0, read=7, wait=0, yields=False)
+    assert s2r.control == Control(stall=1, write=0, read=7, wait=0)
     assert uldc.operands[1] == Operand("c", sass.ZERO_REGISTER, 0, 0x208, sass.ZERO_UNIFORM)
     assert ldg.guard == 1 + 16
     assert ldg.operands[1] == Operand("m", 2, WIDE, -0x40, sass.ZERO_UNIFORM)
@@ -44,7 +44,7 @@ def test_a_listing() -> None:
         Operand("r", 6, ABSOLUTE),
         Operand("i", 0, 0, 0x3F000000),
     )
-    assert ffma.control == Control(stall=4, write=7, read=7, wait=1 << 2, yields=True)
+    assert ffma.control == Control(stall=4, write=7, read=7, wait=1 << 2)
     assert (bra.guard, bra.operands) == (0, (Operand("l", 0, 0, 0x20),))
 
 

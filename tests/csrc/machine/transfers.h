@@ -1,6 +1,8 @@
 // What goes from lane to lane, to memory and back; system registers and constants.
 #pragma once
 
+#include <algorithm>
+
 #include "context.h"
 
 namespace machine {
@@ -22,14 +24,17 @@ inline void vote(Context& c, const Instruction& in, uint32_t lanes) {
 inline void reduce(Context& c, const Instruction& in, uint32_t lanes) {
   Warp& w = c.w;
   const Lanes a = w.integer(in.operands[1]);
-  const bool is_or = in.has("OR"), is_sum = in.has("SUM"), is_and = in.has("AND");
-  const bool is_max = in.has("MAX") && !in.has("S32");
-  if (!is_or && !is_sum && !is_and && !is_max)
+  const std::string& how = in.modifiers.at(0);
+  if ((how != "OR" && how != "AND" && how != "SUM" && how != "MAX") || in.has("S32")) {
     throw Error(in.name + " is not known to the machine");
-  uint32_t d = is_and ? ~0u : 0;
+  }
+  uint32_t d = how == "AND" ? ~0u : 0;
   for (int i = 0; i < kLanes; ++i) {
-    if (lanes >> i & 1)
-      d = is_max ? (a[i] > d ? a[i] : d) : is_or ? d | a[i] : is_and ? d & a[i] : d + a[i];
+    if ((lanes >> i & 1) == 0) continue;
+    d = how == "MAX"   ? std::max(a[i], d)
+        : how == "OR"  ? d | a[i]
+        : how == "AND" ? d & a[i]
+                       : d + a[i];
   }
   each(w, in.operands[0], lanes, [&](int) { return d; });
 }
