@@ -28,7 +28,8 @@ struct SmallBackward {
 
 template <class T, int N>
 __host__ __device__ constexpr int64_t small_backward_bytes(int64_t rows) {
-  return ((3 * N + 2 * rows) * kRowStride<N> + rows + 7 * N) * static_cast<int64_t>(sizeof(T));
+  return ((3 * N + 2 * rows) * kRowStride<N> + row_weights(rows) + 7 * N) *
+         static_cast<int64_t>(sizeof(T));
 }
 
 template <class T, int N>

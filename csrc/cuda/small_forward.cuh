@@ -48,9 +48,13 @@ struct SmallForward {
   T* rho;          // [G], or null without shrinkage
 };
 
+// Where weights of rows end: nvcc loads four at once though the last are not asked for.
+__host__ __device__ constexpr int64_t row_weights(int64_t rows) { return (rows + 3) / 4 * 4; }
+
 template <class T, int N>
 __host__ __device__ constexpr int64_t small_forward_bytes(int64_t rows) {
-  return EigenShared<T, N>::kBytes + rows * (kRowStride<N> + 1) * static_cast<int64_t>(sizeof(T));
+  return EigenShared<T, N>::kBytes +
+         (rows * kRowStride<N> + row_weights(rows)) * static_cast<int64_t>(sizeof(T));
 }
 
 // The rows of a group in shared memory, zeros beyond its width, and the weights of rows.
