@@ -143,6 +143,20 @@ def test_intensity(shape, groups, options, method, backend) -> None:
     close([ours], [reference.intensity(*arguments)], x.dtype, 1e4)
 
 
+@pytest.mark.parametrize("kind", [reference.ZCA, reference.PCA, reference.CHOLESKY])
+def test_backward_matrix_where_blocks_have_little_shared_memory(kind) -> None:
+    """It has 99 KiB on compute capability 8.6: each product in float64 is a launch of its own."""
+    stages = EmulatedStages(limits=(("shared_limit", 99 << 10),))
+    covariance = reference.statistics(batch((90, 80)), None, 2, False)[1]
+    rho = torch.tensor([0.2, 0.4], dtype=covariance.dtype)
+    factors = reference.factor(covariance, None, rho, 1.0, 1e-2, kind)
+    cross = batch((80, 40), 8).reshape(2, 40, 40)
+    arguments = (cross, *factors, torch.rand(80, dtype=cross.dtype) + 0.5, rho, 0.3, kind)
+    close(
+        stages.backward_matrix(*arguments), reference.backward_matrix(*arguments), cross.dtype, 1e6
+    )
+
+
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
 def test_same_bits_whatever_the_order_of_threads(shape, groups) -> None:
     x, grad = batch(shape).float(), batch(shape, 5).float()
