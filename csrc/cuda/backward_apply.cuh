@@ -2,7 +2,7 @@
 //
 // Two products of rows with matrices into the same sums, of x and of grad: apply.cuh. Shifts,
 // weights, gamma and casts happen on the way of rows, and while dx is stored. Bytes: x and grad
-// once per 64 channels, dx once. Determinism: every element is one sum, in order.
+// once per 64 channels, dx once. Determinism: as there.
 #pragma once
 
 #include "apply.cuh"

@@ -5,7 +5,8 @@
 // diag(1/s) is applied with w. pca: V = W, Q = I, w_ij = l_i / (l_i - l_j), a tied pair takes the
 // symmetric part. cholesky: V = W, Q = I, w = 1 above the diagonal, 0 below, 1/2 on it.
 // D <= 64: one block per group, intermediate results stay in shared memory (81 KiB in float).
-// Larger: one launch per product (matrices.cuh). Determinism: every element is one sum, in order.
+// Larger, or where a block may not have that much: one launch per product (matrices.cuh).
+// Determinism: that of products.cuh.
 #pragma once
 
 #include <utility>
@@ -62,9 +63,9 @@ __device__ __forceinline__ T weigh(const BackwardMatrixArguments<T>& in, int64_t
   return tied ? (of_ij + of_ji) / 2 : (li * of_ij - lj * of_ji) / gap;
 }
 
-// Sums over rows i of a group's matrices in columns [first, first + 64), by all threads: of
-// W_ij cross_ij, which is grad_gamma, and, in the first column's thread, of all from_ij outer_ij.
-// Barrier inside; scratch [4, 65] may be reused after the next one.
+// Of a group's columns [first, first + 64), by all threads: grad_gamma, the sums over rows i of
+// W_ij cross_ij. Returns the thread's share of the sum of all from_ij outer_ij. Barrier inside;
+// scratch [4, 64] may be reused after the next one.
 template <class T>
 __device__ __forceinline__ T sum_columns(const BackwardMatrixArguments<T>& in, int64_t g,
                                          int64_t first, const T* from,
@@ -339,7 +340,7 @@ void run_backward_matrix(Device& device, const BackwardMatrix<T>& args) {
                                       tie,
                                       args.inner,
                                       args.grad_gamma};
-  if (args.D <= kTile) {
+  if (args.D <= kTile && BackwardMatrixShared<T>::kBytes <= device.shared_limit()) {
     device.launch(backward_matrix_kernel<T>, args.G, kThreads, BackwardMatrixShared<T>::kBytes, in);
     return;
   }

@@ -3,9 +3,9 @@
 // What a, b and the destination are is said by an Op, a struct that the kernel takes by value:
 // weights, scales and casts are part of its functions, so that no operand is prepared in memory.
 // One block per 64 x 64 tile and chunk of the depth. Bytes: operands once per tile, loaded while
-// what is before them is multiplied. Determinism: every element is one sum in order, of sums over
-// slabs that are kept apart (backward_reduce.cuh); chunks are added by another kernel. Shared
-// memory: two slabs, and what gather needs, 32 KiB (float).
+// what is before them is multiplied. Determinism: that of products.cuh; sums over runs of slabs are
+// kept apart (backward_reduce.cuh) and added in order, chunks by another kernel. Shared memory: two
+// slabs, and what gather needs, 32 KiB.
 #pragma once
 
 #include "chunks.cuh"

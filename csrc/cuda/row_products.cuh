@@ -4,8 +4,9 @@
 // way, shifts, weights, scales and casts, is done between memory and slab. In float four teams have
 // 64 rows each; where that leaves multiprocessors without a block, they share the depth of a slab
 // and 64 rows. Bytes: x once per 64 channels, under way while the slab before is multiplied; the
-// matrix once per tile. Determinism: every element is one sum, in order, cut by shape alone.
-// Shared memory: a slab of x and two of the matrix, what is under way of x, 40 KiB (float).
+// matrix once per tile. Determinism: every element is one sum in order, or, of teams that share the
+// depth, four in a fixed tree; shape alone decides. Shared memory: a slab of x and two of the
+// matrix, what is under way of x, 40 KiB (float), 64 where teams share the depth.
 #pragma once
 
 #include "panels.cuh"

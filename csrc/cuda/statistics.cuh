@@ -9,8 +9,8 @@
 // with weights, the row of largest weight: |mean| >> std costs nothing. Bytes: x once from memory
 // per 64 channels, a tile on the diagonal once; partial sums [chunks, G, D, D]. Determinism: rows
 // are cut by shape alone; chunks are added by a second kernel, in an order that depends on their
-// number only. Shared memory: four slabs, 34 KiB (float). Lower tiles only, mirrored at the end; of
-// one on the diagonal three quarters.
+// number only. Shared memory: four slabs, what is under way of x, 42 KiB (float, D <= 64). Lower
+// tiles only, mirrored at the end; of one on the diagonal three quarters.
 #pragma once
 
 #include "heaviest.cuh"

@@ -36,14 +36,14 @@ enum StatisticsPlace : int {
 
 // Shared memory of a block: x - m_t of both operands, one of them weighted; the m_t; together, at
 // other times, what gather needs. Of the columns, a's and then b's: what means are relative
-// to, the mean of the rows before a run, sums of the m_t by four parts. Of two slabs in turn:
-// weights of rows. Of slabs: weights of a run's; weight and its inverse of two in turn. What is
-// under way of x. Weights of the rows before a run, and of the run.
+// to, the mean of the rows before a run. Of two slabs in turn: weights of rows. Of slabs: weights
+// of a run's; weight and its inverse of two in turn. What is under way of x. Weights of the rows
+// before a run, and of the run.
 enum StatisticsSlab : int { kSlabA, kSlabB = kSlab, kMeansA = 2 * kSlab, kMeansB = 3 * kSlab };
 template <bool kOneTile, class In, class T>
 struct StatisticsShared {
   static_assert(kGatherElements<T> <= 4 * kSlab, "gather works in the slabs");
-  static constexpr int kColumns = 2 * kTile, kNumbers = 4 * kSlab + 6 * kColumns + 3 * kDepth + 4;
+  static constexpr int kColumns = 2 * kTile, kNumbers = 4 * kSlab + 2 * kColumns + 3 * kDepth + 4;
   static constexpr int kWords = RowPanel<true, In>::kWords;  // of one operand
   static constexpr int64_t kFetched = kNumbers * sizeof(T);  // where words of x begin
   static constexpr int64_t kLarge = kFetched + (kOneTile ? 4 : 8) * kWords;  // and larger ones
@@ -56,15 +56,14 @@ struct StatisticsShared {
         means_b(arena, kMeansB * sizeof(T), kSlab),
         origin(arena, 4 * kSlab * sizeof(T), kColumns),
         mean(arena, (4 * kSlab + kColumns) * sizeof(T), kColumns),
-        parts(arena, (4 * kSlab + 2 * kColumns) * sizeof(T), 4 * kColumns),
-        p(arena, (4 * kSlab + 6 * kColumns) * sizeof(T), 2 * kDepth),
-        weights(arena, (4 * kSlab + 6 * kColumns + 2 * kDepth) * sizeof(T), kDepth),
-        slab(arena, (4 * kSlab + 6 * kColumns + 3 * kDepth) * sizeof(T), 4),
+        p(arena, (4 * kSlab + 2 * kColumns) * sizeof(T), 2 * kDepth),
+        weights(arena, (4 * kSlab + 2 * kColumns + 2 * kDepth) * sizeof(T), kDepth),
+        slab(arena, (4 * kSlab + 2 * kColumns + 3 * kDepth) * sizeof(T), 4),
         next_a(arena, kFetched, kWords),
         next_b(arena, kFetched + (kOneTile ? 0 : 4 * kWords), kWords),
         weight(arena, kLarge, 2),
         places(arena, kLarge + 2 * sizeof(double), kPlaces) {}
-  SharedArray<T> slabs, a, b, means_a, means_b, origin, mean, parts, p, weights, slab;
+  SharedArray<T> slabs, a, b, means_a, means_b, origin, mean, p, weights, slab;
   SharedArray<uint32_t> next_a, next_b;
   SharedArray<double> weight;
   SharedArray<int64_t> places;
@@ -139,32 +138,27 @@ __device__ __forceinline__ void start_chunk(const StatisticsArguments<In, T>& in
 }
 
 // Means of slabs become their differences from the mean of the run, a's weighted; a row more is the
-// difference from the rows before, which then include the run. Four threads share a column and
-// have eight rows each. Barriers before, inside and after.
+// difference from the rows before, which then include the run. Four neighbours share a column and
+// have eight rows each. Barriers before and after.
 template <class T, class Shared>
 __device__ __forceinline__ void merge_run(const Shared& at, int slabs, bool first, bool diagonal) {
   const int thread = opaque(static_cast<int>(threadIdx.x));
-  const int column = thread % kTile, part = thread / kTile, depth = mean_depth<T>(slabs + 1);
-  T sum_a = 0, sum_b = 0;
+  const int column = thread / 4, part = thread % 4, depth = mean_depth<T>(slabs + 1);
+  T mean_a = 0, mean_b = 0;
 #pragma unroll 1
   for (int row = 8 * part; row < 8 * part + 8 && slab_of<T>(row) < slabs; ++row) {
     const T own = at.weights[slab_of<T>(row)];
     const int place = slab_place(row, column);
-    sum_a += own * at.means_a[place];
-    if (!diagonal) sum_b += own * at.means_b[place];
+    mean_a += own * at.means_a[place];
+    if (!diagonal) mean_b += own * at.means_b[place];
   }
-  at.parts[part * kTile + column] = sum_a;
-  if (!diagonal) at.parts[4 * kTile + part * kTile + column] = sum_b;
-  __syncthreads();
   const T weight = static_cast<T>(at.weight[1]), inverse = weight > 0 ? 1 / weight : T(0);
-  const auto mean = [&](int operand) {
-    const int from = 4 * operand * kTile + column;
-    const T low = static_cast<T>(at.parts[from]) + static_cast<T>(at.parts[from + kTile]);
-    return (low + (static_cast<T>(at.parts[from + 2 * kTile]) +
-                   static_cast<T>(at.parts[from + 3 * kTile]))) *
-           inverse;
+  const auto add_parts = [&](T sum) {
+    for (int lanes = 1; lanes < 4; lanes *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+    return sum * inverse;
   };
-  const T mean_a = mean(0), mean_b = diagonal ? mean_a : mean(1);
+  mean_a = add_parts(mean_a);
+  mean_b = diagonal ? mean_a : add_parts(mean_b);
 #pragma unroll 1
   for (int row = 8 * part; row < 8 * part + 8 && row % kTeamDepth<T> < depth; ++row) {
     const int t = slab_of<T>(row), place = slab_place(row, column);

@@ -23,6 +23,7 @@ from tests.csrc.emulated_stages import MANY_ROWS, EmulatedStages
 from tests.csrc.test_stages import (  # noqa: F401 (likewise)
     test_a_group_that_is_not_finite_is_nan_alone,
     test_half_inputs_are_rounded_once,
+    test_wide_groups,
 )
 
 pytestmark = pytest.mark.emulated

@@ -13,6 +13,8 @@ import torch
 from fastwhiten import backends
 from fastwhiten.backends import reference
 from tests.backends.test_stages import (  # noqa: F401 (collected here, with this backend)
+    acc,
+    doubled,
     test_factor,
     test_factor_clamps_rounding_below_zero,
     test_factor_of_broken_groups,
@@ -126,6 +128,42 @@ def test_sample_side_in_tiles(rows, channels, groups, options, run) -> None:
     )
 
 
+# More channels of a group than half a tile, than a tile; rows that end inside of a tile, of 64 and
+# of 256. Vectors move the first four, the others go one number at a time.
+WIDE = {
+    "rows": ((270, 68), 1),
+    "rows, groups": ((270, 80), 2),
+    "planes": ((3, 68, 92), 1),
+    "planes, groups": ((69, 80, 4), 2),
+    "odd planes": ((5, 66, 55), 1),
+    "short planes": ((90, 35, 3), 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_groups(name: str, dtype: torch.dtype, backend: str) -> None:
+    """Every stage that touches rows equals the specification in float64."""
+    shape, groups = WIDE[name]
+    x, grad = batch(shape).to(dtype), batch(shape, 5).to(dtype)
+    p = torch.linspace(1.0, 2.0, x.numel() // x.shape[1], dtype=torch.float64)
+    p = (p / p.sum()).to(acc(dtype))
+    mean, covariance = reference.statistics(x, p, groups, False)
+    matrix, gamma = covariance.tril() + 1, mean.abs() + 0.5
+    cases = {
+        "statistics": (x, p, groups, False),
+        "apply": (x, mean, matrix, gamma, mean),
+        "backward_reduce": (x, grad, mean, groups),
+        "backward_apply": (x, grad, mean, 100 * gamma, matrix, covariance, gamma, p),
+    }
+    for stage, arguments in cases.items():
+        ours = getattr(backends.get(backend), stage)(*arguments)
+        expected = getattr(reference, stage)(*doubled(*arguments))
+        pairs = (ours, expected) if isinstance(ours, tuple) else ([ours], [expected])
+        # A few hundred terms, rounded to the dtype of the result.
+        close(*pairs, pairs[0][0].dtype, 64.0)
+
+
 @pytest.mark.parametrize("method", [reference.FIXED, reference.OAS, reference.LEDOIT_WOLF])
 @pytest.mark.parametrize("options", [False, True], ids=["plain", "weighted, blended"])
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
@@ -141,6 +179,20 @@ def test_intensity(shape, groups, options, method, backend) -> None:
     # The denominator is a difference of two sums of squares, of about the same size here.
     ours = backends.get(backend).intensity(*arguments)
     close([ours], [reference.intensity(*arguments)], x.dtype, 1e4)
+
+
+@pytest.mark.parametrize("kind", [reference.ZCA, reference.PCA, reference.CHOLESKY])
+def test_backward_matrix_where_blocks_have_little_shared_memory(kind) -> None:
+    """It has 99 KiB on compute capability 8.6: each product in float64 is a launch of its own."""
+    stages = EmulatedStages(limits=(("shared_limit", 99 << 10),))
+    covariance = reference.statistics(batch((90, 80)), None, 2, False)[1]
+    rho = torch.tensor([0.2, 0.4], dtype=covariance.dtype)
+    factors = reference.factor(covariance, None, rho, 1.0, 1e-2, kind)
+    cross = batch((80, 40), 8).reshape(2, 40, 40)
+    arguments = (cross, *factors, torch.rand(80, dtype=cross.dtype) + 0.5, rho, 0.3, kind)
+    close(
+        stages.backward_matrix(*arguments), reference.backward_matrix(*arguments), cross.dtype, 1e6
+    )
 
 
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)

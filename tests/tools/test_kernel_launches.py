@@ -21,8 +21,15 @@ ARCHS = ["80", "90"]
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[tuple[str, str], Launch]:
-    """Return what the launchers of the repository launch."""
-    return kernel_launches.record()
+    """Return what the launchers of the repository launch.
+
+    They do so where a block may have 99 KiB, too, as on compute capability 8.6, 8.9 and 12.0: a
+    launch that asked for more would end it all.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(kernel_launches.SHARED_LIMIT, "86", 99 << 10)
+        found = kernel_launches.record()
+    return {key: launch for key, launch in found.items() if key[1] in ARCHS}
 
 
 def changed_sources(folder: Path, file: str, old: str, new: str) -> Path:
@@ -64,7 +71,7 @@ def test_known_launches(recorded: dict[tuple[str, str], Launch]) -> None:
             - recorded["small_backward_kernel<64, float, float>", arch].shared
         )
         assert 0 <= unused < row
-    assert recorded["apply_kernel<true, float, float>", "80"].threads == 256
+    assert recorded["rows_kernel<4, ApplyArguments<float, float> >", "80"].threads == 256
     assert recorded["fill_kernel<int>", "80"] == Launch(256, 0)
 
 

@@ -21,7 +21,8 @@ using namespace fastwhiten;
 using namespace fastwhiten::cuda;
 using emulation::Arguments;
 
-int64_t launches = 0;  // so far, for tests that count them
+int64_t launches = 0;                     // so far, for tests that count them
+int64_t of_a_block = int64_t{227} << 10;  // bytes of shared memory
 
 // The Device of stages.h.
 struct Emulator {
@@ -35,12 +36,17 @@ struct Emulator {
   void launch(void (*kernel)(Parameters...), int64_t blocks, int64_t threads, int64_t shared,
               const Values&... values) {
     if (blocks == 0) return;
+    if (shared > shared_limit()) {
+      throw emulation::Error("launched with " + std::to_string(shared) +
+                             " bytes of shared memory, of which a block may have " +
+                             std::to_string(shared_limit()));
+    }
     ++launches;
     emulation::launch(kernel, dim3(static_cast<unsigned>(blocks)),
                       dim3(static_cast<unsigned>(threads)), static_cast<std::size_t>(shared), order,
                       values...);
   }
-  int64_t shared_limit() const { return 227 << 10; }
+  int64_t shared_limit() const { return of_a_block; }
   template <class T>
   void eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors, const T* start) {
     run_eigh(*this, EighProblem<T>{B, D, a, values, vectors, start, nullptr});
@@ -235,6 +241,7 @@ int main(int argc, char** argv) {
   return emulation::drive(argc, argv, [](Arguments& a) {
     most_chunks = a.integer("most_chunks", kMostChunks);
     enough_blocks = static_cast<unsigned>(a.integer("enough_blocks", kEnoughBlocks));
+    of_a_block = a.integer("shared_limit", of_a_block);
     run(a);
     *a.output<int64_t>("out_launches", 1) = launches;
   });
