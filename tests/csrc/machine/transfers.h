@@ -238,16 +238,23 @@ inline void store(Context& context, const Instruction& in, uint32_t lanes) {
   }
 }
 
-// LDGSTS: from global to shared memory.
+// LDGSTS: from global to shared memory; zeros, and nothing is read, where the last operand, a
+// predicate, is false.
 inline void copy(Context& context, const Instruction& in, uint32_t lanes) {
   auto& [w, arrays, access] = context;
+  const uint32_t present = in.operands.size() > 2 ? lanes & w.predicate(in.operands[2]) : lanes;
   std::array<uint64_t, kLanes> to{};
   addresses(w, in.operands[0], lanes, false, to);
-  begin_access(w, in, in.operands[1], lanes, access);
+  begin_access(w, in, in.operands[1], present, access);
   for (int i = 0; i < kLanes; ++i) {
     if ((lanes >> i & 1) == 0) continue;
-    std::memcpy(shared_at(w, to[static_cast<std::size_t>(i)], in.bytes, in),
-                place(w, in, arrays, access, i), static_cast<std::size_t>(in.bytes));
+    uint8_t* const at = shared_at(w, to[static_cast<std::size_t>(i)], in.bytes, in);
+    const auto bytes = static_cast<std::size_t>(in.bytes);
+    if ((present >> i & 1) == 0) {
+      std::memset(at, 0, bytes);
+    } else {
+      std::memcpy(at, place(w, in, arrays, access, i), bytes);
+    }
   }
 }
 
