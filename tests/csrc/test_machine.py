@@ -205,6 +205,25 @@ def test_where_global_memory_answers(tmp_path: Path) -> None:
     assert both - cold == cold - none
 
 
+def test_a_copy_that_is_not_asked_for_reads_nothing_and_brings_zeros(tmp_path: Path) -> None:
+    text = f"""{BEGIN}
+        4 - - - | MOV R5, {SHARED_BASE:#x}
+        4 - - - | IMAD R5, R0, 0x4, R5
+        4 - - - | MOV R6, 0x7
+        13 - - - | ISETP.LT.U32.AND P0, PT, R0, 0x10, PT
+        4 - 0 - | STG.E desc[UR4][R2.64], R6
+        4 - 0 0 | STS [R5], R6
+        4 - 0 0 | LDGSTS.E [R5], desc[UR4][R2.64+-0x40], !P0
+        1 0 - 0 | LDGDEPBAR
+        9 - - 0 | DEPBAR.LE SB0, 0x0
+        1 1 - - | LDS R4, [R5]
+        4 - - 1 | IADD3 R4, R4, R0, RZ
+        {END}"""
+    run(tmp_path, text, "out=i32[32]", shared=128)
+    # Half of the lanes ask for what is before the array.
+    assert result(tmp_path) == [*range(16), *range(16 + 7, 32 + 7)]
+
+
 @pytest.mark.parametrize(
     ("instruction", "rate"),
     [("FFMA R5, R6, R7, R5", 1.0), ("IMAD R5, R6, R7, R5", 0.5), ("IADD3 R5, R6, R7, R5", 0.5),
