@@ -1,10 +1,10 @@
 // A whole forward, and a whole backward: the stages' launches one after another on one stream.
 //
 // Forward: one launch for few rows, whatever kind and shrinkage (small_forward.cuh), else
-// statistics (2) -> [intensity (1 or 2)] -> eigensolver (1) -> eigenvalues and W (2) -> apply (1);
-// cholesky: one launch for the factor. Backward: one launch for few rows (small_backward.cuh), else
-// reduce (1 or 2) -> matrix (1; 4 or 5 for D > 64) -> apply (1). Bytes and determinism: those of
-// the stages.
+// statistics (2) -> [intensity (1 or 2)] -> eigensolver and W (1, or 3 where a block does not do
+// both) -> apply (1); cholesky: one launch for the factor. Backward: one launch for few rows
+// (small_backward.cuh), else reduce (1 or 2) -> matrix (1; 4 or 5 for D > 64) -> apply (1). Bytes
+// and determinism: those of the stages.
 #pragma once
 
 #include "small_backward.cuh"
