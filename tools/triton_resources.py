@@ -4,16 +4,16 @@
     python tools/triton_resources.py --write    compile everything, write the table
     python tools/triton_resources.py --largest  the largest shape class only (what the tests do)
     python tools/triton_resources.py --candidates  what FASTWHITEN_AUTOTUNE=1 chooses from, with all
-        options on, which need the most registers; local memory is looked for, nothing else
+        options on, which need the most registers; spills are looked for, nothing else
     --allow-stack BYTES  for other versions of Triton than the table's: spills up to so much pass
 
 Launchers run on tensors without memory with the launch itself replaced: what it would have compiled
 is noted (``triton_launches.Recorder``) and compiled to a cubin for sm_80 and sm_90. A kernel that
-needs local memory or a stack is an error with any version of Triton; the numbers are those of the
-version in the table, with line information, as kernels are launched by default. It is part of what
-LLVM and ptxas see: the same computation inlined from one function more has moved a row of the table
-from 88 registers to 102 (factor of order 64 in float32 for sm_90), and without line information
-both compile to the same PTX and 88.
+spills more than ptxas does for occupancy (``triton_launches.FEW``) is an error. The numbers are
+those of the version in the table, with line information, as kernels are launched by default. It is
+part of what LLVM and ptxas see: the same computation inlined from one function more has moved a row
+of the table from 88 registers to 102 (factor of order 64 in float32 for sm_90), and without line
+information both compile to the same PTX and 88.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import triton
-from triton_launches import TABLE, Configuration, Recorder, Usage, measure_all, spills
+from triton_launches import FEW, TABLE, Configuration, Recorder, Usage, measure_all, spills
 
 from fastwhiten.backends import stages
 from fastwhiten.kernels import (
@@ -137,7 +137,7 @@ def configurations(largest: bool = False, candidates: bool = False) -> list[Conf
 
 
 def complaints(
-    table: dict[str, dict[str, Usage]], expected: dict[str, Any] | None, allowed: int = 0
+    table: dict[str, dict[str, Usage]], expected: dict[str, Any] | None, allowed: int = FEW
 ) -> Iterator[str]:
     """Yield what is wrong: local memory always, other numbers where there is something expected."""
     yield from spills(table, allowed)
@@ -171,12 +171,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--largest", action="store_true", help="the largest shape class only")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--candidates", action="store_true", help="what autotuning chooses from")
-    parser.add_argument("--allow-stack", type=int, default=0, metavar="BYTES")
+    parser.add_argument("--allow-stack", type=int, default=FEW, metavar="BYTES")
     options = parser.parse_args(arguments)
     os.environ.pop("TRITON_DISABLE_LINE_INFO", None)  # the numbers would be others
     if options.write and (options.candidates or options.largest):
         parser.error("--write takes no other option: the table has every configuration")
-    if options.allow_stack and triton.__version__ == committed()["triton"]:
+    if options.allow_stack != FEW and triton.__version__ == committed()["triton"]:
         parser.error(f"--allow-stack is for other versions of Triton than {triton.__version__}")
     found = configurations(options.largest, options.candidates)
     table = measure_all(found, ARCHITECTURES, options.workers)

