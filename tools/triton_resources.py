@@ -152,6 +152,13 @@ def committed() -> dict[str, Any]:
     return table
 
 
+def written(table: dict[str, Any], version: str) -> str:
+    """Return the table as JSON, a line a configuration."""
+    rows = (f"{json.dumps(key)}: {json.dumps(table[key], sort_keys=True)}" for key in sorted(table))
+    head = json.dumps({"triton": version, "configurations": {}}).removesuffix("}}")
+    return head + "\n" + ",\n".join(rows) + "\n}}\n"
+
+
 def summary(table: dict[str, Any]) -> str:
     """Return one line per kernel: configurations, most registers and shared memory."""
     kernels: dict[str, list[dict[str, int]]] = {}
@@ -191,8 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(summary(table))
     print("\n".join(problems))
     if options.write and not problems:
-        rows = {"triton": triton.__version__, "configurations": table}
-        TABLE.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        TABLE.write_text(written(table, triton.__version__), encoding="utf-8")
     return bool(problems)
 
 

@@ -8,7 +8,7 @@ sums: with it, results may differ in rounding from one process (or rank) to the 
 
 Which others there are: twice the warps, and half the rows of a tile. Both leave fewer values to a
 thread, but more warps also leave it fewer registers; ``tools/triton_resources.py --candidates``
-compiles all of them and refuses local memory, and a launcher leaves one out with ``spills``.
+compiles all of them and refuses what spills, and a launcher leaves one out with ``spills``.
 """
 
 from __future__ import annotations
