@@ -56,7 +56,7 @@ struct TileKernels {
 
 template <class T>
 struct EigenKernels {
-  int64_t largest;  // the order up to which solve is faster than LAPACK's syevd, as measured
+  int64_t largest;  // the order up to which solve serves: is as accurate as syevd, and faster
   // How many elements of scratch memory solve wants for order n.
   int64_t (*work_size)(int64_t n);
   // a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending. False when it
@@ -70,6 +70,16 @@ template <class T>
 const EigenKernels<T>& eigen_kernels();
 template <class In, class T>
 const TileKernels<In, T>& tile_kernels();
+
+// Who multiplies large matrices and decomposes small ones: the faster, as measured, unless
+// FASTWHITEN_CPU_LIBRARY (read once) asks for BLAS and LAPACK (1) or for us (0), to compare the two
+// (benchmarks/choices.py).
+enum class Choice { kFaster, kOurs, kLibrary };
+Choice choice();
+
+// The order up to which our eigensolver is taken.
+template <class T>
+int64_t largest_eigen();
 
 // "avx512", "avx2" or "baseline". FASTWHITEN_CPU_CAPABILITY (read once) asks for a lesser one.
 const char* cpu_capability();

@@ -115,7 +115,7 @@ template <class T>
 bool eigensystem(int64_t n, T* a, T* values) {
   constexpr int64_t kExact = 32;
   const EigenKernels<T>& own = eigen_kernels<T>();
-  if (n > own.largest) return syevd(n, a, values);
+  if (n > largest_eigen<T>()) return syevd(n, a, values);
   if constexpr (std::is_same_v<T, float>) {
     if (n <= kExact) return eigensystem_in_double(n, a, values);
   }
@@ -152,7 +152,7 @@ bool symmetric_eigen(int64_t n, T* a, T* values) {
 template <class T>
 double eigen_flops(int64_t n) {
   const double d = static_cast<double>(n);
-  if (n > eigen_kernels<T>().largest) return 25 * d * d * d;
+  if (n > largest_eigen<T>()) return 25 * d * d * d;
   return std::min(12 * d * d * d + 800 * d * d, kMostFlopsOfOneThread);
 }
 
