@@ -1,0 +1,98 @@
+"""The machine that is measured: what it is, and what bounds everybody on it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+import fastwhiten
+from fastwhiten import info
+
+from . import memory
+from .scenes import SCENES
+
+
+@functools.cache
+def facts(device: str = "cpu") -> dict[str, Any]:
+    """Return processor, instruction set, threads and versions; of a GPU also its name."""
+    import cpuinfo  # comes with pytest-benchmark; takes a second
+
+    cpu = cpuinfo.get_cpu_info()
+    # Virtual machines call all generations of a processor by one name.
+    numbers = "".join(f" {key} {cpu[key]}" for key in ("family", "model") if key in cpu)
+    kernels = info.build()  # loads the ops
+    found = {
+        "processor": cpu.get("brand_raw", platform.machine()) + numbers,
+        "isa": torch.ops.fastwhiten.cpu_capability() if kernels else "no kernels",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "fastwhiten": fastwhiten.__version__,
+        "torch": torch.__version__,
+        "python_version": platform.python_version(),
+        "kernels": kernels,
+        "device": device,
+    }
+    if device == "cuda":
+        found["gpu"] = torch.cuda.get_device_name()
+        found["cuda"] = torch.version.cuda
+        found["triton"] = importlib.metadata.version("triton")
+    return found
+
+
+def slug(machine: Mapping[str, Any]) -> str:
+    """Return a machine's folder in benchmarks/results/.
+
+    Example:
+        >>> slug({"device": "cpu", "processor": "AMD EPYC 7B13", "isa": "avx2"})
+        'cpu/amd-epyc-7b13-avx2'
+    """
+    cuda = machine["device"] == "cuda"
+    name = machine["gpu"] if cuda else f"{machine['processor']} {machine['isa']}"
+    return f"{machine['device']}/" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@functools.cache
+def ceilings(device: str) -> dict[str, Any]:
+    """Measure, once per run, what bounds all: copy bandwidth, products, eigensolvers.
+
+    Each is the fastest that this machine was seen to do by any means at hand: the best of several
+    sizes of sgemm, and the better of the library's eigensolver and ours.
+    """
+    block = torch.randn(1 << (22 if device == "cpu" else 28), device=device)  # 16 MiB, 1 GiB
+    target = torch.empty_like(block)
+    squares = [torch.randn(n, n, device=device) for n in (256, 512, 1024)]
+    copy = _best(lambda: target.copy_(block), device)
+    products = [
+        2 * len(a) ** 3 / _best(lambda a=a: a @ a, device)  # type: ignore[misc]
+        for a in squares
+    ]
+    eigh: dict[str, float] = {}
+    for scene in SCENES:
+        key = f"{scene.groups}x{scene.eigen_size}"
+        rows = scene.input(device=device).movedim(1, -1)
+        rows = rows.reshape(-1, scene.groups, scene.size).transpose(0, 1)
+        rows = rows.mT if scene.sample_side else rows
+        matrix = rows.mT @ rows
+        if key not in eigh:
+            one = _best(lambda m=matrix: torch.linalg.eigh(m), device)  # type: ignore[misc]
+            # The library decomposes groups one after another; they could run side by side.
+            library = one / (min(scene.groups, torch.get_num_threads()) if device == "cpu" else 1)
+            ours = _best(lambda m=matrix: fastwhiten.symmetric_eigh(m), device)  # type: ignore[misc]
+            eigh[key] = min(library, ours)
+    return {
+        "bytes_per_second": 2 * 4 * block.numel() / copy,
+        "flops_per_second": max(products),
+        "eigh": eigh,
+    }
+
+
+def _best(function: Callable[[], object], device: str) -> float:
+    timed = memory.synchronised(function, device)
+    return min(memory.seconds(timed) for _ in range(10))
