@@ -37,7 +37,9 @@ CASES = [*SCENES, *(pytest.param(scene, marks=pytest.mark.cuda_only) for scene i
 # verified, unless that compiled something.
 ROUNDS, TURN_US, SECONDS, JUDGED, SLOW = 100, 5e3, {"eager": 2.0, "fused": 2.0}, 2.5, 2.0
 COMPILES = ("compiled", "triton")
-PATIENCE = 45.0  # seconds of a scene after which no other rival is begun: (256, 2048), slow machines
+PATIENCE = (
+    45.0  # seconds of a scene after which no other rival is begun: (256, 2048), slow machines
+)
 
 
 @functools.lru_cache(maxsize=1)  # of the scene at hand: all providers come one after another

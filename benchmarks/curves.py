@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     options = parser.parse_args(arguments)
-    folder = report.RESULTS / machine.slug(machine.facts())
+    folder = report.RESULTS / report.slug(machine.facts())
     saved = folder / "curves.json"
     if not options.draw:
         found = measure()

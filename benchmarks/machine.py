@@ -6,8 +6,7 @@ import functools
 import importlib.metadata
 import os
 import platform
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,18 +43,6 @@ def facts(device: str = "cpu") -> dict[str, Any]:
         found["cuda"] = torch.version.cuda
         found["triton"] = importlib.metadata.version("triton")
     return found
-
-
-def slug(machine: Mapping[str, Any]) -> str:
-    """Return a machine's folder in benchmarks/results/.
-
-    Example:
-        >>> slug({"device": "cpu", "processor": "AMD EPYC 7B13", "isa": "avx2"})
-        'cpu/amd-epyc-7b13-avx2'
-    """
-    cuda = machine["device"] == "cuda"
-    name = machine["gpu"] if cuda else f"{machine['processor']} {machine['isa']}"
-    return f"{machine['device']}/" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 @functools.cache

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .gpu_timing import best
-from .machine import slug
 from .scenes import SCENES, Scene
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,6 +119,18 @@ def describe(machine: Mapping[str, Any]) -> str:
     return f"{name}, {machine['isa']}, {machine['threads']} threads"
 
 
+def slug(machine: Mapping[str, Any]) -> str:
+    """Return a machine's folder in benchmarks/results/.
+
+    Example:
+        >>> slug({"device": "cpu", "processor": "AMD EPYC 7B13", "isa": "avx2"})
+        'cpu/amd-epyc-7b13-avx2'
+    """
+    cuda = machine["device"] == "cuda"
+    name = machine["gpu"] if cuda else f"{machine['processor']} {machine['isa']}"
+    return f"{machine['device']}/" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def bounds(machine: Mapping[str, Any]) -> str:
     """Return a machine's ceilings."""
     copy, gemm = (machine["ceilings"][f"{what}_per_second"] for what in ("bytes", "flops"))
@@ -152,14 +164,17 @@ def notes(run: Run) -> list[str]:
     found: dict[str, list[str]] = {}
     for scene, providers in run["both"].items():
         for name, entry in providers.items():
+            wrong = entry.get("grad_error", 0.0)
             if "absent" in entry:
-                found.setdefault(f"{name} was not measured: {entry['absent']}", [])
+                found.setdefault(f"{name} was not measured, {entry['absent']}", []).append(scene)
             elif "failed" in entry:
-                found.setdefault(f"{name} failed", []).append(f"{scene} ({entry['failed']})")
-            elif not entry.get("grad_error", 0.0) <= GRADIENT_ERROR:  # NaN, too
-                wrong = f"{entry['grad_error']:.0e}"
-                found.setdefault(f"{name}, gradient error", []).append(f"{wrong} on {scene}")
-    return [": ".join([what, *([", ".join(where)] * bool(where))]) for what, where in found.items()]
+                found.setdefault(f"{name} failed, {entry['failed']}", []).append(scene)
+            elif not wrong <= GRADIENT_ERROR:  # NaN, too
+                found.setdefault(f"{name} has a gradient error of {wrong:.0e}", []).append(scene)
+    return [
+        what if len(scenes) == len(run["both"]) else f"{what}: {', '.join(scenes)}"
+        for what, scenes in found.items()
+    ]
 
 
 def misses(run: Run) -> list[str]:
@@ -333,7 +348,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = json.loads(options.results.read_text())
     run = summarize(found)
     if options.slower:
-        print("\n".join(slower(run, committed())))
+        print("\n".join(slower(run, committed()) or ["speed: no scene is 15 % slower"]))
         return
     on_device = device_table(found["benchmarks"])
     print(*([on_device] * bool(on_device)), *([text(run)] * bool(run["both"])), sep="\n\n")
