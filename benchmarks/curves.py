@@ -4,7 +4,7 @@
     python -m benchmarks.curves --draw   draws what is saved of this machine again
 
 Both lie beside the machine's scenes.json (benchmarks/report.py). Points are measured as the scenes
-of bench_whiten.py are; a curve ends where a call takes longer than five seconds, ours at the end.
+of bench_whiten.py are; a curve ends where a call takes longer than two seconds, ours at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from . import bench_whiten, machine, report
 from .scenes import SCENES, Scene
 
 LINES = {"eager": "C7", "cholesky": "C1", "kornia": "C4", "closed-form": "C2", "fused": "C0"}
-LONGEST = 5.0
+LONGEST = 2.0
 
 
 def _rows(n: int, channels: int, groups: int = 1) -> Scene:
@@ -83,7 +83,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         panel.set_xticks([int(at) for at in points], [*points], rotation=45, minor=False)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    figure.axes[0].legend()
+    whose = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*whose, loc="outside lower center", ncols=len(LINES) + 1)
     figure.suptitle(f"forward + backward, float32: {report.describe(found['machine'])}")
     figure.savefig(path, metadata={"Date": None})
 
