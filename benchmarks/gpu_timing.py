@@ -68,15 +68,15 @@ def take_turns(
     size = FLUSHED_BYTES if device == "cuda" else 0
     flush = torch.empty(size, dtype=torch.int8, device=device)
     samples: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+    spent = dict.fromkeys(ways, 0.0)
     for _ in range(rounds):
         for (name, way), run in ways.items():
-            taken = samples[name, way]
-            if taken and seconds is not None and sum(taken) >= 1e6 * seconds[name]:
+            if seconds is not None and spent[name, way] >= seconds[name]:
                 continue
-            if device == "cpu":
-                taken.append(_host_us(run, turn_us))
-            else:
-                taken.append(TIMED[way](run, flush))
+            begun = time.perf_counter()
+            taken = _host_us(run, turn_us) if device == "cpu" else TIMED[way](run, flush)
+            samples[name, way].append(taken)
+            spent[name, way] += time.perf_counter() - begun
     return samples
 
 
