@@ -45,13 +45,8 @@ def facts(device: str = "cpu") -> dict[str, Any]:
     return found
 
 
-@functools.cache
-def ceilings(device: str) -> dict[str, Any]:
-    """Measure, once per run, what bounds all: copy bandwidth, products, eigensolvers.
-
-    Each is the fastest that this machine was seen to do by any means at hand: the best of several
-    sizes of sgemm, and the better of the library's eigensolver and ours.
-    """
+def speeds(device: str) -> dict[str, float]:
+    """Return the speed of a copy, and of the fastest sgemm of a few sizes."""
     block = torch.randn(1 << (22 if device == "cpu" else 28), device=device)  # 16 MiB, 1 GiB
     target = torch.empty_like(block)
     squares = [torch.randn(n, n, device=device) for n in (256, 512, 1024)]
@@ -60,6 +55,12 @@ def ceilings(device: str) -> dict[str, Any]:
         2 * len(a) ** 3 / _best(lambda a=a: a @ a, device)  # type: ignore[misc]
         for a in squares
     ]
+    return {"bytes_per_second": 8 * block.numel() / copy, "flops_per_second": max(products)}
+
+
+@functools.cache
+def ceilings(device: str) -> dict[str, Any]:
+    """Measure what bounds all: copies, products, and the better of two eigensolvers by size."""
     eigh: dict[str, float] = {}
     for scene in SCENES:
         key = f"{scene.groups}x{scene.eigen_size}"
@@ -73,11 +74,7 @@ def ceilings(device: str) -> dict[str, Any]:
             library = one / (min(scene.groups, torch.get_num_threads()) if device == "cpu" else 1)
             ours = _best(lambda m=matrix: fastwhiten.symmetric_eigh(m), device)  # type: ignore[misc]
             eigh[key] = min(library, ours)
-    return {
-        "bytes_per_second": 2 * 4 * block.numel() / copy,
-        "flops_per_second": max(products),
-        "eigh": eigh,
-    }
+    return {**speeds(device), "eigh": eigh}
 
 
 def _best(function: Callable[[], object], device: str) -> float:

@@ -38,11 +38,14 @@ GRADIENT_ERROR = 1e-2  # above it a gradient is named in the tables
 def floor_of(scene: Scene, ceilings: Mapping[str, Any]) -> tuple[float, str]:
     """Return the seconds that forward + backward cannot go below, and what bounds them.
 
-    Bytes at the speed of a copy or operations at that of sgemm, the larger. An eigensolve counts
-    10/3 D^3: to tridiagonal form and back; what comes between may vanish.
+    Bytes at the speed of a copy or operations at that of sgemm, the larger. With k the smaller of
+    M and D: the symmetric k x k matrix MCk, apply 2, reduce 2, backward apply 4 times MCk; per
+    group W, F and V R V^T 10 k^3, and an eigensolve 10/3 k^3, to tridiagonal form and back: what
+    comes between may vanish.
     """
-    eigensolve = 10 / 3 * scene.groups * scene.eigen_size**3
-    products = (scene.flops() + eigensolve) / ceilings["flops_per_second"]
+    k = scene.eigen_size
+    operations = 9 * scene.rows * scene.shape[1] * k + (10 + 10 / 3) * scene.groups * k**3
+    products = operations / ceilings["flops_per_second"]
     traffic = scene.bytes() / ceilings["bytes_per_second"]
     return max(products, traffic), "GEMM" if products > traffic else "memory"
 

@@ -84,6 +84,9 @@ def test_a_floor_is_bytes_or_operations_the_larger() -> None:
     assert report.floor_of(scene, by_bytes) == (4 * 8 * 1000, "memory")
     seconds, bound = report.floor_of(scene, CEILINGS)
     assert bound == "GEMM" and seconds == pytest.approx(operations / (100 * GIGA))
+    fewer_rows = Scene("", (10, 100), 1, 1.0)
+    operations = 9 * 10 * 100 * 10 + (10 + 10 / 3) * 10**3
+    assert report.floor_of(fewer_rows, CEILINGS)[0] == pytest.approx(operations / (100 * GIGA))
 
 
 def test_the_nearest_machine_is_of_the_same_kind() -> None:
