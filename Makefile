@@ -42,7 +42,8 @@ test-all: install
 	$(PYTEST) $(or $(PYTEST_ARGS),$(PARALLEL)) --tier all
 	PYTHON=$(BIN)/python tools/kernel_checks.sh --all
 
-bench: install
+bench: $(BIN)/python
+	@$(INSTALL) test train bench
 	$(PYTEST) benchmarks/ --benchmark-only $(PYTEST_ARGS)
 
 # Where there is no environment of ours, that of the machine: nothing is installed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +21,18 @@ Forward = Callable[[Tensor], Tensor]
 
 # Approximate or not whitening at all: timed as landmarks, not held to the exact result.
 INEXACT = ("iternorm", "batchnorm")
+# A Cholesky-whitened output is a rotation of the ZCA one: it is verified by its covariance.
+ROTATED = ("cholesky",)
+# Adds no eps to the covariance: whiter than the others, NaN where the covariance is singular.
+WITHOUT_EPS = ("welford-torch",)
+OURS = ("closed-form", "fused", "triton")
+# Packages of the extra "bench" by provider.
+PACKAGES = {
+    "torchspd": "torchspd",
+    "spd_learn": "spd_learn",
+    "welford-torch": "welford_torch",
+    "kornia": "kornia",
+}
 
 
 def fused(scene: Scene) -> Forward:
@@ -65,6 +78,65 @@ def batchnorm(scene: Scene) -> Forward:
     return layer(scene.shape[1], eps=EPS, affine=False)
 
 
+def _on_rows(scene: Scene, whiten: Forward) -> Forward:
+    """Return how ``[M, G, D] -> [M, G, D]`` whitens ``[N, C, *spatial]``."""
+
+    def on_map(x: Tensor) -> Tensor:
+        last = x.movedim(1, -1)
+        rows = last.reshape(-1, scene.groups, scene.size)
+        return whiten(rows).reshape(last.shape).movedim(-1, 1)
+
+    return on_map
+
+
+def _by_root(scene: Scene, inverse_root: Forward) -> Forward:
+    """Return ZCA by a differentiable ``A^(-1/2)`` of matrices ``[G, D, D]``."""
+
+    def whiten(rows: Tensor) -> Tensor:
+        centred = (rows - rows.mean(0)).transpose(0, 1)  # [G, M, D]
+        covariance = centred.mT @ centred / len(rows)
+        identity = torch.eye(scene.size, device=rows.device)
+        return (centred @ inverse_root(covariance + EPS * identity)).transpose(0, 1)
+
+    return _on_rows(scene, whiten)
+
+
+def torchspd(scene: Scene) -> Forward:
+    """Return ZCA by ``torchspd.invsqrtm``: eigh, divided differences without a gap."""
+    import torchspd
+
+    return _by_root(scene, torchspd.invsqrtm)
+
+
+def spd_learn(scene: Scene) -> Forward:
+    """Return ZCA by ``spd_learn``'s ``matrix_inv_sqrt``: eigh, Loewner matrix in the backward."""
+    from spd_learn.functional import matrix_inv_sqrt
+
+    return _by_root(scene, matrix_inv_sqrt.apply)
+
+
+def welford_torch(scene: Scene) -> Forward:
+    """Return ``welford_torch.OnlineCovariance`` of one batch: eigh of every group and autograd."""
+    from welford_torch import OnlineCovariance
+
+    def whiten(rows: Tensor) -> Tensor:
+        batch = OnlineCovariance(device=rows.device).add_all(rows)
+        return ((rows - batch.mean).transpose(0, 1) @ batch.whit).transpose(0, 1)
+
+    return _on_rows(scene, whiten)
+
+
+def kornia(scene: Scene) -> Forward:
+    """Return ``kornia.enhance.zca_whiten`` of every group: SVD in float64 and autograd."""
+    from kornia.enhance import zca_whiten
+
+    def whiten(rows: Tensor) -> Tensor:
+        groups = [zca_whiten(group, unbiased=False, eps=EPS) for group in rows.unbind(1)]
+        return torch.stack(groups, 1)
+
+    return _on_rows(scene, whiten)
+
+
 PROVIDERS: dict[str, Callable[[Scene], Forward]] = {
     "eager": eager,
     "compiled": compiled,
@@ -72,6 +144,10 @@ PROVIDERS: dict[str, Callable[[Scene], Forward]] = {
     "cholesky": cholesky,
     "iternorm": iternorm,
     "batchnorm": batchnorm,
+    "torchspd": torchspd,
+    "spd_learn": spd_learn,
+    "welford-torch": welford_torch,
+    "kornia": kornia,
     "fused": fused,
     "triton": triton,
 }
@@ -94,6 +170,8 @@ def unavailable(name: str, device: str) -> str | None:
         return triton_backend.unserved(torch.device(device))
     if name in ("fused", "native") and device != "cpu":
         return cuda_module.import_error
+    if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
+        return "not installed: pip install '.[bench]'"
     return None
 
 

@@ -1,98 +1,271 @@
 """Tables made from benchmark results.
 
-``python -m benchmarks.report benchmarks/results/<file>.json`` prints the speed table of a saved run
-as markdown; ``--readme README.md`` writes it between the README's markers, and ``--save FILE``
-keeps what ``--benchmark-json`` wrote without its raw samples, for benchmarks/results/.
+    python -m benchmarks.report              README's tables, from every machine's committed results
+    python -m benchmarks.report FILE         the tables of a run, written by --benchmark-json
+    python -m benchmarks.report FILE --save  keeps it as its machine's results, and README's tables
+    python -m benchmarks.report FILE --slower  what has become slower against the nearest machine
+
+A machine's results are ``benchmarks/results/cpu/<processor>-<instruction set>/scenes.json``; a
+picture ``curves.svg`` beside it (``python -m benchmarks.curves``) is shown, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .gpu_timing import best
 from .scenes import SCENES, Scene
 
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = (
     "<!-- speed table: made by python -m benchmarks.report -->",
     "<!-- end of speed table -->",
 )
-ORDER = (
-    "eager",
-    "compiled",
-    "closed-form",
-    "cholesky",
-    "iternorm",
-    "batchnorm",
-    "fused",
-    "triton",
-)
-
-
-def collect(benchmarks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Return ``{(scene, mode, provider): extra_info plus median seconds and spread}``.
-
-    The median is by the device's clock where it was read.
-    """
-    found = {}
-    for bench in benchmarks:
-        info = bench["extra_info"]
-        if "provider" in info:
-            key = (info["scene"], info["mode"], info["provider"])
-            stats = bench["stats"]
-            found[key] = {**info, "median": stats["median"], "iqr": stats["iqr"]}
-            if "eager_us" in info:
-                found[key]["median"] = 1e-6 * best(info)
-    return found
+Providers = Mapping[str, Mapping[str, Any]]  # as bench_whiten.compare returns them
+Run = Mapping[str, Any]  # as summarize returns it
+NEAR_FLOOR = 1.3  # times the floor: good where the floor forbids the target
+SLOWER = 0.85  # of the baseline's ratio: told
+GRADIENT_ERROR = 1e-2  # above it a gradient is named in the tables
 
 
 def floor_of(scene: Scene, ceilings: Mapping[str, Any]) -> tuple[float, str]:
-    """Return the seconds that forward + backward cannot go below here, and what takes most of them.
+    """Return the seconds that forward + backward cannot go below, and what bounds them.
 
-    The eigensolve is serial to the matrix products; products and memory traffic overlap, so the
-    larger one counts.
+    Bytes at the speed of a copy or operations at that of sgemm, the larger. With k the smaller of
+    M and D: the symmetric k x k matrix MCk, apply 2, reduce 2, backward apply 4 times MCk; per
+    group W, F and V R V^T 10 k^3, and an eigensolve 10/3 k^3, to tridiagonal form and back: what
+    comes between may vanish.
     """
-    eigensolve = float(ceilings["eigh"].get(f"{scene.groups}x{scene.eigen_size}", 0.0))
-    products = scene.flops() / ceilings["flops_per_second"]
+    k = scene.eigen_size
+    operations = 9 * scene.rows * scene.shape[1] * k + (10 + 10 / 3) * scene.groups * k**3
+    products = operations / ceilings["flops_per_second"]
     traffic = scene.bytes() / ceilings["bytes_per_second"]
-    parts = {"eigensolve": eigensolve, "GEMM": products, "memory": traffic}
-    return eigensolve + max(products, traffic), max(parts, key=lambda name: parts[name])
+    return max(products, traffic), "GEMM" if products > traffic else "memory"
 
 
-def speed_table(
-    results: Mapping[tuple[str, str, str], Mapping[str, Any]], ceilings: Mapping[str, Any]
-) -> str:
-    """Return the ratios of eager's median to each provider's, forward + backward, in markdown."""
-    providers = [p for p in ORDER if any(key[2] == p for key in results) and p != "eager"]
-    head = [
-        "(N, C)",
-        "target",
-        *providers,
-        "fused / floor",
-        "bound by",
-        "error",
-        "gradient error",
-        "peak, inputs",
-    ]
+class Verdict(NamedTuple):
+    """What a scene came to.
+
+    Attributes:
+        target: eager's time over fused's, at least.
+        ratio: the same as measured, median and quartiles.
+        over_floor: fused's time over the floor's.
+        forbidden: whether one at the floor would miss the target.
+        bound: "GEMM" or "memory".
+        eigensolve: share of fused's time that the faster of the library's eigensolver and ours
+            takes by itself.
+    """
+
+    target: float
+    ratio: Sequence[float]
+    over_floor: float
+    forbidden: bool
+    bound: str
+    eigensolve: float
+
+    @property
+    def share(self) -> float:
+        """Reached share of the target, or of the distance to the floor where that forbids it."""
+        reached = self.ratio[0] / self.target
+        return max(reached, NEAR_FLOOR / self.over_floor) if self.forbidden else reached
+
+
+def judge(scene: Scene, providers: Providers, ceilings: Mapping[str, Any]) -> Verdict | None:
+    """Return a scene's verdict, forward + backward; None where eager or fused was not measured."""
+    eager, fused = (providers.get(name, {}) for name in ("eager", "fused"))
+    if "seconds" not in eager or "seconds" not in fused:
+        return None
+    floor, bound = floor_of(scene, ceilings)
+    seconds = fused["seconds"][0]
+    return Verdict(
+        scene.target,
+        fused["ratio"],
+        seconds / floor,
+        eager["seconds"][0] / floor < scene.target,
+        bound,
+        ceilings["eigh"].get(f"{scene.groups}x{scene.eigen_size}", 0.0) / seconds,
+    )
+
+
+def verdicts(run: Run) -> dict[Scene, Verdict]:
+    """Return the verdicts of a run's scenes."""
+    ceilings = run["machine"]["ceilings"]
+    judged = {scene: judge(scene, run["both"].get(scene.name, {}), ceilings) for scene in SCENES}
+    return {scene: verdict for scene, verdict in judged.items() if verdict is not None}
+
+
+def _spread(figures: Sequence[float]) -> str:
+    """Return a median, with the quartiles where there are."""
+    quartiles = f" [{figures[1]:.2f}-{figures[2]:.2f}]" if len(figures) > 1 else ""
+    return f"{figures[0]:.2f}{quartiles}"
+
+
+def line(scene: Scene, mode: str, providers: Providers, ceilings: Mapping[str, Any]) -> str:
+    """Return what is said of a scene as soon as it is measured."""
+    text = f"{scene.name} {mode}: "
+    ratio = providers.get("fused", {}).get("ratio")
+    text += f"fused {_spread(ratio)} times faster than eager" if ratio else "no ratio"
+    verdict = judge(scene, providers, ceilings) if mode == "both" else None
+    return text + (f", {verdict.over_floor:.2f} x floor" if verdict else "")
+
+
+def describe(machine: Mapping[str, Any]) -> str:
+    """Return a machine's name with its instruction set and threads."""
+    name = machine["gpu"] if machine["device"] == "cuda" else machine["processor"]
+    return f"{name}, {machine['isa']}, {machine['threads']} threads"
+
+
+def slug(machine: Mapping[str, Any]) -> str:
+    """Return a machine's folder in benchmarks/results/.
+
+    Example:
+        >>> slug({"device": "cpu", "processor": "AMD EPYC 7B13", "isa": "avx2"})
+        'cpu/amd-epyc-7b13-avx2'
+    """
+    cuda = machine["device"] == "cuda"
+    name = machine["gpu"] if cuda else f"{machine['processor']} {machine['isa']}"
+    return f"{machine['device']}/" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def bounds(machine: Mapping[str, Any]) -> str:
+    """Return a machine's ceilings."""
+    copy, gemm = (machine["ceilings"][f"{what}_per_second"] for what in ("bytes", "flops"))
+    return f"copy {copy / 1e9:.1f} GB/s, sgemm {gemm / 1e9:.0f} GFLOP/s"
+
+
+def providers_table(run: Run) -> str:
+    """Return one machine's ratios of eager's time to each provider's, in markdown."""
+    measured = [run["both"].get(scene.name, {}) for scene in SCENES]
+    timed = (name for row in measured for name, entry in row.items() if "ratio" in entry)
+    columns = [name for name in dict.fromkeys(timed) if name != "eager"]
+    head = ["(N, C)", "target", *columns, "fused / floor", "floor", "eigensolve"]
+    head += ["error", "gradient error", "peak, inputs"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for scene in SCENES:
-        row = {p: results.get((scene.name, "both", p)) for p in ORDER}
-        eager, fused = row["eager"], row["fused"]
-        if eager is None or fused is None:
-            continue
-        floor, bound = floor_of(scene, ceilings)
+    for scene, verdict in verdicts(run).items():
+        row = run["both"][scene.name]
         cells = [scene.name, f"{scene.target:g}"]
-        for provider in providers:
-            entry = row[provider]
-            cells.append("" if entry is None else f"{eager['median'] / entry['median']:.2f}")
-        cells += [f"{fused['median'] / floor:.2f}", bound]
-        cells += [f"{fused['error']:.1e}", f"{fused['grad_error']:.1e}"]
-        peaks = [row[p].get("peak_inputs") if row[p] else None for p in ("fused", "eager")]
+        for name in columns:
+            ratio = row.get(name, {}).get("ratio")
+            cells.append("" if ratio is None else _spread(ratio if name == "fused" else ratio[:1]))
+        cells += [f"{verdict.over_floor:.2f}", verdict.bound, f"{100 * verdict.eigensolve:.0f} %"]
+        cells += [f"{row['fused'][key]:.1e}" for key in ("error", "grad_error")]
+        peaks = [row[name].get("peak_inputs") for name in ("fused", "eager")]
         cells.append(" vs eager ".join("?" if p is None else f"{p:.1f}" for p in peaks))
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def notes(run: Run) -> list[str]:
+    """Return a line for everybody who was not there, failed, or has a wrong gradient."""
+    found: dict[str, list[str]] = {}
+    for scene, providers in run["both"].items():
+        for name, entry in providers.items():
+            wrong = entry.get("grad_error", 0.0)
+            if "absent" in entry:
+                found.setdefault(f"{name} was not measured, {entry['absent']}", []).append(scene)
+            elif "failed" in entry:
+                found.setdefault(f"{name} failed, {entry['failed']}", []).append(scene)
+            elif not wrong <= GRADIENT_ERROR:  # NaN, too
+                found.setdefault(f"{name} has a gradient error of {wrong:.0e}", []).append(scene)
+    return [
+        what if len(scenes) == len(run["both"]) else f"{what}: {', '.join(scenes)}"
+        for what, scenes in found.items()
+    ]
+
+
+def misses(run: Run) -> list[str]:
+    """Return a line for every target that a run did not reach."""
+    found = []
+    for scene, verdict in verdicts(run).items():
+        if verdict.share < 1.0:
+            text = f"{scene.name}: {_spread(verdict.ratio)} times faster than eager, "
+            text += f"target {scene.target:g}; {verdict.over_floor:.2f} x floor"
+            found.append(text + (f", target {NEAR_FLOOR:g}" if verdict.forbidden else ""))
+        row = run["both"][scene.name]
+        cholesky = row.get("cholesky", {}).get("seconds")
+        if scene.beats_cholesky and cholesky and row["fused"]["seconds"][0] >= cholesky[0]:
+            times = row["fused"]["seconds"][0] / cholesky[0]
+            found.append(f"{scene.name}: {times:.2f} of Cholesky's time, target below 1")
+    return found
+
+
+def text(run: Run) -> str:
+    """Return all that is said of a run at its end."""
+    machine = run["machine"]
+    lines = [f"{describe(machine)}: {bounds(machine)}", providers_table(run), *notes(run)]
+    if machine["device"] == "cpu":  # those for a GPU: benchmarks/bench_targets.py
+        lines += [*(misses(run) or ["every target reached"]), *slower(run, committed())]
+    return "\n".join(lines)
+
+
+def committed() -> list[Run]:
+    """Return the results of every machine in benchmarks/results/cpu/."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu/*/scenes.json"))]
+
+
+def nearest(machine: Mapping[str, Any], runs: Iterable[Run]) -> Run | None:
+    """Return the run on the likest machine: instruction set, name, threads, then ceilings."""
+
+    def distance(run: Run) -> tuple[Any, ...]:
+        other = run["machine"]
+        unlike = [machine[key] != other[key] for key in ("isa", "processor", "threads")]
+        keys = ("bytes_per_second", "flops_per_second")
+        ratios = [machine["ceilings"][key] / other["ceilings"][key] for key in keys]
+        return *unlike, sum(abs(math.log(ratio)) for ratio in ratios)
+
+    return min(runs, key=distance, default=None)
+
+
+def slower(run: Run, others: Iterable[Run]) -> list[str]:
+    """Return a warning for every scene whose ratio fell by 15 % against the nearest machine."""
+    baseline = nearest(run["machine"], others)
+    if baseline is None:
+        return ["no committed results to compare with"]
+    found, before = [], {scene: v.ratio[0] for scene, v in verdicts(baseline).items()}
+    for scene, verdict in verdicts(run).items():
+        change = verdict.ratio[0] / before.get(scene, math.inf)
+        if 0 < change <= SLOWER:
+            found.append(
+                f"warning: {scene.name}: {_spread(verdict.ratio)} times faster than eager, "
+                f"{100 * (change - 1):.0f} % against {before[scene]:.2f} on "
+                f"{describe(baseline['machine'])}"
+            )
+    return found
+
+
+def section(runs: Sequence[Run]) -> str:
+    """Return README's tables: the machines side by side, the worst scene, and each one's rivals."""
+    judged = [verdicts(run) for run in runs]
+    head = ["(N, C)", "target", *(describe(run["machine"]) for run in runs)]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for scene in SCENES:
+        cells = [scene.name, f"{scene.target:g}"]
+        for verdict in (found.get(scene) for found in judged):
+            cell = f"{_spread(verdict.ratio)}, {verdict.over_floor:.2f} x floor" if verdict else ""
+            cells.append(cell + (" **missed**" if verdict and verdict.share < 1.0 else ""))
+        lines.append("| " + " | ".join(cells) + " |")
+    share, name, where = min(
+        (verdict.share, scene.name, describe(run["machine"]))
+        for run, found in zip(runs, judged, strict=True)
+        for scene, verdict in found.items()
+    )
+    lines += ["", f"The worst: {name} on {where}, at {100 * share:.0f} % of its target."]
+    for run in runs:
+        machine = run["machine"]
+        title = f"{describe(machine)}: {bounds(machine)}, torch {machine['torch']}"
+        lines += ["", f"<details><summary>{title}</summary>", "", providers_table(run)]
+        lines += [f"\n{note}." for note in notes(run)]
+        picture = RESULTS / slug(machine) / "curves.svg"
+        if picture.exists():
+            lines += ["", f"![{describe(machine)}]({picture.relative_to(ROOT)})"]
+        lines += ["", "</details>"]
     return "\n".join(lines)
 
 
@@ -121,22 +294,6 @@ def device_table(benchmarks: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(f"{group}: {', '.join(cells)}" for group, cells in groups.items())
 
 
-def misses(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[str]:
-    """Return a line for every target that this run did not reach."""
-    found = []
-    for scene in SCENES:
-        row = {p: results.get((scene.name, "both", p)) for p in ("eager", "cholesky", "fused")}
-        if not all(row.values()):
-            continue
-        eager, cholesky, fused = (row[p]["median"] for p in ("eager", "cholesky", "fused"))  # type: ignore[index]
-        if eager / fused < scene.target:
-            ratio = f"{eager / fused:.2f} times faster than eager"
-            found.append(f"{scene.name}: {ratio}, target {scene.target:g}")
-        if scene.beats_cholesky and fused >= cholesky:
-            found.append(f"{scene.name}: {fused / cholesky:.2f} of Cholesky's time, target below 1")
-    return found
-
-
 def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Return two runs of one machine as one: what was measured again is the new run's."""
     machine = {**old.get("machine_info", {}), **new["machine_info"]}
@@ -146,45 +303,61 @@ def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return {**new, "machine_info": machine, "benchmarks": list(benchmarks.values())}
 
 
-def summarize(run: dict[str, Any]) -> dict[str, Any]:
-    """Return a run as it is committed: statistics and versions, no raw samples, no host details."""
-    kept = ("python_version", "system", "machine", "fastwhiten", "torch", "threads", "cores")
-    perhaps = ("ceilings", "device", "gpu", "cuda", "triton")
-    machine = {key: run["machine_info"][key] for key in kept}
-    machine |= {key: run["machine_info"][key] for key in perhaps if key in run["machine_info"]}
-    machine["processor"] = run["machine_info"]["cpu"].get("brand_raw", "unknown")
-    figures = ("min", "median", "iqr", "rounds")
-    benchmarks = [
-        {
-            "name": bench["name"],
-            "group": bench["group"],
-            "extra_info": bench["extra_info"],
-            "stats": {figure: bench["stats"][figure] for figure in figures},
-        }
-        for bench in run["benchmarks"]
-    ]
-    return {"machine_info": machine, "datetime": run["datetime"], "benchmarks": benchmarks}
+def summarize(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run as it is committed: the scenes and the machine, no host details."""
+    info = run["machine_info"]
+    kept = ("processor", "isa", "threads", "cores", "fastwhiten", "torch", "python_version")
+    kept += ("device", "gpu", "cuda", "triton", "ceilings")
+    found = {
+        "machine": {key: info[key] for key in kept if key in info},
+        "datetime": run.get("datetime", ""),
+        "both": {},
+        "forward": {},
+    }
+    for extra in (bench["extra_info"] for bench in run["benchmarks"]):
+        if "providers" in extra:
+            found[extra["mode"]][extra["scene"]] = extra["providers"]
+    return found
 
 
-def main() -> None:
-    """Print the tables of a saved run, or write them into a README."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, help="JSON written by --benchmark-json")
-    parser.add_argument("--save", type=Path, help="also write the run without its raw samples")
-    parser.add_argument("--readme", type=Path, help="file whose marked section is replaced")
-    arguments = parser.parse_args()
-    run = json.loads(arguments.results.read_text())
-    # Without them nobody was compared: there are no rows.
-    ceilings = run["machine_info"].get("ceilings", {})
-    table = speed_table(collect(run["benchmarks"]), ceilings)
-    print(table, device_table(run["benchmarks"]), sep="\n\n")
-    if arguments.save:
-        arguments.save.write_text(json.dumps(summarize(run), indent=1) + "\n")
-    if arguments.readme:
-        text = arguments.readme.read_text()
-        before, rest = text.split(BEGIN)
-        after = rest.split(END)[1]
-        arguments.readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+def save(run: Run) -> Path:
+    """Write a run as its machine's results, and return where."""
+    path = RESULTS / slug(run["machine"]) / "scenes.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(run, indent=1) + "\n")
+    return path
+
+
+def write(readme: Path) -> None:
+    """Replace the marked section of a README."""
+    contents = readme.read_text()
+    before, rest = contents.split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n{section(committed())}\n{END}{after}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Do what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, nargs="?", help="JSON written by --benchmark-json")
+    parser.add_argument("--save", action="store_true", help="keep it in benchmarks/results/")
+    parser.add_argument("--slower", action="store_true", help="print the warnings only")
+    options = parser.parse_args(arguments)
+    if options.results is None:
+        write(ROOT / "README.md")
+        return
+    found = json.loads(options.results.read_text())
+    run = summarize(found)
+    if options.slower:
+        print("\n".join(slower(run, committed()) or ["speed: no scene is 15 % slower"]))
+        return
+    on_device = device_table(found["benchmarks"])
+    print(*([on_device] * bool(on_device)), *([text(run)] * bool(run["both"])), sep="\n\n")
+    if options.save:
+        print(save(run))
+        write(ROOT / "README.md")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def parts(dry: bool, folder: Path) -> dict[str, tuple[float, list[str]]]:
         "counters": (150, [*counters, "--device", "cpu" if dry else "cuda"]),
         "products": (60, [*bench, products, *one("8192x256-apply")]),
         "stages": (190, [*bench, stages, *one("128x64-apply")]),
-        "whitening": (SECONDS, [*bench, *others, *one("128x64-fused")]),
+        "whitening": (SECONDS, [*bench, "--all", *others, *one("128x64-both")]),
     }
     return {name: (_patience(dry) * limit, command) for name, (limit, command) in found.items()}
 
