@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -16,6 +18,7 @@ import build_helpers as helpers
 import pytest
 import setup_env
 import setuptools
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -275,3 +278,29 @@ def test_wheel_works_away_from_the_checkout(wheel, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(target)}
     result = run(sys.executable, "-c", code, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86-64")
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_sums_of_products_stay_in_registers(isa: str, tmp_path: Path) -> None:
+    """GCC has written them to the stack in every round of the loop: half of the speed."""
+    folders = cpp_extension.include_paths()
+    flags = [*sysconfig.get_config_var("CFLAGS").split(), *helpers.compile_flags([], "")]
+    includes = [f"-I{ROOT / 'csrc'}", *(f"-isystem{folder}" for folder in folders)]
+    source, listing = ROOT / f"csrc/cpu/kernels_{isa}.cpp", tmp_path / "kernels.s"
+    done = run("c++", *flags, *includes, "-S", "-o", listing, source)
+    assert done.returncode == 0, done.stderr
+    # From a label to a jump back to it, with no other jump between.
+    loops = re.findall(
+        r"^(\.L\w+):\n((?:(?!\tj).*\n)*)\tj\w+\t\1$", listing.read_text(), re.MULTILINE
+    )
+    products = [
+        body
+        for _, body in loops
+        if len(re.findall(r"\tvf\w+\t", body)) >= 8
+        and len(re.findall(r"\tvbroadcasts[sd]\t[^%]*\(|\{1to", body)) >= 3
+    ]
+    assert len(products) >= 4
+    stored = [re.findall(r"\tvmov\w+\t%[xyz]mm\d+, -?\d*\(%r[sb]p.*", body) for body in products]
+    assert not any(stored), stored

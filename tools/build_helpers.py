@@ -91,9 +91,6 @@ def compile_flags(folders: list[str], sanitize: str) -> list[str]:
     """
     flags = [
         "-O3",
-        # CPython's flags have the opposite, with which GCC 12 stores the sums of a product in every
-        # round of its loop: with AVX2 .6 of the speed.
-        "-fno-wrapv",
         # torch's own default differs between versions; its stable headers need no more than this.
         "-std=c++17",
         "-fvisibility=hidden",

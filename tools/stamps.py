@@ -9,6 +9,7 @@ so a change of any of it makes the check run again; stamps are committed with th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -24,7 +25,6 @@ _TRITON = (
     "fastwhiten/kernels",
     "fastwhiten/backends/triton.py",
     "fastwhiten/backends/stages.py",
-    "constraints.txt",
 )
 _COMPILING = ("tools/triton_launches.py", "tools/triton_resources.py")
 _TABLE = "tools/triton_resources.json"
@@ -97,8 +97,13 @@ SOURCES: dict[str, tuple[str, ...]] = {
 
 
 def fingerprint(name: str) -> str:
-    """Return the fingerprint of what the check depends on."""
-    return str(extension.fingerprint(ROOT, extension.files(ROOT, SOURCES[name], ENDINGS)))
+    """Return the fingerprint of what the check depends on; of constraints.txt, Triton's line."""
+    found = str(extension.fingerprint(ROOT, extension.files(ROOT, SOURCES[name], ENDINGS)))
+    if not name.startswith("triton"):
+        return found
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line.startswith("triton==")]
+    return hashlib.sha256("\n".join([found, *pins]).encode()).hexdigest()[:16]
 
 
 def read() -> dict[str, str]:

@@ -51,26 +51,21 @@ void multiply_block(int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* 
       for (int v = 0; v < kVectors; ++v) sum[i][v] = fma(left, right[v], sum[i][v]);
     }
   }
-  if (valid >= kVectors * lanes) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        T* to = c + i * ldc + v * lanes;
-        store(to, add ? load(to) + sum[i][v] : sum[i][v]);
-      }
-    }
-    return;
-  }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       T* to = c + i * ldc + v * lanes;
-      alignas(kVectorBytes) T columns[lanes];
-      store(columns, sum[i][v]);
-      for (int64_t j = 0; j < lanes && v * lanes + j < valid; ++j) {
-        to[j] = add ? to[j] + columns[j] : columns[j];
+      if (valid >= (v + 1) * lanes) {
+        store(to, add ? load(to) + sum[i][v] : sum[i][v]);
+      } else {
+        // Through memory: an element of sum by a variable index would keep all of sum in memory,
+        // and the loop above would write it there every time (half the speed, with GCC 12).
+        alignas(kVectorBytes) T columns[lanes];
+        store(columns, sum[i][v]);
+        for (int64_t j = 0; j < lanes && v * lanes + j < valid; ++j) {
+          to[j] = add ? to[j] + columns[j] : columns[j];
+        }
       }
     }
   }
