@@ -171,7 +171,8 @@ def notes(run: Run) -> list[str]:
             if "absent" in entry:
                 found.setdefault(f"{name} was not measured, {entry['absent']}", []).append(scene)
             elif "failed" in entry:
-                found.setdefault(f"{name} failed, {entry['failed']}", []).append(scene)
+                reason = entry["failed"].split(": {")[0]  # without numbers
+                found.setdefault(f"{name} failed, {reason}", []).append(scene)
             elif not wrong <= GRADIENT_ERROR:  # NaN, too
                 found.setdefault(f"{name} has a gradient error of {wrong:.0e}", []).append(scene)
     return [

@@ -58,17 +58,6 @@ class Scene:
         """Order of the matrix that is decomposed."""
         return min(self.rows, self.size)
 
-    def flops(self) -> float:
-        """Operations of the matrix products of forward + backward, symmetry counted.
-
-        Feature side: covariance MDC, apply 2, reduce 2, backward apply 4 times MDC; per group W, F
-        and V R V^T cost 10 D^3. Sample side: Gram matrix M^2 C and six products of 2 M^2 C.
-        """
-        m, c, d = self.rows, self.shape[1], self.size
-        if self.sample_side:
-            return 13.0 * m * m * c
-        return 9.0 * m * d * c + 10.0 * self.groups * d**3
-
     def bytes(self) -> float:
         """Bytes moved at least in float32, D x D matrices apart.
 
