@@ -196,7 +196,9 @@ def test_a_rival_whitens_groups_and_maps(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_by_default_the_scenes_of_the_table() -> None:
+def test_by_default_the_scenes_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # else nothing is measured
+
     def collected(*arguments: str) -> list[str]:
         command = [sys.executable, "-m", "pytest", "--benchmark-only", "--collect-only", "-q"]
         command += ["-p", "no:cacheprovider", *arguments]
