@@ -30,7 +30,7 @@ demo: $(BIN)/python
 	$(BIN)/python -m training train --whitening fused
 
 install: $(BIN)/python
-	@$(INSTALL) test train
+	@$(INSTALL) test train bench
 
 check: lint
 	$(PYTEST) $(or $(PYTEST_ARGS),$(PARALLEL)) --tier check
@@ -42,8 +42,7 @@ test-all: install
 	$(PYTEST) $(or $(PYTEST_ARGS),$(PARALLEL)) --tier all
 	PYTHON=$(BIN)/python tools/kernel_checks.sh --all
 
-bench: $(BIN)/python
-	@$(INSTALL) test train bench
+bench: install
 	$(PYTEST) benchmarks/ --benchmark-only $(PYTEST_ARGS)
 
 # Where there is no environment of ours, that of the machine: nothing is installed.
