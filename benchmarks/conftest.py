@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse a device that is not there; with a GPU, kernels are compiled, not interpreted."""
+    held = os.environ.get("ATEN_CPU_CAPABILITY")
+    if held is not None:  # Inductor takes from its cache what was compiled for other instructions
+        cache = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}_{held}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     if config.getoption("--device", default="cpu") == "cuda":
         if not torch.cuda.is_available():
             raise pytest.UsageError("--device cuda: torch.cuda.is_available() is False here")
