@@ -57,7 +57,7 @@ void run_backward_apply(const Device&, const BackwardApply<In, T>& args) {
         load_panel(args.s, plan, Scale::kResult, args.x, g, r, m, args.mean + g * D, args.p, x_part,
                    ld);
         multiply_panel<In, T>(args.s, plan, panel.get(), ld, 2 * D, B.get() + g * 2 * D * ldb, g, r,
-                              m, nullptr, args.dx);
+                              m, args.dx);
       });
     }
   };

@@ -13,8 +13,8 @@ namespace {
 
 template <class T>
 struct Panels {  // one thread's buffers
-  T *x, *grad, *flipped;
-  int64_t ld;  // row stride of x and grad
+  T *x, *grad;
+  int64_t ld_x, ld_grad;
 };
 
 // cross [D, D] (+)= the centred panel of x with grad's rows [r0, r0 + m); grad_sum [D] += grad's
@@ -25,58 +25,62 @@ void add_rows_cross(const Layout& s, const Plan& plan, const Panels<T>& panels, 
                     T* grad_sum) {
   const int64_t D = s.width;
   const T* right = panels.grad;
-  int64_t ld = panels.ld;
+  int64_t ld = panels.ld_grad;
   if (std::is_same_v<In, T> && (plan.wide || padded<T>(D) == D)) {  // grad serves where it lies
     right = reinterpret_cast<const T*>(grad + offset(s, r0, g * D));
     ld = s.channels;
   } else {
     load_panel<In, T>(s, plan, Scale::kNone, grad, g, r0, m, zeros, nullptr, panels.grad, ld);
   }
-  add_rows_product(plan.wide, D, m, panels.x, panels.ld, right, ld, cross, add, false);
+  add_rows_product(plan.wide, D, m, panels.x, panels.ld_x, right, ld, cross, add, false);
   product_kernels<T>().add_rows(m, D, right, ld, grad_sum);
 }
 
+// The same for planes; of a narrow group the panel of x is rows, and cross its transpose.
 template <class In, class T>
 void add_planes_cross(const Layout& s, const Plan& plan, const Panels<T>& panels, const In* grad,
                       const T* zeros, int64_t g, int64_t r0, int64_t m, bool add, T* cross,
                       T* grad_sum) {
   const int64_t D = s.width;
-  const T* right = panels.grad;  // [D, m]
-  int64_t ld = panels.ld;
+  const T* of_grad = panels.grad;  // [D, m]
+  int64_t ld = panels.ld_grad;
   if (std::is_same_v<In, T> && r0 % s.length + m <= s.length) {  // within one image: where it lies
-    right = reinterpret_cast<const T*>(grad + offset(s, r0, g * D));
+    of_grad = reinterpret_cast<const T*>(grad + offset(s, r0, g * D));
     ld = s.length;
   } else {
     load_panel<In, T>(s, plan, Scale::kNone, grad, g, r0, m, zeros, nullptr, panels.grad, ld);
   }
   if (plan.wide) {
-    gemm(false, true, D, D, m, T(1), panels.x, panels.ld, right, ld, add ? T(1) : T(0), cross, D);
-    tile_kernels<In, T>().add_sums(s, grad, g, r0, m, zeros, nullptr, grad_sum);
-    return;
+    gemm(false, true, D, D, m, T(1), panels.x, panels.ld_x, of_grad, ld, add ? T(1) : T(0), cross,
+         D);
+  } else {
+    add_narrow_product(D, m, of_grad, ld, 1, panels.x, panels.ld_x, cross, add, false);
   }
-  const int64_t ldf = padded<T>(D);
-  product_kernels<T>().transpose(D, m, right, ld, panels.flipped, ldf);
-  add_planes_product(D, m, panels.x, panels.ld, panels.flipped, cross, add, false);
-  product_kernels<T>().add_rows(m, D, panels.flipped, ldf, grad_sum);
+  tile_kernels<In, T>().add_sums(s, grad, g, r0, m, zeros, nullptr, grad_sum);
 }
 
 // The tiles [first, last) of group g.
 template <class In, class T>
 void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const In* grad, const T* mean,
                   const T* zeros, int64_t g, int64_t first, int64_t last, T* cross, T* grad_sum) {
-  const int64_t K = padded<T>(s.width), size = panel_size(s, plan, K);
-  const int64_t flipped_size = s.planes() && !plan.wide ? plan.panel_rows * K : 0;
-  Buffer<T> x_panel(size), grad_panel(size), flipped(flipped_size);
-  if (!plan.wide) std::fill_n(grad_panel.get(), size, T(0));  // the padding is read
-  std::fill_n(flipped.get(), flipped_size, T(0));
-  const Panels<T> panels = {x_panel.get(), grad_panel.get(), flipped.get(),
-                            panel_stride(s, plan, K)};
+  const int64_t K = padded<T>(s.width), ld = panel_stride(s, plan, K);
+  const int64_t size = panel_size(s, plan, K), narrow_size = plan.panel_rows * K;
+  Buffer<T> x_panel(plan.wide ? size : narrow_size), grad_panel(size);
+  if (!plan.wide) {  // the padding is read
+    std::fill_n(x_panel.get(), narrow_size, T(0));
+    std::fill_n(grad_panel.get(), size, T(0));
+  }
+  const Panels<T> panels = {x_panel.get(), grad_panel.get(), plan.wide ? ld : K, ld};
   std::fill_n(grad_sum, s.width, T(0));
   const int64_t begin = first * plan.tile_rows, end = std::min(last * plan.tile_rows, s.rows());
   for (int64_t tile = begin; tile < end; tile += plan.tile_rows) {
     for_panels(plan, tile, std::min(tile + plan.tile_rows, end), [&](int64_t r, int64_t m) {
-      load_panel<In, T>(s, plan, Scale::kNone, x, g, r, m, mean + g * s.width, nullptr, panels.x,
-                        panels.ld);
+      const T* shift = mean + g * s.width;
+      if (!plan.wide) {
+        tile_kernels<In, T>().load_rows(s, x, g, r, m, shift, nullptr, panels.x, K);
+      } else {
+        load_panel<In, T>(s, plan, Scale::kNone, x, g, r, m, shift, nullptr, panels.x, ld);
+      }
       const auto add = s.planes() ? &add_planes_cross<In, T> : &add_rows_cross<In, T>;
       add(s, plan, panels, grad, zeros, g, r, m, r > begin, cross, grad_sum);
     });
@@ -100,6 +104,7 @@ void run_backward_reduce(const Device&, const BackwardReduce<In, T>& args) {
   Buffer<T> partial(plan.chunks == 1 ? 0 : units * D * D);
   T* products = plan.chunks == 1 ? args.cross : partial.get();  // [G, chunks, D, D]
   std::fill_n(zeros.get(), D, T(0));
+  const bool flipped = args.s.planes() && !plan.wide;
   const auto unit = [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const int64_t g = u / plan.chunks, k = u % plan.chunks;
@@ -116,8 +121,12 @@ void run_backward_reduce(const Device&, const BackwardReduce<In, T>& args) {
   parallel(G, static_cast<double>(units * D * D), [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
       add_up(plan.chunks, D, sums.get() + g * plan.chunks * D, args.grad_sum + g * D);
-      if (plan.chunks == 1) continue;  // the one chunk wrote args.cross
-      add_up(plan.chunks, D * D, products + g * plan.chunks * D * D, args.cross + g * D * D);
+      T* cross = args.cross + g * D * D;
+      if (plan.chunks > 1) add_up(plan.chunks, D * D, products + g * plan.chunks * D * D, cross);
+      if (!flipped) continue;
+      Buffer<T> as_summed(D * D);
+      std::copy_n(cross, D * D, as_summed.get());
+      transpose(D, as_summed.get(), cross);
     }
   });
 }

@@ -94,7 +94,7 @@ void blocked_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int6
       for (int64_t l = 0; l < depth; l += kDepth) {
         multiply(rows, width, std::min(kDepth, depth - l), a + i * a_row + (k0 + l) * a_k, a_row,
                  a_k, packed.get() + (p * deep + l) * columns, columns, c + i * ldc + j, ldc,
-                 add || k0 + l > 0, false);
+                 add || k0 + l > 0 ? Into::kAdd : Into::kOver, false);
       }
     });
   }

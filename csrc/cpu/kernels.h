@@ -15,6 +15,13 @@ enum class Scale {
   kShift,   // x - shift * scale_n
 };
 
+enum class Into {  // what a product does with the matrix that it is written to
+  kOver,
+  kAdd,
+  kPast,  // over it, past the caches: for what nobody reads soon; spares reading what is
+          // overwritten
+};
+
 // Vectors are at most 64 bytes: a right factor's rows are padded to a multiple of this many
 // elements.
 template <class T>
@@ -26,12 +33,12 @@ constexpr int64_t padded(int64_t n) {
 template <class T>
 struct ProductKernels {
   bool fused;  // built on fused multiply-adds: as fast as a BLAS
-  // c [m, n] = (or +=) a b: element (i, l) of a at a[i * a_row + l * a_k], b [k, n] of row stride
-  // ldb whose rows are readable up to padded(n). lower: only the lower triangle of c is needed (m =
-  // n), the rest may be left as it was. Sums run over l in order, so no bit depends on the caller's
-  // blocking of m and n.
+  // c [m, n] = (into: or +=) a b: element (i, l) of a at a[i * a_row + l * a_k], b [k, n] of row
+  // stride ldb whose rows are readable up to padded(n). lower: only the lower triangle of c is
+  // needed (m = n), the rest may be left as it was. Sums run over l in order, so no bit depends on
+  // the caller's blocking of m and n.
   void (*multiply)(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_k,
-                   const T* b, int64_t ldb, T* c, int64_t ldc, bool add, bool lower);
+                   const T* b, int64_t ldb, T* c, int64_t ldc, Into into, bool lower);
   // to [columns, rows] of row stride ld_to = the transpose of from [rows, columns] of row stride
   // ld_from.
   void (*transpose)(int64_t rows, int64_t columns, const T* from, int64_t ld_from, T* to,
@@ -46,9 +53,12 @@ struct TileKernels {
   // or null. rows: buffer [m, D] of row stride ld; planes: buffer [D, m] of row stride ld.
   void (*load)(const Layout& s, Scale mode, const In* x, int64_t g, int64_t r0, int64_t m,
                const T* shift, const T* scale, T* buffer, int64_t ld);
-  // The inverse, with beta [D] of this group added (or null), converted to the input's dtype.
+  // load with Scale::kResult, as rows [m, D] of row stride ld whatever the layout.
+  void (*load_rows)(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m, const T* shift,
+                    const T* scale, T* buffer, int64_t ld);
+  // The inverse of load, converted to the input's dtype.
   void (*store)(const Layout& s, const T* buffer, int64_t ld, int64_t g, int64_t r0, int64_t m,
-                const T* beta, In* out);
+                In* out);
   // sums [D] += sum over the tile rows of p_n (x_n - shift); shift [D], p [M] or null for 1.
   void (*add_sums)(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m, const T* shift,
                    const T* p, T* sums);

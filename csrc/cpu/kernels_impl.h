@@ -36,7 +36,7 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 // One block [kRows, kVectors * lanes] of c; valid: how many of its columns exist.
 template <class T, int kRows, int kVectors>
 void multiply_block(int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t ldb,
-                    T* c, int64_t ldc, bool add, int64_t valid) {
+                    T* c, int64_t ldc, Into into, int64_t valid) {
   using V = typename Vector<T>::type;
   constexpr int64_t lanes = Vector<T>::lanes;
   V sum[kRows][kVectors] = {};
@@ -57,14 +57,18 @@ void multiply_block(int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* 
     for (int v = 0; v < kVectors; ++v) {
       T* to = c + i * ldc + v * lanes;
       if (valid >= (v + 1) * lanes) {
-        store(to, add ? load(to) + sum[i][v] : sum[i][v]);
+        if (into == Into::kPast && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0) {
+          stream(to, sum[i][v]);
+        } else {
+          store(to, into == Into::kAdd ? load(to) + sum[i][v] : sum[i][v]);
+        }
       } else {
         // Through memory: an element of sum by a variable index would keep all of sum in memory,
         // and the loop above would write it there every time (half the speed, with GCC 12).
         alignas(kVectorBytes) T columns[lanes];
         store(columns, sum[i][v]);
         for (int64_t j = 0; j < lanes && v * lanes + j < valid; ++j) {
-          to[j] = add ? to[j] + columns[j] : columns[j];
+          to[j] = into == Into::kAdd ? to[j] + columns[j] : columns[j];
         }
       }
     }
@@ -73,22 +77,22 @@ void multiply_block(int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* 
 
 template <class T, int kRows>
 void multiply_rows(int64_t rows, int64_t vectors, int64_t k, const T* a, int64_t a_row, int64_t a_k,
-                   const T* b, int64_t ldb, T* c, int64_t ldc, bool add, int64_t valid) {
+                   const T* b, int64_t ldb, T* c, int64_t ldc, Into into, int64_t valid) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
-      return multiply_rows<T, kRows - 1>(rows, vectors, k, a, a_row, a_k, b, ldb, c, ldc, add,
+      return multiply_rows<T, kRows - 1>(rows, vectors, k, a, a_row, a_k, b, ldb, c, ldc, into,
                                          valid);
     }
   }
   if constexpr (kBlockVectors > 2) {
     if (vectors == 3) {
-      return multiply_block<T, kRows, 3>(k, a, a_row, a_k, b, ldb, c, ldc, add, valid);
+      return multiply_block<T, kRows, 3>(k, a, a_row, a_k, b, ldb, c, ldc, into, valid);
     }
   }
   if (vectors == 2) {
-    multiply_block<T, kRows, 2>(k, a, a_row, a_k, b, ldb, c, ldc, add, valid);
+    multiply_block<T, kRows, 2>(k, a, a_row, a_k, b, ldb, c, ldc, into, valid);
   } else {
-    multiply_block<T, kRows, 1>(k, a, a_row, a_k, b, ldb, c, ldc, add, valid);
+    multiply_block<T, kRows, 1>(k, a, a_row, a_k, b, ldb, c, ldc, into, valid);
   }
 }
 
@@ -101,17 +105,18 @@ inline int64_t block_vectors(int64_t remaining) {
 
 template <class T>
 void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_k, const T* b,
-              int64_t ldb, T* c, int64_t ldc, bool add, bool lower) {
+              int64_t ldb, T* c, int64_t ldc, Into into, bool lower) {
   constexpr int64_t lanes = Vector<T>::lanes;
   for (int64_t j = 0; j < n;) {
     const int64_t vectors = block_vectors((n - j + lanes - 1) / lanes);
     // Columns outside, rows inside: the block's columns of b stay in the L1 cache.
     for (int64_t i = lower ? j / kBlockRows * kBlockRows : 0; i < m; i += kBlockRows) {
       multiply_rows<T, kBlockRows>(m - i, vectors, k, a + i * a_row, a_row, a_k, b + j, ldb,
-                                   c + i * ldc + j, ldc, add, n - j);
+                                   c + i * ldc + j, ldc, into, n - j);
     }
     j += vectors * lanes;
   }
+  if (into == Into::kPast) end_stream();
 }
 
 // Butterfly stage kStep of the transpose of a lanes x lanes block held in registers: pairs of rows
@@ -250,49 +255,77 @@ void load_tile(const Layout& s, Scale mode, const In* x, int64_t g, int64_t r0, 
   }
 }
 
-// A result this large has left the caches before anybody reads it. Stores past them spare reading
-// what is overwritten: 14 % of apply on the (64, 64, 32, 32) map.
-constexpr int64_t kStreamedBytes = int64_t{8} << 20;
-
-// to = from + shift, past the caches, for the whole vectors of an aligned run; how many elements.
-template <class T>
-int64_t stream_run(int64_t length, const T* from, T shift, T* to) {
+// load_mode for planes, transposed: blocks of lanes channels and as many positions.
+template <Scale kScale, class In, class T>
+void load_transposed(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m, const T* shift,
+                     const T* scale, T* buffer, int64_t ld) {
   constexpr int64_t lanes = Vector<T>::lanes;
-  if (reinterpret_cast<uintptr_t>(to) % kVectorBytes != 0) return 0;
-  int64_t l = 0;
-  for (; l + lanes <= length; l += lanes) stream(to + l, load(from + l) + broadcast(shift));
-  return l;
+  const int64_t D = s.width;
+  const auto element = [&](const In* from, int64_t c, int64_t r) {
+    return shifted<kScale>(value<In, T>(from, 0), shift[c],
+                           kScale == Scale::kNone ? T(1) : scale[r]);
+  };
+  for_segments(s, r0, m, [&](int64_t r, int64_t length) {
+    const In* first = x + (r / s.length * s.channels + g * D) * s.length + r % s.length;
+    T* rows = buffer + (r - r0) * ld;  // [length, D]
+    for (int64_t c = 0; c < D; c += lanes) {
+      const int64_t channels = least(lanes, D - c);
+      int64_t l = 0;
+      for (; channels == lanes && l + lanes <= length; l += lanes) {
+        typename Vector<T>::type block[lanes];
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < lanes; ++i) {
+          alignas(kVectorBytes) T run[lanes];
+          for (int64_t k = 0; k < lanes; ++k) {
+            run[k] = element(first + (c + i) * s.length + l + k, c + i, r + l + k);
+          }
+          block[i] = load(run);
+        }
+        exchange<T, lanes / 2>(block, std::make_index_sequence<lanes>{});
+#pragma GCC unroll 16
+        for (int64_t k = 0; k < lanes; ++k) store(rows + (l + k) * ld + c, block[k]);
+      }
+      for (; l < length; ++l) {
+        for (int64_t i = c; i < c + channels; ++i) {
+          rows[l * ld + i] = element(first + i * s.length + l, i, r + l);
+        }
+      }
+    }
+  });
+}
+
+template <class In, class T>
+void load_rows(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m, const T* shift,
+               const T* scale, T* buffer, int64_t ld) {
+  if (!s.planes()) {
+    load_tile(s, Scale::kResult, x, g, r0, m, shift, scale, buffer, ld);
+  } else if (scale == nullptr) {
+    load_transposed<Scale::kNone>(s, x, g, r0, m, shift, scale, buffer, ld);
+  } else {
+    load_transposed<Scale::kResult>(s, x, g, r0, m, shift, scale, buffer, ld);
+  }
 }
 
 template <class Out, class T>
 void store_tile(const Layout& s, const T* buffer, int64_t ld, int64_t g, int64_t r0, int64_t m,
-                const T* beta, Out* out) {
+                Out* out) {
   const int64_t D = s.width;
   if (!s.planes()) {
     for (int64_t i = 0; i < m; ++i) {
       const T* from = buffer + i * ld;                // [D]
       Out* to = out + (r0 + i) * s.channels + g * D;  // [D]
-      for (int64_t c = 0; c < D; ++c) {
-        to[c] = static_cast<Out>(beta == nullptr ? from[c] : from[c] + beta[c]);
-      }
+      for (int64_t c = 0; c < D; ++c) to[c] = static_cast<Out>(from[c]);
     }
     return;
   }
-  const bool past_caches = s.numel() * static_cast<int64_t>(sizeof(Out)) >= kStreamedBytes;
   for_segments(s, r0, m, [&](int64_t r, int64_t length) {
     Out* first = out + (r / s.length * s.channels + g * D) * s.length + r % s.length;
     for (int64_t c = 0; c < D; ++c) {
       const T* from = buffer + c * ld + (r - r0);  // [length]
       Out* to = first + c * s.length;              // [length]
-      const T b = beta == nullptr ? T(0) : beta[c];
-      int64_t l = 0;
-      if constexpr (std::is_same_v<Out, T>) {
-        if (past_caches) l = stream_run(length, from, b, to);
-      }
-      for (; l < length; ++l) to[l] = static_cast<Out>(from[l] + b);
+      for (int64_t l = 0; l < length; ++l) to[l] = static_cast<Out>(from[l]);
     }
   });
-  if (past_caches) end_stream();
 }
 
 // The sum of p_l (x_l - shift) over a run of positions of one channel.
@@ -360,8 +393,8 @@ template const ProductKernels<double>& products();
 
 template <class In, class T>
 const TileKernels<In, T>& tiles() {
-  static constexpr TileKernels<In, T> table = {&load_tile<In, T>, &store_tile<In, T>,
-                                               &add_sums<In, T>};
+  static constexpr TileKernels<In, T> table = {&load_tile<In, T>, &load_rows<In, T>,
+                                               &store_tile<In, T>, &add_sums<In, T>};
   return table;
 }
 #define FASTWHITEN_TILES(In, T) template const TileKernels<In, T>& tiles<In, T>();

@@ -80,38 +80,33 @@ void combine(const Plan& plan, int64_t D, const double* tile_means, const double
   mirror(D, covariance);
 }
 
-// product [D, D] (+)= the centred panel with itself: rows [m, D], planes [D, m] of row stride ld.
-// flipped: room for a transposed panel. The inner kernels want one factor's channels contiguous, so
-// planes are transposed.
-template <class T>
-void add_covariance(const Layout& s, bool wide, int64_t m, const T* panel, int64_t ld, T* flipped,
-                    T* product, bool add) {
-  const int64_t D = s.width;
-  if (!s.planes()) return add_rows_product(wide, D, m, panel, ld, panel, ld, product, add, true);
-  if (wide) {
-    return gemm_symmetric(false, D, m, T(1), panel, ld, add ? T(1) : T(0), product, D);
-  }
-  product_kernels<T>().transpose(D, m, panel, ld, flipped, padded<T>(D));
-  add_planes_product(D, m, panel, ld, flipped, product, add, true);
-}
-
 // The partial covariance [D, D] of the tiles [first, last) of group g, and their means [tiles, D].
+// Narrow panels are rows, of planes too: the inner kernels want channels contiguous.
 template <class In, class T>
 void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const T* p, const T* root,
                   int64_t g, int64_t first, int64_t last, const double* tile_weights,
                   double* tile_means, T* partial) {
-  const int64_t D = s.width, K = padded<T>(D), ld = panel_stride(s, plan, K);
-  Buffer<T> shift(D), panel(panel_size(s, plan, K));
-  Buffer<T> flipped(s.planes() && !plan.wide ? plan.panel_rows * K : 0);
-  std::fill_n(panel.get(), plan.wide ? 0 : panel_size(s, plan, K), T(0));  // the padding is read
-  std::fill_n(flipped.get(), s.planes() && !plan.wide ? plan.panel_rows * K : 0, T(0));
+  const int64_t D = s.width, K = padded<T>(D);
+  const int64_t ld = plan.wide ? panel_stride(s, plan, K) : K;
+  const int64_t size = plan.wide ? panel_size(s, plan, K) : plan.panel_rows * K;
+  Buffer<T> shift(D), panel(size);
+  std::fill_n(panel.get(), plan.wide ? 0 : size, T(0));  // the padding is read
   for (int64_t t = first; t < last; ++t) {
     const int64_t r0 = t * plan.tile_rows, r1 = std::min(r0 + plan.tile_rows, s.rows());
     tile_mean(s, plan.wide, x, p, g, r0, r1 - r0, tile_weights[t], tile_means + t * D);
     for (int64_t c = 0; c < D; ++c) shift[c] = static_cast<T>(tile_means[t * D + c]);
     for_panels(plan, r0, r1, [&](int64_t r, int64_t m) {
-      load_panel(s, plan, Scale::kResult, x, g, r, m, shift.get(), root, panel.get(), ld);
-      add_covariance(s, plan.wide, m, panel.get(), ld, flipped.get(), partial, t > first || r > r0);
+      const bool add = t > first || r > r0;
+      if (!plan.wide) {
+        tile_kernels<In, T>().load_rows(s, x, g, r, m, shift.get(), root, panel.get(), ld);
+      } else {
+        load_panel(s, plan, Scale::kResult, x, g, r, m, shift.get(), root, panel.get(), ld);
+      }
+      if (plan.wide && s.planes()) {
+        gemm_symmetric(false, D, m, T(1), panel.get(), ld, add ? T(1) : T(0), partial, D);
+      } else {
+        add_rows_product(plan.wide, D, m, panel.get(), ld, panel.get(), ld, partial, add, true);
+      }
     });
   }
 }
