@@ -42,6 +42,7 @@ void add_planes_cross(const Layout& s, const Plan& plan, const Panels<T>& panels
                       const T* zeros, int64_t g, int64_t r0, int64_t m, bool add, T* cross,
                       T* grad_sum) {
   const int64_t D = s.width;
+  tile_kernels<In, T>().add_sums(s, grad, g, r0, m, zeros, nullptr, grad_sum);
   const T* of_grad = panels.grad;  // [D, m]
   int64_t ld = panels.ld_grad;
   if (std::is_same_v<In, T> && r0 % s.length + m <= s.length) {  // within one image: where it lies
@@ -56,7 +57,6 @@ void add_planes_cross(const Layout& s, const Plan& plan, const Panels<T>& panels
   } else {
     add_narrow_product(D, m, of_grad, ld, 1, panels.x, panels.ld_x, cross, add, false);
   }
-  tile_kernels<In, T>().add_sums(s, grad, g, r0, m, zeros, nullptr, grad_sum);
 }
 
 // The tiles [first, last) of group g.
