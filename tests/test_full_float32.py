@@ -80,9 +80,6 @@ STAGES: dict[str, Callable[[], None]] = {
     "cholesky": lambda: _train(torch.randn(20, 6), kind="cholesky"),
     "sample side, covariance": lambda: _train(torch.randn(4, 9)),
     "sample side, matrix": lambda: _train(torch.randn(4, 9), running="matrix"),
-    "eigenbasis": lambda: (
-        fastwhiten.whiten(torch.randn(300, 256, requires_grad=True)).sum().backward()
-    ),
     "second derivative": lambda: _twice(torch.randn(20, 6), "native"),
     "second derivative, sample side": lambda: _twice(torch.randn(4, 9), "native"),
     "whitening matrix": lambda: _matrix("zca"),
@@ -205,7 +202,6 @@ COMPILED: dict[str, tuple[tuple[int, int], str]] = {
     "feature side": ((20, 6), "reference"),
     "sample side": ((4, 9), "reference"),
     "native": ((20, 6), "native"),
-    "eigenbasis": ((300, 256), "native"),
 }
 
 

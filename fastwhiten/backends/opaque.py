@@ -48,21 +48,9 @@ def _(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
 
 
-def _inside_operator(a: Tensor) -> bool:
-    """Return whether products of ``a`` have to be hidden from the graph that is being compiled."""
-    return torch.compiler.is_compiling() and a.dtype != torch.float64 and reduced(a.device.type)
-
-
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a @ b`` as float32's, in a compiled graph too; not differentiable there."""
-    if _inside_operator(a):
+    if torch.compiler.is_compiling() and a.dtype != torch.float64 and reduced(a.device.type):
         hidden: Tensor = torch.ops.fastwhiten_reference.product(a, b)
         return hidden
     return a @ b
-
-
-def add_product(c: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """Return ``c + alpha a @ b`` of batches, likewise."""
-    if _inside_operator(a):
-        return c.add(product(a, b), alpha=alpha)
-    return torch.baddbmm(c, a, b, alpha=alpha)

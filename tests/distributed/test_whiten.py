@@ -34,7 +34,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "one row on each": ((3, 4), (1, 1, 1), {}),
     "no row here": ((20, 5), (12, 0, 8), {}),
     "all rows on one process": ((20, 5), (0, 0, 20), {"kind": "cholesky"}),
-    "wide": ((40, 300), (30, 10), {"eps": 0.1}),  # in one process: the eigenbasis
+    "wide": ((40, 300), (30, 10), {"eps": 0.1}),
     "planes": ((6, 4, 3, 5), (2, 3, 1), {"groups": 2}),
     "planes, none here": ((5, 4, 3, 5), (4, 0, 1), {}),
     "sequence": ((6, 4, 7), (4, 2), {"kind": "pca"}),

@@ -11,7 +11,7 @@ import fastwhiten
 from tests.gpu.device import DEVICE
 from tests.helpers import plain, spectra
 
-# (300, 256): eigenbasis; (128, 64): the reference's products; (100, 300): the sample side
+# (300, 256): a wide group; (128, 64): the reference's products; (100, 300): the sample side
 CASES = [((300, 256), "native"), ((300, 256), "triton"), ((300, 256), "reference")]
 CASES += [((128, 64), "reference"), ((100, 300), "native"), ((100, 300), "triton")]
 CASES += [((100, 300), "reference"), ((600, 200), "native")]
