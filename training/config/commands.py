@@ -94,6 +94,10 @@ class DiagnoseConfig:
         device: auto, cpu, cuda or any device name of torch.
         hessian_rows: Images that the condition number of the classifier's Hessian is computed from,
             evenly spread over the split; >= 2. Its cost grows with them.
+        ood: Other data sets, for instance "[glyphs-lt]", or one without the brackets: how well are
+            their test images told from the split's? They are resized to its size and made grey, or
+            of three equal channels, like it. Choose one that shares no class with the run's.
+        ood_root: Folders of their files, where these are not in the data set's own place.
     """
 
     run: str = field(metadata=POSITIONAL)
@@ -101,6 +105,12 @@ class DiagnoseConfig:
     split: Literal["train", "validation", "test"] = "test"
     device: str = "auto"
     hessian_rows: int = 4096
+    ood: list[str] | str = field(default_factory=list)
+    ood_root: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make one data set a list."""
+        self.ood = [self.ood] if isinstance(self.ood, str) else self.ood
 
 
 def check_diagnose(config: DiagnoseConfig) -> None:
