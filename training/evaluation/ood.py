@@ -35,8 +35,8 @@ def nearest_mean_distance(features: Tensor, means: Tensor) -> Tensor:
 
     Example:
         >>> means = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
-        >>> nearest_mean_distance(torch.tensor([[3.0, 2.0]]), means).tolist()
-        [5.0]
+        >>> round(nearest_mean_distance(torch.tensor([[3.0, 2.0]]), means).item(), 9)
+        5.0
     """
     distances = torch.cdist(features.double(), means.double())  # [N, K]
     return distances.amin(1).square()
