@@ -23,6 +23,8 @@ from training.errors import ConfigError
 from training.evaluation import ood
 from training.evaluation.inspection import Inspection
 from training.models.whitening import build_whitening
+from training.report.report import ood_tables
+from training.runs.folder import RunFolder
 
 SIZE, CLASSES = 8, 3
 
@@ -149,3 +151,6 @@ def test_the_command_writes_it_beside_the_other_diagnostics(
         "mahalanobis_raw",
     }
     assert "Mahalanobis, layer" in console.file.getvalue()
+    rate = f"<td>{100 * found['mahalanobis_pooled']['auroc']:.1f}</td>"
+    shown = ood_tables(RunFolder(folder))
+    assert shown.count("<tr>") == 1 + 4 and rate in shown and "cifar10-jpeg-lt" in shown

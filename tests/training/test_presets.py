@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from training.cli import build_parser, parse, run
+from training.commands.ablate.choose import trial_config
 from training.commands.ablate.plan import plan
 from training.commands.presets import PresetsConfig, run_presets
 from training.config import TrainConfig, to_dict, validate
@@ -57,6 +58,17 @@ def test_digits_run_with_our_preset_file_and_what_is_typed_wins(tmp_path: Path):
         "none",
         "logit-adjusted",
     )
+
+
+def test_the_orders_of_the_classes_are_one_arm_and_choose_one_weight_decay():
+    config = parse(["ablate", "--config", str(FOLDER / "grids" / "fashion-mnist-lt-100.yaml")])[1]
+    trial = plan(trial_config(config))
+    assert len(trial.runs) == 6 * 3 * 4 and len({run.arm for run in trial.runs}) == 6
+    chosen = {("fashion-mnist-lt", run.arm): {"optim.weight_decay": 1e-3} for run in trial.runs}
+    grid = plan(config, chosen)
+    assert len(grid.runs) == 6 * 3 * 5
+    assert {run.config.data.class_order_seed for run in grid.runs} == {0, 1, 2}
+    assert {run.config.optim.weight_decay for run in grid.runs} == {1e-3}
 
 
 @pytest.mark.slow

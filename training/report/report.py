@@ -118,7 +118,7 @@ fewer than 20 training images, a dash is a group without classes. {_selection_se
 {summary["wall_seconds"]:.1f} seconds in all, {summary["images_per_second"]:.0f} images per
 second in training.</p>
 {_class_table(summary)}
-{_ood_tables(folder)}
+{ood_tables(folder)}
 {figures}
 <p class="note">The recipe is a reimplementation from the abstracts and public reviews of
 arXiv 2112.05958 and arXiv 2408.17197; it does not claim to reproduce their numbers. One run on a
@@ -203,7 +203,7 @@ _SCORES = {
 }
 
 
-def _ood_tables(folder: RunFolder) -> str:
+def ood_tables(folder: RunFolder) -> str:
     """A table of each foreign data set that `diagnose --ood` has tried; nothing if it has not."""
     tables = []
     for path in sorted((folder.path / "diagnostics").glob("*.json")):
