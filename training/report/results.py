@@ -54,6 +54,7 @@ _OOD = {
     "pooled, unit norm": "mahalanobis_pooled",
     "per class, raw": "mahalanobis_raw",
 }
+_GAINS = {"gain, layer": "mahalanobis_layer", "gain, pooled": "mahalanobis_pooled"}
 
 
 def build_results(results: Path) -> str:
@@ -211,9 +212,9 @@ def _ood(arms: Arms) -> list[str]:
                 rows.append([arm, str(len(found)), *_ood_cells(found)])
         title = DATASETS[name].title if name in DATASETS else ""
         parts += [
-            f"Out of distribution, against {title or name}: AUROC (%), and the gain of the "
-            "pooled distance over the maximum softmax probability, paired.",
-            table(["arm", "n", *_OOD, "gain", *(f"FPR95, {head}" for head in _OOD)], rows, left=1),
+            f"Out of distribution, against {title or name}: AUROC (%), two gains over "
+            "the maximum softmax probability, paired, and FPR at 95 % TPR (%).",
+            table(["arm", "n", *_OOD, *_GAINS, *(f"FPR95, {head}" for head in _OOD)], rows, left=1),
         ]
     return parts
 
@@ -222,9 +223,12 @@ def _ood_cells(found: Mapping[Unit, Mapping[str, Sequence[float]]]) -> list[str]
     def of(score: str, place: int) -> dict[Unit, float | None]:
         return {u: scores[score][place] if score in scores else None for u, scores in found.items()}
 
-    gains = paired_differences(of("mahalanobis_pooled", 0), of("max_softmax", 0))
+    def gain(score: str) -> str:
+        gains = paired_differences(of(score, 0), of("max_softmax", 0))
+        return _interval({(0, i): found for i, found in enumerate(gains)}, sign="+")
+
     return [
         *(_interval(of(score, 0)) for score in _OOD.values()),
-        _interval({(0, i): gain for i, gain in enumerate(gains)}, sign="+"),
+        *(gain(score) for score in _GAINS.values()),
         *(_interval(of(score, 1)) for score in _OOD.values()),
     ]
