@@ -25,6 +25,7 @@ from training.config.commands import (
     PlotConfig,
     PredictConfig,
     PresetsConfig,
+    ReportConfig,
 )
 from training.engine.signals import sigterm_as_exit
 from training.errors import ConfigError, TrainingDiverged, TrainingStopped
@@ -77,6 +78,7 @@ _COMMANDS: dict[str, tuple[type, str]] = {
     "plot": (PlotConfig, "draw the pictures of a run and write its report"),
     "export": (ExportConfig, "write a run's model as safetensors, pt2 or ONNX"),
     "predict": (PredictConfig, "classes of images, by a run or an exported model"),
+    "report": (ReportConfig, "write RESULTS.md from summaries of runs"),
     "presets": (PresetsConfig, "list the presets for --config"),
 }
 

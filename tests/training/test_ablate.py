@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,10 @@ from rich.console import Console
 from tests.helpers.processes import started, until
 from training.cli import parse
 from training.cli import run as run_command
-from training.commands.ablate import execute, run_ablate
-from training.commands.ablate.plan import plan, resolve_axes
-from training.commands.ablate.state import is_finished, locked, prepare
+from training.commands.ablate import choose, execute, run_ablate
+from training.commands.ablate.choose import trial_config
+from training.commands.ablate.plan import chosen_options, plan, resolve_axes
+from training.commands.ablate.state import RunState, is_finished, locked, prepare
 from training.config import AblateConfig, TrainConfig, to_dict
 from training.config.commands import GRIDS
 from training.config.load import load_config
@@ -318,3 +320,71 @@ def test_ablate_is_asked_to_end(ablation: AblateConfig):
 def test_the_command_returns_the_status(ablation: AblateConfig, capsys: pytest.CaptureFixture[str]):
     assert run_command(["ablate", "--root", ablation.root, "--axes.nothing", "[1, 2]"]) == 2
     assert "nothing: expected an option of `train`" in capsys.readouterr().err
+
+
+# Options that every arm chooses for itself
+
+
+def test_every_arm_takes_the_value_that_is_best_on_validation_images(
+    ablation: AblateConfig, monkeypatch: pytest.MonkeyPatch
+):
+    ablation.axes = {
+        "data.class_order_seed": [0, 1],
+        "layer": {"plain": {"whitening": "none"}, "bn": {"whitening": "batchnorm"}},
+    }
+    ablation.choose = {"optim": {"weight_decay": [0.1, 0.2]}}
+    trial = plan(trial_config(ablation))
+    assert len(trial.runs) == 8 and {run.config.seed for run in trial.runs} == {1000}
+    assert {run.arm for run in trial.runs} == {"plain", "bn"}
+    # The first order alone would choose otherwise for "plain"; both together choose 0.1.
+    accuracy = {
+        ("plain", 0, 0.1): 0.5,
+        ("plain", 0, 0.2): 0.6,
+        ("plain", 1, 0.1): 0.8,
+        ("plain", 1, 0.2): 0.6,
+        ("bn", 0, 0.1): 0.1,
+        ("bn", 0, 0.2): 0.2,
+        ("bn", 1, 0.1): 0.1,
+        ("bn", 1, 0.2): 0.2,
+    }
+    by_name = {
+        run.name: accuracy[run.arm, run.config.data.class_order_seed, run.config.optim.weight_decay]
+        for run in trial.runs
+    }
+
+    def fake(path: Path) -> Any:
+        result = {"validation": {"balanced_accuracy": by_name[path.name]}, "test": None}
+        return SimpleNamespace(summary={"last": result})
+
+    monkeypatch.setattr(choose, "read_run", fake)
+    states = {run.name: RunState("finished") for run in trial.runs}
+    chosen = choose.choose(trial, states, chosen_options(ablation))
+    assert chosen == {
+        ("digits-lt", "plain"): {"optim.weight_decay": 0.1},
+        ("digits-lt", "bn"): {"optim.weight_decay": 0.2},
+    }
+    grid = plan(ablation, chosen)
+    assert {(r.arm, r.config.seed, r.config.optim.weight_decay) for r in grid.runs} == {
+        ("plain", 4, 0.1),
+        ("bn", 4, 0.2),
+    }
+    assert grid.options[-1] == "optim.weight_decay"
+
+
+@pytest.mark.slow
+def test_choosing_and_comparing_what_was_chosen(ablation: AblateConfig):
+    """A learning rate of almost nothing must not be taken."""
+    ablation.choose = {"optim.lr": [1e-9, 0.1]}
+    ablation.train.model.width = 4
+    ablation.train.optim.epochs = 3
+    status, text = _ablate(ablation)
+    assert status == 0
+    grid = Path(ablation.root) / "axes"
+    configs = [load_config(path) for path in sorted(grid.glob("runs/*/config.yaml"))]
+    assert [config.optim.lr for config in configs] == [0.1, 0.1]
+    assert len(list(Path(ablation.root).glob("axes-choice/runs/*/summary.json"))) == 4
+    assert text.count("optim.lr 0.1, chosen on validation images") == 2
+    assert "Difference to the baseline" in text
+    assert _ablate(ablation)[1].count("finished before") == 2  # nothing runs again
+    with pytest.raises(ConfigError, match="none of seeds"):
+        run_ablate(replace(ablation, choose_seeds=[4]))

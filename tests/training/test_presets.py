@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from training.cli import build_parser, parse, run
+from training.commands.ablate.choose import trial_config
 from training.commands.ablate.plan import plan
 from training.commands.presets import PresetsConfig, run_presets
 from training.config import TrainConfig, to_dict, validate
@@ -27,7 +28,7 @@ def parser() -> ArgumentParser:
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", protocols())
 def test_every_preset_is_a_configuration_that_makes_sense(protocol: str, parser: ArgumentParser):
-    root = ["--data.root=/data"] if protocol not in ("digits-lt", "fashion-mnist-lt") else []
+    root = [] if protocol == "digits-lt" else ["--data.root=/data"]
     for method in methods():
         arguments = expand_presets(["train", "--config", f"{protocol}/{method}", *root])
         values = vars(parser.instantiate(parser.parse_args(arguments)).train)
@@ -57,6 +58,17 @@ def test_digits_run_with_our_preset_file_and_what_is_typed_wins(tmp_path: Path):
         "none",
         "logit-adjusted",
     )
+
+
+def test_the_orders_of_the_classes_are_one_arm_and_choose_one_weight_decay():
+    config = parse(["ablate", "--config", str(FOLDER / "grids" / "fashion-mnist-lt-100.yaml")])[1]
+    trial = plan(trial_config(config))
+    assert len(trial.runs) == 6 * 3 * 4 and len({run.arm for run in trial.runs}) == 6
+    chosen = {("fashion-mnist-lt", run.arm): {"optim.weight_decay": 1e-3} for run in trial.runs}
+    grid = plan(config, chosen)
+    assert len(grid.runs) == 6 * 3 * 5
+    assert {run.config.data.class_order_seed for run in grid.runs} == {0, 1, 2}
+    assert {run.config.optim.weight_decay for run in grid.runs} == {1e-3}
 
 
 @pytest.mark.slow
@@ -102,7 +114,7 @@ def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ("cifar100-lt/ours", "no protocol 'cifar100-lt'. Did you mean 'cifar100-lt-"),
         ("digits-lt/ldm", "no method 'ldm'. Did you mean 'ldam'?"),
-        ("nothing/ours", "Known ones: cifar10-lt-10, "),
+        ("nothing/ours", "Known ones: cifar10-jpeg-lt, "),
     ],
 )
 def test_an_unknown_name_is_one_clear_line(
@@ -131,7 +143,7 @@ def test_the_command_lists_every_protocol_and_method():
     lines = console.file.getvalue().splitlines()
     for name in (*protocols(), *methods()):
         assert any(line.startswith(f"  {name} ") and len(line) > 30 for line in lines), name
-    assert len(protocols()) == 10 and {"ours", "ldam-drw", "tau-norm"} < set(methods())
+    assert len(protocols()) == 12 and {"ours", "ldam-drw", "tau-norm"} < set(methods())
 
 
 def test_presets_needs_no_option(capsys: pytest.CaptureFixture[str]):

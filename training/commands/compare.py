@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from scipy.special import stdtrit  # scikit-learn depends on scipy
 
 from training.config import CompareConfig
 from training.config.commands import check_compare
 from training.console import say
 from training.errors import ConfigError
 from training.evaluation.metrics import COLUMNS
+from training.evaluation.spread import Spread, paired_differences, spread
+from training.report.markdown import plus_minus, table
 from training.runs.comparable import Group, find_runs, group_runs
 from training.runs.finished import Run
 from training.runs.folder import write_text
@@ -169,18 +170,19 @@ def as_markdown(comparison: Comparison, split: str, confidence: float) -> str:
     """The tables in markdown, columns aligned so that they read well as plain text too."""
     heads = [*comparison.keys, "checkpoint", "seeds", *COLUMNS.values()]
     title = f"Accuracy in % on the {split} split: mean ± sample standard deviation over seeds"
-    rows = [_row(line, lambda s: _plus_minus(s.mean, s.std)) for line in comparison.means]
-    parts = [f"{title}.", _table(heads, rows)]
+    rows = [_row(line, lambda s: plus_minus(s.mean, s.std)) for line in comparison.means]
+    left = len(heads) - len(COLUMNS) - 1  # the others are the number of seeds and the figures
+    parts = [f"{title}.", table(heads, rows, left)]
     if comparison.differences:
         parts.append(
             "Difference to the baseline in percentage points, paired by seed: mean ± half of the "
             f"{100 * confidence:g} % interval (Student's t)."
         )
         rows = [
-            _row(line, lambda s: _plus_minus(s.mean, s.half_width(confidence), sign="+"))
+            _row(line, lambda s: plus_minus(s.mean, s.half_width(confidence), sign="+"))
             for line in comparison.differences
         ]
-        parts.append(_table(heads, rows))
+        parts.append(table(heads, rows, left))
     parts.extend(f"Note: {note}." for note in comparison.notes)
     return "\n\n".join(parts)
 
@@ -195,31 +197,6 @@ def _text(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _plus_minus(mean: float, width: float, sign: str = "") -> str:
-    if math.isnan(mean):
-        return "-"
-    spread_text = "-" if math.isnan(width) else f"{100 * width:.1f}"
-    return f"{100 * mean:{sign}.1f} ± {spread_text}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    columns = list(zip(heads, *rows, strict=True))
-    widths = [max(3, *(len(cell) for cell in column)) for column in columns]
-    right = len(heads) - len(COLUMNS) - 1  # the number of seeds and the figures
-    rule = [
-        f"{'-' * (width - 1)}:" if position >= right else "-" * width
-        for position, width in enumerate(widths)
-    ]
-    lines = []
-    for row in (heads, rule, *rows):
-        cells = [
-            cell.rjust(width) if position >= right else cell.ljust(width)
-            for position, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def write_tables(comparison: Comparison, folder: Path, split: str, confidence: float) -> list[Path]:
@@ -255,61 +232,3 @@ def _as_csv(keys: Sequence[str], lines: Sequence[Line], confidence: float) -> st
         key = ["" if value is None else value for value in line.key]
         writer.writerow([*key, line.checkpoint, seeds, *cells])
     return text.getvalue()
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and spread of a figure over seeds.
-
-    Attributes:
-        n: Number of values.
-        mean: Their mean; NaN if there is none.
-        std: Sample standard deviation (n - 1); NaN for fewer than two values.
-    """
-
-    n: int
-    mean: float
-    std: float
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean."""
-        return self.std / math.sqrt(self.n) if self.n else math.nan
-
-    def half_width(self, confidence: float) -> float:
-        """Half the width of Student's t interval of the mean; NaN for fewer than two values.
-
-        Example:
-            >>> round(spread([1.0, 2.0, 3.0]).half_width(0.95), 3)  # 4.303 / sqrt(3)
-            2.484
-        """
-        if self.n < 2:
-            return math.nan
-        return float(stdtrit(self.n - 1, 0.5 + confidence / 2)) * self.error
-
-
-def spread(values: Sequence[float | None]) -> Spread:
-    """Summarise the values that are there; None and NaN are not.
-
-    Example:
-        >>> spread([1.0, None, 3.0])
-        Spread(n=2, mean=2.0, std=1.4142135623730951)
-    """
-    present = [v for v in values if v is not None and not math.isnan(v)]
-    n = len(present)
-    mean = math.fsum(present) / n if n else math.nan
-    squares = math.fsum((v - mean) ** 2 for v in present)
-    return Spread(n, mean, math.sqrt(squares / (n - 1)) if n > 1 else math.nan)
-
-
-def paired_differences(
-    values: Mapping[int, float | None], baseline: Mapping[int, float | None]
-) -> list[float | None]:
-    """Value minus baseline for every seed that both have, in the order of the seeds.
-
-    Example:
-        >>> paired_differences({0: 0.5, 1: 0.75}, {1: 0.5, 2: 1.0})
-        [0.25]
-    """
-    pairs = [(values[seed], baseline[seed]) for seed in sorted(values.keys() & baseline.keys())]
-    return [None if a is None or b is None else a - b for a, b in pairs]

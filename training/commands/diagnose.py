@@ -14,6 +14,7 @@ from training.config.commands import DiagnoseConfig, check_diagnose
 from training.console import say
 from training.engine.distributed import select_device
 from training.evaluation.diagnose import diagnose
+from training.evaluation.ood import foreign_split, ood_diagnostics
 from training.reproducibility import cpu_threads
 from training.runs.finished import load_run, read_run
 from training.runs.folder import write_json
@@ -23,12 +24,15 @@ def run_diagnose(config: DiagnoseConfig, console: Console | None = None) -> dict
     """Compute, print and write diagnostics/<checkpoint>-<split>.json of a run.
 
     Raises:
-        ConfigError: If there is no such run, checkpoint or split.
+        ConfigError: If there is no such run, checkpoint, split or foreign data set.
     """
     console = console or Console()
     check_diagnose(config)
     device = select_device(config.device)
     loaded = load_run(read_run(config.run), config.checkpoint, device)
+    foreign = {
+        name: foreign_split(name, config.ood_root.get(name), loaded.dataset) for name in config.ood
+    }
     with cpu_threads(loaded.run.config.threads):
         result = {
             "run": str(loaded.run.folder.path),
@@ -43,6 +47,8 @@ def run_diagnose(config: DiagnoseConfig, console: Console | None = None) -> dict
                 loaded.epoch,
             ),
         }
+        if foreign:
+            result["ood"] = ood_diagnostics(loaded.model, loaded.dataset, config.split, foreign)
     path = Path(config.run) / "diagnostics" / f"{config.checkpoint}-{config.split}.json"
     path.parent.mkdir(exist_ok=True)
     write_json(path, result)
@@ -92,6 +98,35 @@ def print_diagnostics(console: Console, result: Mapping[str, Any]) -> None:
         cells = [_cell(figures[key]) for figures in result["batches"].values()]
         batches.add_row(text, *cells)
     console.print(batches)
+    if "ood" in result:
+        console.print(_ood_table(result))
+
+
+_OOD_COLUMNS = {
+    "max_softmax": "max softmax",
+    "mahalanobis_layer": "Mahalanobis, layer",
+    "mahalanobis_pooled": "pooled, unit norm",
+    "mahalanobis_raw": "per class, raw",
+}
+
+
+def _ood_table(result: Mapping[str, Any]) -> Table:
+    table = Table(
+        title=f"out of distribution: AUROC / FPR at 95 % TPR (%) against the {result['split']} "
+        "split",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("data set")
+    for text in _OOD_COLUMNS.values():
+        table.add_column(text, justify="right")
+    for name, found in result["ood"].items():
+        pairs = [found.get(score) for score in _OOD_COLUMNS]
+        table.add_row(name, *("-" if p is None else _rates(p) for p in pairs))
+    return table
+
+
+def _rates(figures: Mapping[str, float]) -> str:
+    return f"{100 * figures['auroc']:.1f} / {100 * figures['fpr95']:.1f}"
 
 
 def _cell(value: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from training.config.checks import POSITIONAL, check
+from training.config.checks import POSITIONAL, check, check_unused
 from training.config.data import DataConfig
 from training.config.datasets import DatasetName
 from training.config.runtime import SeedConfig
@@ -94,6 +94,10 @@ class DiagnoseConfig:
         device: auto, cpu, cuda or any device name of torch.
         hessian_rows: Images that the condition number of the classifier's Hessian is computed from,
             evenly spread over the split; >= 2. Its cost grows with them.
+        ood: Other data sets, for instance "[glyphs-lt]", or one without the brackets: how well are
+            their test images told from the split's? They are resized to its size and made grey, or
+            of three equal channels, like it. Choose one that shares no class with the run's.
+        ood_root: Folders of their files, where these are not in the data set's own place.
     """
 
     run: str = field(metadata=POSITIONAL)
@@ -101,6 +105,12 @@ class DiagnoseConfig:
     split: Literal["train", "validation", "test"] = "test"
     device: str = "auto"
     hessian_rows: int = 4096
+    ood: list[str] | str = field(default_factory=list)
+    ood_root: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make one data set a list."""
+        self.ood = [self.ood] if isinstance(self.ood, str) else self.ood
 
 
 def check_diagnose(config: DiagnoseConfig) -> None:
@@ -240,6 +250,13 @@ class AblateConfig:
         dataset_options: Options of single data sets, which override those of train, for instance
             {digits-lt: {optim.epochs: 30}}.
         seeds: Seeds, at least one, all different.
+        choose: Options that every arm chooses for itself, and their values, as in --choose
+            "{optim.weight_decay: [2e-4, 5e-4, 1e-3, 5e-3]}". First every combination is trained
+            with choose_seeds, in a grid of its own (name-choice); an arm takes the one of the
+            highest mean balanced accuracy of the last epoch on validation images. Test images
+            choose nothing. With data.class_order_seed as an axis, an arm chooses once for all
+            orders.
+        choose_seeds: Seeds of these runs, none of them in seeds.
         train: What all runs share; its dataset and seed are not used.
         root: Folder for the grid's folder.
         name: Name of the grid's folder; null is the grid's name, or "axes".
@@ -254,6 +271,8 @@ class AblateConfig:
     datasets: list[str] = field(default_factory=lambda: ["digits-lt"])
     dataset_options: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    choose: dict[str, Any] = field(default_factory=dict)
+    choose_seeds: list[int] = field(default_factory=lambda: [1000])
     train: TrainConfig = field(default_factory=TrainConfig)
     root: str = "runs"
     name: str | None = None
@@ -268,12 +287,44 @@ def check_ablate(config: AblateConfig) -> None:
     seeds = config.seeds
     unique = len(set(seeds)) == len(seeds)
     check("seeds", seeds, bool(seeds) and unique, "with at least one seed, each once")
+    others = config.choose_seeds
+    apart = bool(others) and not set(others) & set(seeds) and len(set(others)) == len(others)
+    check("choose_seeds", others, apart, "with at least one seed, each once, and none of seeds")
     sets = config.datasets
     unique = len(set(sets)) == len(sets)
     check("datasets", sets, bool(sets) and unique, "with at least one data set, each once")
     unknown = sorted(set(config.dataset_options) - set(sets))
     check("dataset_options", unknown, not unknown, f"that names data sets of {', '.join(sets)}")
     check("name", config.name, config.name is None or "/" not in config.name, "without a slash")
+
+
+@dataclass
+class ReportConfig:
+    """Write RESULTS.md anew from the summaries of runs, one small file each.
+
+    Attributes:
+        results: Folder of the summaries: results/<grid>/<run>.json, results/<grid>/grid.json with
+            the name of the baseline arm and the order of the arms, and results/verdicts.md, which
+            is taken in as it is. RESULTS.md is written beside the folder.
+        collect: Folder of an `ablate` grid: first summaries of its finished runs are written, with
+            what `diagnose` has found and with stage2 runs made from them.
+        baseline: Arm that the others are compared with; null is what grid.json says, at first the
+            grid's first arm. (with collect)
+        check: Write nothing; fail (exit status 1) if RESULTS.md is not what it would become.
+    """
+
+    results: str = field(metadata=POSITIONAL)
+    collect: str | None = None
+    baseline: str | None = None
+    check: bool = False
+
+
+def check_report(config: ReportConfig) -> None:
+    """Check what goes together."""
+    if config.collect is None:
+        check_unused("baseline", config.baseline, None, "without --collect", "--collect FOLDER")
+    if config.check:
+        check_unused("collect", config.collect, None, "with --check, which writes nothing")
 
 
 @dataclass

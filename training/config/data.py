@@ -21,8 +21,9 @@ class DataConfig:
 
     Attributes:
         root: Folder of the files. fashion-mnist-lt: /usr/share/datasets/fashion-mnist (Debian's
-            package dataset-fashion-mnist); cifar10-lt, cifar100-lt, image-folder, list-files: must
-            be given.
+            package dataset-fashion-mnist); glyphs-lt: .data/glyphs
+            (`python -m training.data.make_glyphs`); cifar10-jpeg-lt: .data/cifar10-jpeg;
+            cifar10-lt, cifar100-lt, image-folder, list-files: must be given.
         list_train: Text file of "path label" lines, path relative to root. (list-files)
         list_val: The same for validation; null holds validation_per_class images per class out of
             the training list. (list-files)
@@ -40,8 +41,8 @@ class DataConfig:
         test_per_class: Images per class held out for the balanced test split; >= 1. null is 40 for
             digits-lt, 50 for an image-folder without a test folder; others bring a test split.
         validation_per_class: Images per class for model selection; >= 0, 0 is no validation split.
-            null is 100 for fashion-mnist-lt and cifar10-lt; 10 for digits-lt, cifar100-lt and
-            image-folder; 0 for list-files.
+            null is 100 for fashion-mnist-lt, cifar10-lt and cifar10-jpeg-lt; 10 for digits-lt,
+            glyphs-lt, cifar100-lt and image-folder; 0 for list-files.
         validation_from: dropped takes the validation images from those that the long-tail cut
             drops: the training split stays the published one to the last image, but a class of
             which fewer are dropped has fewer, the most frequent one none. held-out takes them from
@@ -52,7 +53,8 @@ class DataConfig:
             used, but a last batch of one image joins the batch before (whitening needs two rows).
         augment: none; shift; crop-flip (random crop after padding, or for files a random resized
             crop, and a horizontal flip); autoaugment (crop-flip, then the CIFAR-10 policy);
-            randaugment (crop-flip, then RandAugment). null is shift for digits-lt, else crop-flip.
+            randaugment (crop-flip, then RandAugment). null is shift for digits-lt and glyphs-lt,
+            else crop-flip.
         shift: Largest random shift, in pixels; 0 is none. (augment shift)
         crop_padding: Padding of the random crop on each side, in pixels; >= 0. (augment crop-flip,
             autoaugment, randaugment; images resident on the device)

@@ -15,7 +15,15 @@ FILES = "resident image_size resize color_jitter workers".split()
 
 @dataclass(frozen=True)
 class Defaults:
-    """The options that a data set has besides the common ones, and its defaults."""
+    """The options that a data set has besides the common ones, and its defaults.
+
+    Attributes:
+        options: Names in `DataConfig`.
+        title: What tables of results call it; empty is its name.
+        files: How to get the files, where the root is not there.
+        natural: Whether it is long-tailed as it is: not cut without an imbalance_factor.
+        own_test: Whether it brings a test split.
+    """
 
     options: tuple[str, ...] = ()
     validation_per_class: int = 10
@@ -24,6 +32,8 @@ class Defaults:
     root: str = ""
     natural: bool = False
     own_test: bool = True
+    title: str = ""
+    files: str = "check --data.root"
 
 
 DATASETS: dict[str, Defaults] = {
@@ -34,11 +44,26 @@ DATASETS: dict[str, Defaults] = {
         options=("root", "verify_md5", "validation_from"),
         validation_per_class=100,
         root="/usr/share/datasets/fashion-mnist",
+        title="Fashion-MNIST-LT",
+        files="install Debian's package dataset-fashion-mnist, or pass --data.root FOLDER",
     ),
     "cifar10-lt": Defaults(
         options=("root", "verify_md5", "validation_from"), validation_per_class=100
     ),
     "cifar100-lt": Defaults(options=("root", "verify_md5", "validation_from")),
+    "glyphs-lt": Defaults(
+        options=("root", "validation_from"),
+        augment="shift",
+        root=".data/glyphs",
+        files="run python -m training.data.make_glyphs --output .data/glyphs",
+    ),
+    "cifar10-jpeg-lt": Defaults(
+        options=("root", "validation_from"),
+        validation_per_class=100,
+        root=".data/cifar10-jpeg",
+        title="CIFAR-10-LT (JPEG re-encoding)",
+        files="unpack the folders train/<class>/ and test/<class>/ of JPEGs there",
+    ),
     "image-folder": Defaults(
         # What is held out where there are no folders of its own: the loader looks.
         options=("root", "test_per_class", "validation_from", *FILES),

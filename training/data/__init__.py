@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from training.data.cifar import load_cifar10_lt, load_cifar100_lt
 from training.data.digits import load_digits_lt
 from training.data.fashion_mnist import load_fashion_mnist_lt
 from training.data.feed import ResidentFeed, TrainFeed
+from training.data.glyphs import load_glyphs_lt
 from training.data.options import ResolvedData, resolve_options
 from training.errors import ConfigError
 
@@ -79,6 +81,11 @@ def _image_folder(data: ResolvedData, seed: int, check: bool) -> LongTailedDatas
     return load_image_folder(data, seed, check)
 
 
+def _cifar10_jpeg(data: ResolvedData, seed: int, check: bool) -> LongTailedDataset:
+    dataset = _image_folder(replace(data, resident=True), seed, check)
+    return replace(dataset, name="cifar10-jpeg-lt")
+
+
 def _list_files(data: ResolvedData, seed: int, check: bool) -> LongTailedDataset:
     from training.data.list_files import load_list_files
 
@@ -88,6 +95,8 @@ def _list_files(data: ResolvedData, seed: int, check: bool) -> LongTailedDataset
 _LOADERS: dict[str, Callable[[ResolvedData, int, bool], LongTailedDataset]] = {
     "digits-lt": lambda data, seed, _: load_digits_lt(data, seed),
     "fashion-mnist-lt": lambda data, seed, _: load_fashion_mnist_lt(data, seed),
+    "glyphs-lt": lambda data, seed, _: load_glyphs_lt(data, seed),
+    "cifar10-jpeg-lt": _cifar10_jpeg,
     "cifar10-lt": lambda data, seed, _: load_cifar10_lt(data, seed),
     "cifar100-lt": lambda data, seed, _: load_cifar100_lt(data, seed),
     "image-folder": _image_folder,

@@ -144,9 +144,6 @@ def _check_root(dataset: str, root: str) -> None:
             "pass --data.root FOLDER."
         )
     if not Path(root).is_dir():
-        hint = (
-            "; install Debian's package dataset-fashion-mnist, or pass --data.root FOLDER"
-            if dataset == "fashion-mnist-lt"
-            else "; check --data.root"
+        raise ConfigError(
+            f"data.root: expected a folder, got {root!r}, which is none; {DATASETS[dataset].files}."
         )
-        raise ConfigError(f"data.root: expected a folder, got {root!r}, which is none{hint}.")

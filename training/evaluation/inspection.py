@@ -64,6 +64,13 @@ def inspect_split(model: WhitenedClassifier, dataset: LongTailedDataset, name: s
             f"split: expected one with images, {dataset.name} has no {name} split; "
             "use --split test or train."
         )
+    return inspect_images(model, dataset, split, name)
+
+
+def inspect_images(
+    model: WhitenedClassifier, dataset: LongTailedDataset, split: Split | FileSplit, name: str
+) -> Inspection:
+    """Compute features and logits of images, prepared as those of the data set."""
     before, after = collect_features(model, dataset, split)
     device = next(model.classifier.parameters()).device
     with evaluating(model):

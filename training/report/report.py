@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -117,6 +118,7 @@ fewer than 20 training images, a dash is a group without classes. {_selection_se
 {summary["wall_seconds"]:.1f} seconds in all, {summary["images_per_second"]:.0f} images per
 second in training.</p>
 {_class_table(summary)}
+{ood_tables(folder)}
 {figures}
 <p class="note">The recipe is a reimplementation from the abstracts and public reviews of
 arXiv 2112.05958 and arXiv 2408.17197; it does not claim to reproduce their numbers. One run on a
@@ -191,6 +193,35 @@ def _class_table(summary: Mapping[str, Any]) -> str:
         f'<div class="wide"><table><tr><th>class</th><th>group</th><th>training images</th>{heads}'
         f"</tr>{''.join(rows)}</table></div></details>"
     )
+
+
+_SCORES = {
+    "max_softmax": "maximum softmax probability",
+    "mahalanobis_layer": "Mahalanobis, the layer's running statistics",
+    "mahalanobis_pooled": "Mahalanobis, pooled covariance, unit norm",
+    "mahalanobis_raw": "Mahalanobis, covariance per class",
+}
+
+
+def ood_tables(folder: RunFolder) -> str:
+    """A table of each foreign data set that `diagnose --ood` has tried; nothing if it has not."""
+    tables = []
+    for path in sorted((folder.path / "diagnostics").glob("*.json")):
+        diagnosis = json.loads(path.read_text(encoding="utf-8"))
+        for name, scores in diagnosis.get("ood", {}).items():
+            rows = "".join(
+                f"<tr><td>{text}</td><td>{percent(scores[score]['auroc'])}</td>"
+                f"<td>{percent(scores[score]['fpr95'])}</td></tr>"
+                for score, text in _SCORES.items()
+                if score in scores
+            )
+            tables.append(
+                f"<h2>Out of distribution: {html.escape(name)}</h2><p>{diagnosis['checkpoint']} "
+                f"checkpoint, {diagnosis['images']} images of the {diagnosis['split']} split "
+                f"against {scores['images']}.</p><table><tr><th>score</th><th>AUROC (%)</th>"
+                f"<th>FPR at 95 % TPR (%)</th></tr>{rows}</table>"
+            )
+    return "".join(tables)
 
 
 def _figure(folder: RunFolder, name: str, caption: str) -> str:

@@ -37,6 +37,16 @@ def test_a_cut_of_the_training_folder(image_root, data_config):
     assert data.channels == 3
 
 
+def test_jpegs_of_cifar10_are_this_folder_in_memory_under_their_own_name(image_root, data_config):
+    config = data_config("cifar10-jpeg-lt", image_root, validation_per_class=2)
+    data = build_dataset(config, 0)
+    same = data_config("image-folder", image_root, validation_per_class=2, resident=True)
+    plain = build_dataset(same, 0)
+    assert (data.name, data.resident) == ("cifar10-jpeg-lt", True)
+    assert torch.equal(data.train.images, plain.train.images) and data.channels == 3
+    assert data.class_counts.tolist() == [12, 7, 4, 3]
+
+
 def test_a_val_folder_alone_is_the_test(image_root, data_config):
     (image_root / "test").rename(image_root / "val")
     data = build_dataset(data_config("image-folder", image_root, validation_per_class=0), 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,15 @@ class PlannedRun:
     Attributes:
         name: Of the run folder, the log and the configuration file; unique in the grid.
         config: Its configuration.
-        options: What the axes set.
+        options: What the axes set, and what the arm has chosen.
+        arm: Labels of its steps, but for those of a class order or of a value to choose: runs of
+            one arm differ in these and in the seed.
     """
 
     name: str
     config: TrainConfig
     options: dict[str, Any]
+    arm: str
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Plan:
         folder: Where everything lies.
         axes: The axes, resolved: axis -> label -> option -> value.
         runs: The runs.
-        options: Names of the options that the axes set, in their order.
+        options: Names of the options that the axes set, in their order, and of the chosen ones.
         baseline: Value of each of them at the first step of every axis.
     """
 
@@ -60,8 +63,16 @@ class Plan:
         return self.folder / "runs"
 
 
-def plan(config: AblateConfig) -> Plan:
+Choice = dict[tuple[str, str], dict[str, Any]]
+"""From data set and arm to the chosen values."""
+
+
+def plan(config: AblateConfig, chosen: Choice | None = None) -> Plan:
     """Check the axes and plan all runs: data sets, then the axes, then the seeds.
+
+    Args:
+        config: The grid.
+        chosen: What every arm has chosen, see `AblateConfig.choose`.
 
     Raises:
         ConfigError: If an axis is malformed, or a run's configuration makes no sense.
@@ -69,6 +80,7 @@ def plan(config: AblateConfig) -> Plan:
     axes = resolve_axes(config.axes or GRIDS[config.grid])
     name = config.name or ("axes" if config.axes else config.grid)
     folder = Path(config.root) / name
+    to_choose = chosen_options(config)
     runs = []
     for dataset in config.datasets:
         base = change_config(
@@ -77,19 +89,29 @@ def plan(config: AblateConfig) -> Plan:
         )
         for steps in itertools.product(*(axis.items() for axis in axes.values())):
             options = {name: value for _, step in steps for name, value in step.items()}
+            arm = _arm(axes, steps, {"data.class_order_seed", *to_choose})
+            if chosen is not None:
+                options.update(chosen[dataset, arm])
             for seed in config.seeds:
                 labels = [label for label, _ in steps]
                 run_name = _slug("-".join([dataset, *labels, str(seed)]))
                 output = {"root": str(folder / "runs"), "name": run_name, "overwrite": False}
                 changes = {**options, "seed": seed, "resume": "auto", "dry_run": False}
                 changes.update(flatten(output, "output."))
-                run = PlannedRun(run_name, change_config(base, changes), options)
+                run = PlannedRun(run_name, change_config(base, changes), options, arm)
                 _validate(run)
                 runs.append(run)
     _check_names(runs)
-    names = list(dict.fromkeys(n for axis in axes.values() for step in axis.values() for n in step))
+    steps_options = (n for axis in axes.values() for step in axis.values() for n in step)
+    names = list(dict.fromkeys([*steps_options, *(to_choose if chosen else ())]))
     first = flatten(to_dict(runs[0].config))
     return Plan(name, folder, axes, runs, names, {option: first[option] for option in names})
+
+
+def chosen_options(config: AblateConfig) -> list[str]:
+    """Names of the options that every arm chooses for itself."""
+    steps = (step for axis in resolve_axes(config.choose).values() for step in axis.values())
+    return list(dict.fromkeys(option for step in steps for option in step))
 
 
 def resolve_axes(axes: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -156,6 +178,20 @@ def _label(option: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     return f"{option.rpartition('.')[2]}={'null' if value is None else value}"
+
+
+def _arm(
+    axes: Mapping[str, dict[str, dict[str, Any]]],
+    steps: Sequence[tuple[str, dict[str, Any]]],
+    apart: set[str],
+) -> str:
+    """Name of an arm, without the axes that set nothing but the options ``apart``."""
+    labels = [
+        label
+        for axis, (label, _) in zip(axes.values(), steps, strict=True)
+        if not {option for step in axis.values() for option in step} <= apart
+    ]
+    return "-".join(labels) or "all"
 
 
 def _slug(name: str) -> str:

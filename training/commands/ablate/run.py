@@ -7,8 +7,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from training.commands.ablate.choose import choose, trial_config
 from training.commands.ablate.execute import execute, last_words, log_path
-from training.commands.ablate.plan import Plan, plan
+from training.commands.ablate.plan import Plan, chosen_options, plan
 from training.commands.ablate.state import RunState, is_finished, locked, write_manifest
 from training.commands.ablate.together import check_together, execute_together
 from training.commands.compare import Comparison, as_markdown, compare, write_tables
@@ -79,7 +80,26 @@ def run_ablate(config: AblateConfig, console: Console | None = None) -> int:
     """
     console = console or Console()
     check_ablate(config)
-    grid = plan(config)
+    chosen = None
+    if config.choose:
+        trial = plan(trial_config(config))
+        states, status = _carry_out(trial, config, console)
+        if status:
+            return status
+        chosen = choose(trial, states, chosen_options(config))
+        for (dataset, arm), options in chosen.items():
+            values = ", ".join(f"{name} {value}" for name, value in options.items())
+            say(console, f"{dataset}, {arm}: {values}, chosen on validation images")
+    grid = plan(config, chosen)
+    states, status = _carry_out(grid, config, console)
+    _print_tables(console, grid, states)
+    return status
+
+
+def _carry_out(
+    grid: Plan, config: AblateConfig, console: Console
+) -> tuple[dict[str, RunState], int]:
+    """Run what is not finished yet; return the states, and 1 if a run failed."""
     if config.one_process:
         check_together(grid)
     with locked(grid) as lock:
@@ -99,7 +119,6 @@ def run_ablate(config: AblateConfig, console: Console | None = None) -> int:
                 execute_together(grid, states, config.jobs, on_change)
             else:
                 execute(grid, states, config.jobs, lock, on_change)
-        _print_tables(console, grid, states)
     failed = [run for run in grid.runs if states[run.name].status == "failed"]
     for run in failed:
         say(
@@ -107,7 +126,7 @@ def run_ablate(config: AblateConfig, console: Console | None = None) -> int:
             f"failed: {run.name} (exit status {states[run.name].exit_status}): "
             f"{last_words(grid, run)}\n  {log_path(grid, run)}",
         )
-    return 1 if failed else 0
+    return states, 1 if failed else 0
 
 
 def _print_tables(console: Console, grid: Plan, states: dict[str, RunState]) -> None:
@@ -123,15 +142,19 @@ def _print_tables(console: Console, grid: Plan, states: dict[str, RunState]) -> 
 def compare_grid(grid: Plan, states: dict[str, RunState]) -> Comparison | None:
     """Compare the finished runs, each data set for itself; null if there is none."""
     by_dataset: dict[str, list[str]] = {}
+    first: dict[str, str] = {}  # run of each data set, which is one of the baseline
+    for run in grid.runs:
+        first.setdefault(run.config.dataset, run.name)
     for run in grid.runs:
         if states[run.name].status == "finished":
             by_dataset.setdefault(run.config.dataset, []).append(run.name)
     whole: Comparison | None = None
-    for names in by_dataset.values():
+    for dataset, names in by_dataset.items():
         runs = [read_run(grid.run_root / name) for name in names]
         keys = ["dataset", *grid.options]
-        has_baseline = any(_options(grid, name) == grid.baseline for name in names)
-        part = compare(runs, keys, baseline=grid.baseline if has_baseline else None, split=SPLIT)
+        baseline = _options(grid, first[dataset])
+        has_baseline = any(_options(grid, name) == baseline for name in names)
+        part = compare(runs, keys, baseline=baseline if has_baseline else None, split=SPLIT)
         if whole is None:
             whole = part
         else:

@@ -115,6 +115,7 @@ def write_manifest(plan: Plan, states: Mapping[str, RunState]) -> None:
             "name": run.name,
             "dataset": run.config.dataset,
             "seed": run.config.seed,
+            "arm": run.arm,
             "options": run.options,
             **vars(states[run.name]),
         }

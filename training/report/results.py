@@ -1,0 +1,234 @@
+"""RESULTS.md: the tables of all grids, from the digests of their runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.config.datasets import DATASETS
+from training.errors import ConfigError
+from training.evaluation.spread import Spread, paired_differences, spread
+from training.report.digest import GRID
+from training.report.markdown import plus_minus, table
+
+CONFIDENCE = 0.95
+VERDICTS = "verdicts.md"
+
+Digest = Mapping[str, Any]
+Unit = tuple[int, int]  # class order (-1: that of the labels) and seed: what arms are paired by
+Arms = dict[str, dict[Unit, Digest]]
+
+_INTRODUCTION = """\
+Made by `python -m training report {results}` from the digests of the runs in `{results}/`; the
+verdicts are `{results}/{verdicts}`. Accuracies are per cent of the test split, which chose nothing:
+mean ± half of the {confidence:g} % interval (Student's t) over n runs, which differ in the seed,
+and in the order of the classes where there are several. "Best" is the epoch that the validation
+split chose, everything else is of the last one; many, medium and few are the classes with more than
+100, 20 to 100 and fewer than 20 training images. Differences are percentage points, paired by seed
+and class order."""
+# Heading, and where the figure stands in a digest.
+_ACCURACIES = {
+    "last": ("last", "accuracy"),
+    "best": ("best", "accuracy"),
+    "many": ("last", "many"),
+    "medium": ("last", "medium"),
+    "few": ("last", "few"),
+    "worst class": ("last", "worst_class_accuracy"),
+}
+_MECHANISM = {
+    "correlation before": "correlation_before",
+    "correlation": "correlation",
+    "spectral entropy": "spectral_entropy",
+    "effective rank": "effective_rank",
+    "Hessian condition": "hessian_condition",
+    "gradient cosine": "gradient_cosine",
+    "covariance fluctuation": "covariance_fluctuation",
+    "classes a batch": "distinct_classes",
+}
+_OOD = {
+    "max softmax": "max_softmax",
+    "Mahalanobis, layer": "mahalanobis_layer",
+    "pooled, unit norm": "mahalanobis_pooled",
+    "per class, raw": "mahalanobis_raw",
+}
+_GAINS = {"gain, layer": "mahalanobis_layer", "gain, pooled": "mahalanobis_pooled"}
+
+
+def build_results(results: Path) -> str:
+    """Return RESULTS.md; the same files give the same text.
+
+    Args:
+        results: Folder of the digests.
+
+    Raises:
+        ConfigError: If there is no digest, an arm has a run twice, or a file is none of these.
+    """
+    grids = sorted(path.parent for path in results.glob(f"*/{GRID}"))
+    if not grids:
+        raise ConfigError(
+            f"results: expected a folder with digests of runs, {results} has none; collect some: "
+            f"python -m training report {results} --collect runs/GRID"
+        )
+    name = results.resolve().name
+    parts = ["# Results"]
+    parts.append(_INTRODUCTION.format(results=name, verdicts=VERDICTS, confidence=100 * CONFIDENCE))
+    verdicts = results / VERDICTS
+    if verdicts.is_file():
+        parts.append(verdicts.read_text(encoding="utf-8").strip("\n"))
+    for grid in grids:
+        parts.extend([f"## {grid.name}", *_grid(grid)])
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(folder: Path) -> list[str]:
+    """The tables of a grid, each data set for itself."""
+    grid = _read(folder / GRID)
+    data: dict[tuple[str, float | None], Arms] = {}
+    for path in sorted(folder.glob("*.json")):
+        if path.name == GRID:
+            continue
+        run = _read(path)
+        arms = data.setdefault((run["dataset"], run["imbalance_factor"]), {})
+        order = run["class_order_seed"]
+        unit = (-1 if order is None else order, run["seed"])
+        if unit in arms.setdefault(run["arm"], {}):
+            raise ConfigError(
+                f"{path}: expected each seed and class order once per arm, but {run['arm']} has "
+                f"seed {run['seed']} twice; remove one of the files."
+            )
+        arms[run["arm"]][unit] = run
+    parts = []
+    for (dataset, factor), arms in data.items():
+        title = DATASETS[dataset].title if dataset in DATASETS else ""
+        cut = "" if factor is None else f", imbalance {factor:g}"
+        parts.append(f"### {title or dataset}{cut}")
+        ordered = {arm: arms[arm] for arm in grid["arms"] if arm in arms}
+        parts.extend(_tables(ordered, grid["baseline"]))
+    return parts
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: expected JSON, got: {error}.") from error
+    return found
+
+
+def _tables(arms: Arms, baseline: str) -> list[str]:
+    heads = ["arm", "weight decay", "epochs", "n", *_ACCURACIES, "minutes"]
+    rows = []
+    for arm, runs in arms.items():
+        cells = [_interval(_figures(runs, *place)) for place in _ACCURACIES.values()]
+        minutes = spread(list(_figures(runs, "minutes").values())).mean
+        settings = [_all(runs, name) for name in ("weight_decay", "epochs")]
+        rows.append([arm, *settings, str(len(runs)), *cells, f"{minutes:.1f}"])
+    parts = [table(heads, rows, left=1)]
+    if baseline in arms and len(arms) > 1:
+        rows = [_difference(arm, runs, arms[baseline]) for arm, runs in arms.items()]
+        heads = ["arm", "n", *_ACCURACIES]
+        others = [row for row in rows if row[0] != baseline]
+        parts += [f"Difference to {baseline}:", table(heads, others, left=1)]
+    parts += _mechanism(arms)
+    parts += _ood(arms)
+    return parts
+
+
+def _all(runs: Mapping[Unit, Digest], name: str) -> str:
+    """The values of a setting, those of all runs of an arm."""
+    return ", ".join(f"{value:g}" for value in sorted({run[name] for run in runs.values()}))
+
+
+def _figures(runs: Mapping[Unit, Digest], *place: str) -> dict[Unit, float | None]:
+    """A figure of every run; null where the run has none."""
+    found = {}
+    for unit, run in runs.items():
+        value: Any = run
+        for key in place:
+            value = (value or {}).get(key)
+        found[unit] = value
+    return found
+
+
+def _interval(figures: Mapping[Unit, float | None], sign: str = "") -> str:
+    s = spread(list(figures.values()))
+    return plus_minus(s.mean, s.half_width(CONFIDENCE), sign)
+
+
+def _difference(
+    arm: str, runs: Mapping[Unit, Digest], baseline: Mapping[Unit, Digest]
+) -> list[str]:
+    cells = []
+    for place in _ACCURACIES.values():
+        differences = paired_differences(_figures(runs, *place), _figures(baseline, *place))
+        cells.append(_interval({(0, i): d for i, d in enumerate(differences)}, sign="+"))
+    return [arm, str(len(runs.keys() & baseline.keys())), *cells]
+
+
+def _mechanism(arms: Arms) -> list[str]:
+    """Means of what `diagnose` found; of the Hessian's condition the geometric one."""
+    rows = []
+    for arm, runs in arms.items():
+        found = {u: run for u, run in runs.items() if run.get("mechanism")}
+        if found:
+            cells = [_mean(_figures(found, "mechanism", n), n) for n in _MECHANISM.values()]
+            rows.append([arm, str(len(found)), *cells])
+    if not rows:
+        return []
+    text = (
+        "Features that the classifier sees (and their correlation before the layer) on the test "
+        "split, and training batches: means over n runs, of the Hessian's condition the geometric "
+        "mean where it is finite."
+    )
+    return [text, table(["arm", "n", *_MECHANISM], rows, left=1)]
+
+
+def _mean(figures: Mapping[Unit, float | None], name: str) -> str:
+    values = list(figures.values())
+    if name == "hessian_condition":
+        logs = spread([None if v is None else math.log(v) for v in values])
+        return _number(Spread(logs.n, math.exp(logs.mean) if logs.n else math.nan, math.nan))
+    return _number(spread(values))
+
+
+def _number(s: Spread) -> str:
+    return "-" if math.isnan(s.mean) else f"{s.mean:.3g}"
+
+
+def _ood(arms: Arms) -> list[str]:
+    """A table for every foreign data set."""
+    names = dict.fromkeys(
+        name for runs in arms.values() for run in runs.values() for name in run.get("ood", {})
+    )
+    parts = []
+    for name in names:
+        rows = []
+        for arm, runs in arms.items():
+            found = {u: run["ood"][name] for u, run in runs.items() if name in run.get("ood", {})}
+            if found:
+                rows.append([arm, str(len(found)), *_ood_cells(found)])
+        title = DATASETS[name].title if name in DATASETS else ""
+        parts += [
+            f"Out of distribution, against {title or name}: AUROC (%), two gains over "
+            "the maximum softmax probability, paired, and FPR at 95 % TPR (%).",
+            table(["arm", "n", *_OOD, *_GAINS, *(f"FPR95, {head}" for head in _OOD)], rows, left=1),
+        ]
+    return parts
+
+
+def _ood_cells(found: Mapping[Unit, Mapping[str, Sequence[float]]]) -> list[str]:
+    def of(score: str, place: int) -> dict[Unit, float | None]:
+        return {u: scores[score][place] if score in scores else None for u, scores in found.items()}
+
+    def gain(score: str) -> str:
+        gains = paired_differences(of(score, 0), of("max_softmax", 0))
+        return _interval({(0, i): found for i, found in enumerate(gains)}, sign="+")
+
+    return [
+        *(_interval(of(score, 0)) for score in _OOD.values()),
+        *(gain(score) for score in _GAINS.values()),
+        *(_interval(of(score, 1)) for score in _OOD.values()),
+    ]
