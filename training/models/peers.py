@@ -15,8 +15,8 @@ are computed in float32.
 
 Limits, on purpose, because that is how the peers behave: autograd through ``eigh`` divides by
 eigenvalue gaps (NaN or wrong when eigenvalues coincide), Cholesky raises on a non-finite
-covariance, and evaluation decomposes the running covariance anew on every call (but IterNorm's, which
-averages whitening matrices, as published).
+covariance, and evaluation decomposes the running covariance anew on every call. IterNorm alone
+averages whitening matrices, as published.
 """
 
 from __future__ import annotations
