@@ -26,6 +26,7 @@ from training.evaluation.evaluate import evaluate
 from training.evaluation.metrics import ShotGroups
 from training.models import build_model
 from training.runs.checkpoint import load_checkpoint
+from training.runs.comparable import group_runs
 from training.runs.finished import Run, read_run, restore_dataset, restore_model
 from training.stage2.split import choice_data
 
@@ -210,3 +211,11 @@ def test_weight_decay_and_rate_are_the_papers(run: Run, decay: float, expected: 
     given = Stage2Config(method="crt", run="", epochs=30, lr=0.1, weight_decay=0.0)
     config = _resolve(given, first)
     assert (config.epochs, config.lr, config.weight_decay) == (30, 0.1, 0.0)
+
+
+def test_every_method_may_stand_in_one_table(run: Run, stage2: Stage2):
+    """NCM's classifier is another layer, which is no difference in what was set."""
+    runs = [run, stage2("ncm"), stage2("logit-adjustment"), stage2("tau-norm")]
+    assert runs[1].config.model.classifier == "nearest-mean"
+    _, groups = group_runs(runs, None, [])
+    assert len(groups) == 4
