@@ -118,7 +118,7 @@ def choose(
     """Make all candidates and choose one; the test split is not looked at.
 
     Best is the highest balanced accuracy on the images to choose on, the lower loss on a tie, the
-    earlier candidate after that. For tau-norm, whose candidates are all alike good ideas, the best
+    earlier candidate after that. Where the candidates are alternatives, as for tau-norm, the best
     is also the last; the others come in the order of their training. The model is left with the
     statistics of the last candidate.
     """
