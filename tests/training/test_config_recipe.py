@@ -172,6 +172,11 @@ def test_options_that_belong_together():
         ),
         ({"whitening": "cholesky", "whitening_weights": "class-balanced"}, "takes no weights"),
         ({"whitening_options.weights_from": "dataset"}, "expected the default 'batch' with"),
+        ({"mixup": 1.0, "whitening_weights": "class-balanced"}, "mixup: expected the default 0.0"),
+        ({"mixup": 1.0, "cuda_graph": True}, "mixup: expected the default 0.0 with --cuda-graph"),
+        ({"loss": "ldam", "model.classifier": "linear"}, "cosine or null with --loss ldam"),
+        ({"loss": "ldam", "model.scale": 16.0}, "use --loss_options.s"),
+        ({"model.scale": 16.0}, "use --model.classifier cosine"),
     ],
 )
 def test_combinations_without_effect_are_errors(options: dict, text: str):
@@ -193,6 +198,7 @@ def test_combinations_without_effect_are_errors(options: dict, text: str):
             "whitening": "none",
         },
         {"whitening_weights": "class-balanced", "whitening_options.weights_from": "dataset"},
+        {"loss": "ldam-drw", "model.classifier": "cosine", "mixup": 0.2},
     ],
 )
 def test_combinations_with_effect_are_valid(options: dict):
@@ -209,5 +215,8 @@ def test_run_names_tell_what_is_not_default():
     assert TrainConfig().run_name() == "digits-lt-fused-logit-adjusted-0"
     config = _set(TrainConfig(seed=3), {**B3RS, "bet_period": 8})
     assert config.run_name() == "digits-lt-fused-logit-adjusted-b3rs-bet8-3"
+    _set(config, {"model.classifier": "batchnorm", "mixup": 0.2})
+    expected = "digits-lt-fused-logit-adjusted-batchnorm-classifier-mixup-b3rs-bet8-3"
+    assert config.run_name() == expected
     config.output.name = "mine"
     assert config.run_name() == "mine"

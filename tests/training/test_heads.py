@@ -297,6 +297,57 @@ def test_ldam_gets_the_normalised_head(loss: str):
     assert isinstance(_model("fused").classifier, nn.Linear)
 
 
+def _with_classifier(name: str | None, loss: str = "ce", **options: object) -> nn.Module:
+    config = _config("none")
+    config.loss, config.model.classifier = loss, name
+    for option, value in options.items():
+        setattr(config.model, option, value)
+    return build_model(config, 1, 3, seed=0).classifier
+
+
+def test_batchnorm_on_the_logits_standardises_each_class():
+    head = _with_classifier("batchnorm").train()
+    features = _features(64)
+    logits = head(features)
+    assert torch.allclose(logits.mean(0), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(logits.var(0, correction=0), torch.ones(3), atol=1e-3)
+    # A class whose weights are long, as frequent classes' are, gains nothing by that.
+    with torch.no_grad():
+        head.weight[0] *= 100
+    assert torch.allclose(head(features), logits, atol=1e-3)
+    head.eval()
+    assert torch.allclose(head(features[:1]), head(features)[:1])  # running statistics
+
+
+def test_a_cosine_classifier_for_any_loss():
+    head = _with_classifier("cosine", scale=16.0)
+    assert isinstance(head, CosineClassifier) and head.scale == 16.0
+    assert _with_classifier(None, loss="ldam").scale == 30.0
+
+
+def test_the_classifier_s_statistics_are_kept_with_those_of_all_layers():
+    config = _config("none")
+    config.statistics_layers, config.model.classifier = "all", "batchnorm"
+    model = build_model(config, 1, 3, seed=0).train()
+    before = _buffers(model)
+    model(IMAGES, update_statistics=False)
+    assert _equal(before, _buffers(model))
+    model(IMAGES)
+    changed = before["classifier.normalisation.running_mean"]
+    assert not torch.equal(changed, model.classifier.normalisation.running_mean)
+
+
+def test_kaiming_is_what_the_code_of_ldam_draws():
+    config = TrainConfig(whitening="none", loss="ce")
+    config.model.name = "resnet-32"
+    deviations = {}
+    for init in ("torch", "kaiming"):
+        config.model.classifier_init = init
+        deviations[init] = build_model(config, 3, 100, seed=0).classifier.weight.std().item()
+    assert deviations["torch"] == pytest.approx((1 / (3 * 64)) ** 0.5, rel=0.03)  # .072
+    assert deviations["kaiming"] == pytest.approx((2 / 64) ** 0.5, rel=0.03)  # .177
+
+
 def test_one_seed_gives_the_same_weights_with_every_layer():
     states = {name: _model(name).state_dict() for name in ("none", *LAYERS)}
     for state in states.values():

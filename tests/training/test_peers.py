@@ -89,6 +89,25 @@ def test_gradients(function):
     assert torch.autograd.gradcheck(lambda x: function(x, 2, 1e-2), x)
 
 
+def _averaged(layer: type[nn.Module], x: Tensor) -> Tensor:
+    """What a layer of two groups averages of a batch [N, 6, *spatial], [2, 3, 3]."""
+    covariance = _covariance(x)
+    if layer is not IterNorm:
+        return torch.stack([covariance[:3, :3], covariance[3:, 3:]])
+    centred = _rows(x) - _rows(x).mean(0)
+    whitened = iternorm_whiten(_rows(x), groups=2)
+    parts = (slice(3), slice(3, 6))  # the matrices that take centred rows to whitened ones
+    return torch.stack([torch.linalg.lstsq(centred[:, p], whitened[:, p]).solution for p in parts])
+
+
+def test_iternorm_evaluates_with_the_average_of_the_whitening_matrices():
+    layer = IterNorm(1, momentum=0.5, eps=1e-12).double()
+    for scale in (1.0, 4.0):  # matrices 1 and 1/4; variances 1 and 16
+        layer(scale * torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
+    y = layer.eval()(torch.ones(1, 1, dtype=torch.float64))
+    assert y.item() == pytest.approx((1 + 1 / 4) / 2)  # not (8.5) ** -0.5
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("shape", [(32, 6), (4, 6, 3, 3)])
 def test_running_statistics_and_evaluation(layer, shape):
@@ -96,14 +115,14 @@ def test_running_statistics_and_evaluation(layer, shape):
     x = _batch(*shape)
     whitening(x)
     assert torch.allclose(whitening.running_mean, 0.25 * _rows(x).mean(0))
-    covariance = _covariance(x)
-    blocks = torch.stack([covariance[:3, :3], covariance[3:, 3:]])  # [G, D, D]
-    expected = 0.75 * torch.eye(3, dtype=torch.float64) + 0.25 * blocks
-    assert torch.allclose(whitening.running_cov, expected)
+    batch = _averaged(layer, x)
+    expected = 0.75 * torch.eye(3, dtype=torch.float64) + 0.25 * batch
+    running = getattr(whitening, layer._averaged)
+    assert torch.allclose(running, expected)
     assert whitening.num_batches_tracked == 1
     # With the batch's own statistics as running ones, evaluation is training's map.
     whitening.running_mean.copy_(_rows(x).mean(0))
-    whitening.running_cov.copy_(blocks)
+    running.copy_(batch)
     state = {name: value.clone() for name, value in whitening.state_dict().items()}
     trained = layer(6, groups=2, momentum=0.25, eps=1e-3).double()(x)
     assert torch.allclose(whitening.eval()(x), trained)
@@ -158,7 +177,7 @@ def test_layers_keep_the_memory_format(layer, training):
     last = x.contiguous(memory_format=torch.channels_last)
     y = whitening(x)
     assert y.is_contiguous()
-    whitening.running_mean.zero_(), whitening.running_cov.copy_(torch.eye(3))
+    whitening.running_mean.zero_(), getattr(whitening, layer._averaged).copy_(torch.eye(3))
     y, z = whitening(x), whitening(last)
     assert z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous()
     if not training:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from training.commands.ablate.choose import trial_config
 from training.commands.ablate.plan import plan
 from training.commands.presets import PresetsConfig, run_presets
 from training.config import TrainConfig, to_dict, validate
+from training.engine.optim import schedule_factor
 from training.models import check_groups
 from training.presets import FOLDER, expand_presets, methods, preset_files, protocols
+from training.samplers import InstanceSampler
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +49,35 @@ def test_the_published_numbers():
     optim = config.optim
     assert (optim.epochs, optim.lr, optim.weight_decay) == (200, 0.1, 2e-4)
     assert (optim.milestones, optim.factors) == ([160, 180], [0.01, 0.01])
-    assert config.model.name == "resnet-32"
+    assert (config.model.name, config.model.classifier_init) == ("resnet-32", "kaiming")
     ours = parse(["train", "--config", "imagenet-lt/ours", "--data.root", "/data"])[1]
     assert (ours.sampler, ours.bet_period, ours.whitening_options.groups) == ("b3rs", 8, 32)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("imagenet-lt", 226), ("inaturalist18", 854)])
+def test_the_rate_and_the_steps_of_kang(name: str, steps: int):
+    config = parse(["train", "--config", f"{name}/crt", "--data.root", "/data"])[1]
+    images = {"imagenet-lt": 115_846, "inaturalist18": 437_513}[name]
+    assert len(InstanceSampler(images, 512, 0, config.data.drop_last)) == steps
+    rates = [0.2 * schedule_factor(step, config.optim, steps) for step in (0, steps - 1, steps)]
+    assert rates == pytest.approx([0.2, 0.2, 0.1 * (1 + math.cos(math.pi / 90))], rel=1e-12)
+
+
+def test_rivals_are_what_their_papers_call_so():
+    made = {
+        name: parse(["train", "--config", f"cifar100-lt-100/{name}", "--data.root", "/data"])[1]
+        for name in ("los", "post-hoc", "mixup", "cosine", "batchnorm-logits")
+    }
+    assert all(
+        (c.loss, c.whitening, c.sampler) == ("ce", "none", "instance") for c in made.values()
+    )
+    assert made["los"].optim.weight_decay == made["post-hoc"].optim.weight_decay == 5e-3
+    assert made["mixup"].mixup == 1.0
+    assert made["cosine"].model.classifier == "cosine"
+    assert made["batchnorm-logits"].model.classifier == "batchnorm"
+    # The protocol's part stays.
+    assert {c.model.name for c in made.values()} == {"resnet-32"}
+    assert made["los"].optim.milestones == [160, 180]
 
 
 def test_digits_run_with_our_preset_file_and_what_is_typed_wins(tmp_path: Path):

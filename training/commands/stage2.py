@@ -36,7 +36,6 @@ from training.runs.folder import (
 from training.stage2.material import HOLDOUT, build_material
 from training.stage2.methods import METHODS, Candidate
 from training.stage2.split import ChoiceData, choice_data
-from training.stage2.train_classifier import peak_rate
 
 METRIC = "balanced_accuracy"
 
@@ -91,11 +90,21 @@ def run_stage2(config: Stage2Config, console: Console | None = None) -> dict[str
 
 
 def _resolve(config: Stage2Config, run: Run) -> Stage2Config:
-    """Fill in what null means."""
+    """Fill in what null means: for training, what the methods' own codes have."""
     batch_size = config.batch_size or run.config.data.batch_size
-    seed = config.seed if config.seed is not None else run.config.seed
-    resolved = replace(config, batch_size=batch_size, seed=seed)
-    return replace(resolved, lr=peak_rate(resolved, batch_size))
+    epochs, rate, decay = {
+        "crt": (10, 0.2 * batch_size / 512, run.config.optim.weight_decay),
+        "lws": (5, 0.2 * batch_size / 512, run.config.optim.weight_decay),
+        "los": (20, 5e-4 * batch_size / 64, 0.0),
+    }.get(config.method, (None, None, None))
+    return replace(
+        config,
+        seed=config.seed if config.seed is not None else run.config.seed,
+        batch_size=batch_size,
+        epochs=config.epochs or epochs,
+        lr=config.lr or rate,
+        weight_decay=decay if config.weight_decay is None else config.weight_decay,
+    )
 
 
 def choose(
@@ -109,8 +118,9 @@ def choose(
     """Make all candidates and choose one; the test split is not looked at.
 
     Best is the highest balanced accuracy on the images to choose on, the lower loss on a tie, the
-    earlier candidate after that. For tau-norm, whose candidates are all alike good ideas, the best
-    is also the last; the others come in the order of their training.
+    earlier candidate after that. Where the candidates are alternatives, as for tau-norm, the best
+    is also the last; the others come in the order of their training. The model is left with the
+    statistics of the last candidate.
     """
     model.eval()
     features = feature_split(model, dataset, data.choice)
@@ -118,6 +128,8 @@ def choose(
     with build_material(config, run, dataset, data, model, config.seed or 0) as material:
         for candidate in METHODS[config.method](config, material):
             candidates.append(candidate)
+            if candidate.statistics:  # other features; the model has them already
+                features = feature_split(model, dataset, data.choice)
             results.append(evaluate_features(candidate.classifier, dataset, features, groups))
     keys = [(result.balanced_accuracy, -result.loss) for result in results]
     return Choice(candidates, results, keys.index(max(keys)))
@@ -162,8 +174,8 @@ def _records(
     records = []
     for epoch, position in enumerate(kept, start=1):
         candidate = choice.candidates[position]
-        if position in (kept[-1], choice.best):
-            model.classifier = candidate.classifier
+        if position in (kept[-1], choice.best) or candidate.statistics:
+            candidate.install(model)
             validation = evaluate(model, dataset, data.choice, groups)
             test = evaluate(model, dataset, dataset.test, groups)
         else:
@@ -204,6 +216,8 @@ def _write_folder(config: Stage2Config, run: Run, device: torch.device) -> RunFo
     )
     folder = create_run_folder(str(output.name), output)
     first = {**to_dict(run.config), "output": asdict(output)}
+    if config.distance == "cl2n" and config.method == "ncm":
+        first["model"]["classifier"] = "nearest-mean"
     write_text(folder.config, yaml.safe_dump(first, sort_keys=False))
     unused = {n for names in STAGE2_OPTIONS.values() for n in names}
     unused -= set(STAGE2_OPTIONS[config.method])
@@ -225,7 +239,7 @@ def _save_models(
     kept = _kept(choice)
     for name, position in (("last", kept[-1]), ("best", choice.best)):
         record = records[kept.index(position)]
-        model.classifier = choice.candidates[position].classifier
+        choice.candidates[position].install(model)
         save_checkpoint(
             folder.checkpoint(name),
             model,
@@ -268,6 +282,7 @@ def _summarise(
             "method": config.method,
             "options": {name: getattr(config, name) for name in names},
             "source": str(run.folder.path),
+            "first_classifier": run.config.model.classifier,
             **choice.candidates[choice.best].detail,
             "candidates": tried,
         },

@@ -25,8 +25,10 @@ class OptimConfig:
             them, and the run says so.
         warmup_unit: The warm-up's factor is (e + 1) / warmup_epochs during epoch e from 0
             ("epoch", as in the code of LDAM), or rises with every step ("step").
-        schedule: After the warm-up: "cosine" falls to 0 with every step; "multi-step" multiplies
-            the rate by one of ``factors`` after each of ``milestones`` epochs.
+        schedule: After the warm-up: "cosine" falls to 0; "multi-step" multiplies the rate by one of
+            ``factors`` after each of ``milestones`` epochs.
+        cosine_unit: The cosine falls with every "step", or after every "epoch", as in the code of
+            Kang et al. (cosine)
         milestones: Epochs that are done when the rate changes; ascending, >= 1. A run that ends
             before one says so. (multi-step; LDAM and BBN on CIFAR: 160 and 180 of 200)
         factors: One factor per milestone, > 0; they multiply up. (multi-step; LDAM: 0.01, 0.01)
@@ -47,6 +49,7 @@ class OptimConfig:
     warmup_epochs: int = 5
     warmup_unit: Literal["step", "epoch"] = "step"
     schedule: Literal["cosine", "multi-step"] = "cosine"
+    cosine_unit: Literal["step", "epoch"] = "step"
     milestones: list[int] = field(default_factory=list)
     factors: list[float] = field(default_factory=list)
     clip_norm: float | None = None
@@ -86,6 +89,8 @@ def _check_milestones(optim: OptimConfig) -> None:
         check_unused("optim.milestones", milestones, [], where, instead)
         check_unused("optim.factors", factors, [], where, instead)
         return
+    where, instead = "with --optim.schedule multi-step", "--optim.schedule cosine"
+    check_unused("optim.cosine_unit", optim.cosine_unit, "step", where, instead)
     ascending = all(a < b for a, b in pairwise(milestones))
     positive = all(m >= 1 for m in milestones)
     check(

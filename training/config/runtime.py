@@ -109,8 +109,8 @@ class OutputConfig:
 
     Attributes:
         root: Folder that holds the run folders.
-        name: Name of the run folder; null is <dataset>-<whitening>-<loss>-<seed>, with
-            sampler and BET period before the seed where they are not the defaults.
+        name: Name of the run folder; null is <dataset>-<whitening>-<loss>-<seed>, with classifier,
+            mixup, sampler and BET period before the seed where they are not the defaults.
         overwrite: Replace a run folder of the same name; otherwise a new one gets a suffix.
         plots: Draw the pictures and write the report.
         tensorboard: Write the figures of every epoch for TensorBoard, into the run folder.

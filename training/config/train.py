@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from training.config.checks import check
+from training.config.checks import check, check_unused
 from training.config.data import DataConfig, check_data
 from training.config.datasets import DATASETS, DatasetName
 from training.config.loss import LossName, LossOptions, check_loss
-from training.config.model import ModelConfig, check_model
+from training.config.model import ModelConfig, check_classifier, check_model
 from training.config.optim import OptimConfig, check_optim
 from training.config.runtime import (
     OutputConfig,
@@ -53,12 +53,15 @@ class TrainConfig(RuntimeConfig):
         bet_period: Batch Embedded Training: one batch of ``sampler`` after every bet_period - 1
             instance-balanced ones; >= 1, 1 is ``sampler`` alone, 0 stands for infinity (never).
             Null does without: every batch comes from ``sampler``.
+        mixup: Every batch is mixed with itself in another order, images and losses, in a proportion
+            from Beta(mixup, mixup); > 0, or 0 for none.
         whitening_weights: Weights of the images in the whitening's batch statistics; class-balanced
             gives every class of a batch the same weight, instead of every image. (fused)
         statistics_batches: Which batches of Batch Embedded Training update running statistics; the
             others are whitened with their own, and leave the running ones as they are.
         statistics_layers: Where statistics_batches holds: in the whitening layer (batchnorm
-            included) alone, or in "all" layers, with the batch normalisation of the backbone.
+            included) alone, or in "all" layers, with the batch normalisation of backbone and
+            classifier.
         seed: Seed from which the seeds of ``seeds`` are derived; >= 0.
         device: auto, cpu, cuda or any device name of torch; auto is cuda where there is one.
         threads: CPU threads of torch; >= 1, or null for torch's choice (all cores). Bits depend on
@@ -81,6 +84,7 @@ class TrainConfig(RuntimeConfig):
     loss: LossName = "logit-adjusted"
     sampler: SamplerName = "instance"
     bet_period: int | None = None
+    mixup: float = 0.0
     whitening_weights: WhiteningWeights = "none"
     statistics_batches: StatisticsBatches = "all"
     statistics_layers: Literal["whitening", "all"] = "whitening"
@@ -102,6 +106,10 @@ class TrainConfig(RuntimeConfig):
         if self.output.name is not None:
             return self.output.name
         parts: list[str] = [self.dataset, self.whitening, self.loss]
+        if self.model.classifier is not None:
+            parts.append(f"{self.model.classifier}-classifier")
+        if self.mixup:
+            parts.append("mixup")
         if self.sampler != "instance":
             parts.append(self.sampler)
         if self.bet_period is not None:
@@ -126,16 +134,27 @@ def validate(config: TrainConfig) -> None:
     check_seeds(config.seeds)
     check_data(config.data)
     check_model(config.model)
+    check_classifier(config.model, config.loss)
     check_loss(config.loss, config.loss_options, config.optim.epochs)
     check_optim(config.optim)
     check_output(config.output)
     check_runtime(config, config.whitening, config.optim.ema_decay)
+    _check_mixup(config)
     check_whitening(config.whitening, config.whitening_options)
     check_whitening_weights(config.whitening, config.whitening_weights, config.whitening_options)
     options = config.sampler_options
     check_sampler(config.sampler, config.bet_period, options, config.optim.epochs)
     check_statistics_batches(config.statistics_batches, config.sampler, config.bet_period, options)
     check_statistics_layers(config.statistics_layers, config.statistics_batches, config.whitening)
+
+
+def _check_mixup(config: TrainConfig) -> None:
+    check("mixup", config.mixup, config.mixup >= 0, ">= 0")
+    if config.cuda_graph:
+        check_unused("mixup", config.mixup, 0.0, "with --cuda-graph, which repeats one order")
+    if config.whitening_weights != "none":
+        where = "with whitening_weights, which need images of one class each"
+        check_unused("mixup", config.mixup, 0.0, where)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

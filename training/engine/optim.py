@@ -59,12 +59,17 @@ def schedule_factor(step: int, config: OptimConfig, steps_per_epoch: int) -> flo
         >>> config = OptimConfig(epochs=3, warmup_epochs=2, warmup_unit="epoch")
         >>> [round(schedule_factor(step, config, 2), 3) for step in range(6)]
         [0.5, 0.5, 1.0, 1.0, 1.0, 0.5]
+        >>> config = OptimConfig(epochs=3, warmup_epochs=0, cosine_unit="epoch")
+        >>> [round(schedule_factor(step, config, 2), 3) for step in range(6)]
+        [1.0, 1.0, 0.75, 0.75, 0.25, 0.25]
     """
     warmup = warmup_epochs(config)
     warmup_steps = warmup * steps_per_epoch
     if step < warmup_steps and config.warmup_unit == "epoch":
         return (step // steps_per_epoch + 1) / warmup
     if step < warmup_steps or config.schedule == "cosine":
+        if step >= warmup_steps and config.cosine_unit == "epoch":
+            step -= step % steps_per_epoch
         return learning_rate_factor(step, config.epochs * steps_per_epoch, warmup_steps)
     return multi_step_factor(step, steps_per_epoch, config.milestones, config.factors)
 

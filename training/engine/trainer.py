@@ -19,6 +19,7 @@ from training.engine.distributed import Processes, loss_weight, synchronise_laye
 from training.engine.graphs import CudaCapture, StepGraphs, check_cuda_graph
 from training.engine.memory_format import check_channels_last, to_channels_last
 from training.engine.meter import Meter, is_time_to_check, reported_loss
+from training.engine.mixup import Mixed, Mixup
 from training.engine.optim import (
     Precision,
     RateSchedule,
@@ -30,6 +31,7 @@ from training.losses import ClassificationLoss, build_loss
 from training.models import WhitenedClassifier, build_model
 from training.reproducibility import Seeds
 from training.samplers import BatchSampler, PlanCursor, build_sampler, check_world_size
+from training.samplers.base import BatchKind
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Trainer:
         forward: What the training step calls; the model, wrapped for several processes and
             compiled if so configured.
         average: Moving average of the model, or None.
+        mixup: Mixes the images of a batch, or None.
         cursor: The next batch of the plan.
         meter: Sums over the batches of the current epoch that are done.
         graphs: Replay `_capturable_step`; None if steps are taken one by one.
@@ -81,6 +84,7 @@ class Trainer:
     device: torch.device
     processes: Processes = field(default_factory=Processes)
     average: WeightAverage | None = None
+    mixup: Mixup | None = None
     clip_norm: float | None = None
     channels_last: bool = False
     graphs: StepGraphs | None = None
@@ -176,6 +180,10 @@ class Trainer:
 
     def _update(self, examples: Examples) -> tuple[Tensor, Tensor]:
         images, labels = examples.images, examples.labels
+        mixed = None
+        if self.mixup is not None:
+            mixed = self.mixup(images, self.cursor.epoch, examples.batch.index)
+            images = mixed.images
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
@@ -185,7 +193,7 @@ class Trainer:
         )
         with self.precision.autocast():
             logits = at_least_float32(self.forward(images, **arguments))  # [B, K]
-        loss = self.loss(logits, labels, kind)  # []
+        loss = self._loss(logits, labels, kind, mixed)  # []
         scaler = self.precision.scaler
         scaler.scale(loss * loss_weight(self.loss, examples, processes)).backward()
         if self.clip_norm is not None:
@@ -196,6 +204,12 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.model)
         return loss.detach(), logits.detach()
+
+    def _loss(self, logits: Tensor, labels: Tensor, kind: BatchKind, mixed: Mixed | None) -> Tensor:
+        loss: Tensor = self.loss(logits, labels, kind)  # []
+        if mixed is None:
+            return loss
+        return torch.lerp(self.loss(logits, labels[mixed.partners], kind), loss, mixed.share)
 
     def last_rate(self) -> float:
         """Return the learning rate of the last step."""
@@ -261,6 +275,7 @@ def build_trainer(
         device=device,
         processes=processes,
         average=None if decay is None else WeightAverage(model, decay),
+        mixup=Mixup(config.mixup, seeds.augmentation) if config.mixup else None,
         clip_norm=config.optim.clip_norm,
         channels_last=config.channels_last,
         graphs=StepGraphs(CudaCapture()) if config.cuda_graph else None,

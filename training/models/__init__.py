@@ -6,13 +6,20 @@ from training.config import TrainConfig
 from training.config.checks import check
 from training.models.backbones import build_backbone, feature_dim
 from training.models.classifier import WhitenedClassifier
-from training.models.heads import CosineClassifier, build_classifier
+from training.models.heads import (
+    BatchNormLogits,
+    CosineClassifier,
+    NearestMean,
+    build_classifier,
+)
 from training.models.resnet import SmallResNet
 from training.models.whitening import build_whitening, class_balanced_weights
 from training.reproducibility import seeded_initialisation
 
 __all__ = [
+    "BatchNormLogits",
     "CosineClassifier",
+    "NearestMean",
     "SmallResNet",
     "WhitenedClassifier",
     "build_backbone",
@@ -52,5 +59,5 @@ def build_model(
             backbone.feature_dim,
             num_classes,
             build_classifier(config, backbone.feature_dim, num_classes),
-            freeze_backbone_statistics=config.statistics_layers == "all",
+            freeze_all_statistics=config.statistics_layers == "all",
         )

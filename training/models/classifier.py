@@ -18,8 +18,8 @@ class WhitenedClassifier(nn.Module):
         feature_dim: D.
         num_classes: K.
         classifier: Maps [B, D] to logits [B, K]; null is a new linear layer.
-        freeze_backbone_statistics: Whether ``update_statistics=False`` holds for the batch
-            normalisation of the backbone too, and not for the whitening layer alone.
+        freeze_all_statistics: Whether ``update_statistics=False`` holds for the batch normalisation
+            of backbone and classifier too, and not for the whitening layer alone.
     """
 
     classifier: Any  # a module whose ``weight`` is [K, D]
@@ -31,14 +31,14 @@ class WhitenedClassifier(nn.Module):
         feature_dim: int,
         num_classes: int,
         classifier: nn.Module | None = None,
-        freeze_backbone_statistics: bool = False,
+        freeze_all_statistics: bool = False,
     ) -> None:
         """Put the parts together."""
         super().__init__()
         self.backbone = backbone
         self.whitening = whitening
         self.classifier = classifier or nn.Linear(feature_dim, num_classes)
-        self.freeze_backbone_statistics = freeze_backbone_statistics
+        self.freeze_all_statistics = freeze_all_statistics
 
     def features(
         self,
@@ -50,7 +50,7 @@ class WhitenedClassifier(nn.Module):
 
         The arguments are those of `forward`.
         """
-        before = self._backbone(images, update_statistics)
+        before = self._call(self.backbone, images, update_statistics)
         after = apply_whitening(self.whitening, before, sample_weight, update_statistics)
         return before, after
 
@@ -69,9 +69,10 @@ class WhitenedClassifier(nn.Module):
             update_statistics: In training, False whitens with the batch's statistics as ever but
                 leaves the running ones as they are. Not used in evaluation mode.
         """
-        return self.classifier(self.features(images, sample_weight, update_statistics)[1])
+        features = self.features(images, sample_weight, update_statistics)[1]
+        return self._call(self.classifier, features, update_statistics)
 
-    def _backbone(self, images: Tensor, update_statistics: bool) -> Any:
-        if update_statistics or not self.freeze_backbone_statistics:
-            return self.backbone(images)
-        return keep_statistics(self.backbone, images)
+    def _call(self, part: nn.Module, x: Tensor, update_statistics: bool) -> Any:
+        if update_statistics or not self.freeze_all_statistics:
+            return part(x)
+        return keep_statistics(part, x)

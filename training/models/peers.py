@@ -15,14 +15,14 @@ are computed in float32.
 
 Limits, on purpose, because that is how the peers behave: autograd through ``eigh`` divides by
 eigenvalue gaps (NaN or wrong when eigenvalues coincide), Cholesky raises on a non-finite
-covariance, and evaluation decomposes the running covariance anew on every call.
+covariance, and evaluation decomposes the running covariance anew on every call. IterNorm alone
+averages whitening matrices, as published.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -122,7 +122,11 @@ def iternorm_whiten(x: Tensor, groups: int = 1, eps: float = 1e-3, iterations: i
         >>> bool(torch.allclose(y, eager_whiten(x.double()), atol=1e-2))
         True
     """
-    solve = _newton_solver(iterations, "iternorm_whiten")
+    _check_iterations(iterations, "iternorm_whiten")
+
+    def solve(covariance: Tensor, centred: Tensor) -> Tensor:
+        return _map_rows(_newton_matrix(covariance, iterations), centred)
+
     return _whiten_batch(x, groups, eps, solve, "iternorm_whiten")
 
 
@@ -134,6 +138,7 @@ class _RunningWhitening(nn.Module):
     counts the updates. While ``track_running_stats`` is False, training leaves them alone.
     """
 
+    _averaged = "running_cov"  # the buffer beside the mean
     running_mean: Tensor
     running_cov: Tensor
     num_batches_tracked: Tensor
@@ -170,11 +175,20 @@ class _RunningWhitening(nn.Module):
         factory: Any = {"device": device, "dtype": dtype}
         identity = torch.eye(size, **factory)
         self.register_buffer("running_mean", torch.zeros(num_features, **factory))  # [C]
-        self.register_buffer("running_cov", identity.repeat(groups, 1, 1))  # [G, D, D]
+        self.register_buffer(self._averaged, identity.repeat(groups, 1, 1))  # [G, D, D]
         self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))  # []
 
     def _solve(self, covariance: Tensor, centred: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _train(self, covariance: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:
+        """Batch covariance [G, D, D], centred rows [G, M, D] -> whitened ones, what is averaged."""
+        return self._solve(_regularised(covariance, self.eps), centred), covariance
+
+    def _evaluate(self, centred: Tensor) -> Tensor:
+        """Centred rows -> whitened rows, [G, M, D] each."""
+        covariance = self.running_cov.to(centred.dtype)  # [G, D, D]
+        return self._solve(_regularised(covariance, self.eps), centred)
 
     def forward(self, x: Tensor) -> Tensor:
         """Whiten x with the batch's statistics (training) or the running ones (evaluation).
@@ -202,22 +216,23 @@ class _RunningWhitening(nn.Module):
             )
         if not self.training:
             centred = _grouped(rows - self.running_mean.to(rows.dtype), self.groups)  # [G, M, D]
-            covariance = self.running_cov.to(rows.dtype)  # [G, D, D]
-            return _restore(self._solve(_regularised(covariance, self.eps), centred), x)
+            return _restore(self._evaluate(centred), x)
         if rows.shape[0] < 2:
             raise ValueError(
                 f"{name}: expected at least two rows in training mode, got {tuple(x.shape)}; "
                 "use a larger batch, or call eval() to use the running statistics."
             )
         centred, mean, covariance = _statistics(rows, self.groups)
+        whitened, statistic = self._train(covariance, centred)
         if self.track_running_stats:
-            self._update(mean.detach(), covariance.detach())
-        return _restore(self._solve(_regularised(covariance, self.eps), centred), x)
+            self._update(mean.detach(), statistic.detach())
+        return _restore(whitened, x)
 
     @torch.no_grad()
-    def _update(self, mean: Tensor, covariance: Tensor) -> None:
+    def _update(self, mean: Tensor, statistic: Tensor) -> None:
+        averaged: Tensor = getattr(self, self._averaged)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_cov.lerp_(covariance.to(self.running_cov.dtype), self.momentum)
+        averaged.lerp_(statistic.to(averaged.dtype), self.momentum)
         self.num_batches_tracked.add_(1)
 
     def extra_repr(self) -> str:
@@ -267,7 +282,11 @@ class CholeskyWhitening(_RunningWhitening):
 
 
 class IterNorm(_RunningWhitening):
-    """`iternorm_whiten` as a layer; arguments, buffers and errors are those of `EagerWhitening`.
+    """`iternorm_whiten` as a layer; arguments and errors are those of `EagerWhitening`.
+
+    Evaluation is the authors': the average of the batches' whitening matrices (``running_matrix``
+    [G, D, D], in place of ``running_cov``). Newton's steps on an averaged covariance would give
+    another one.
 
     Args:
         num_features: Number C of channels (dimension 1 of the input).
@@ -287,6 +306,9 @@ class IterNorm(_RunningWhitening):
         torch.Size([16, 8, 4, 4])
     """
 
+    _averaged = "running_matrix"
+    running_matrix: Tensor
+
     def __init__(
         self,
         num_features: int,
@@ -302,10 +324,14 @@ class IterNorm(_RunningWhitening):
         factory: Any = {"device": device, "dtype": dtype}
         super().__init__(num_features, groups=groups, eps=eps, momentum=momentum, **factory)
         self.iterations = iterations
-        self._newton = _newton_solver(iterations, "IterNorm")
+        _check_iterations(iterations, "IterNorm")
 
-    def _solve(self, covariance: Tensor, centred: Tensor) -> Tensor:
-        return self._newton(covariance, centred)
+    def _train(self, covariance: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:
+        matrix = _newton_matrix(_regularised(covariance, self.eps), self.iterations)
+        return _map_rows(matrix, centred), matrix
+
+    def _evaluate(self, centred: Tensor) -> Tensor:
+        return _map_rows(self.running_matrix.to(centred.dtype), centred)
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""
@@ -371,8 +397,7 @@ def _solve_zca(covariance: Tensor, centred: Tensor) -> Tensor:
     with torch.autocast(centred.device.type, enabled=False):
         eigenvalues, basis = torch.linalg.eigh(covariance)  # [G, D], [G, D, D]
         matrix = (basis * eigenvalues.rsqrt().unsqueeze(-2)) @ basis.mT  # [G, D, D]
-        whitened: Tensor = centred @ matrix  # [G, M, D]
-    return whitened
+    return _map_rows(matrix, centred)
 
 
 def _solve_cholesky(covariance: Tensor, centred: Tensor) -> Tensor:
@@ -381,20 +406,27 @@ def _solve_cholesky(covariance: Tensor, centred: Tensor) -> Tensor:
     return whitened
 
 
-def _newton_solver(iterations: int, name: str) -> Solver:
+def _check_iterations(iterations: int, name: str) -> None:
     if iterations < 1:
         raise ValueError(
             f"{name}: expected iterations >= 1, got {iterations}; the paper recommends 5."
         )
-    return partial(_solve_newton, iterations=iterations)
 
 
-def _solve_newton(covariance: Tensor, centred: Tensor, iterations: int) -> Tensor:
-    with torch.autocast(centred.device.type, enabled=False):
+def _newton_matrix(covariance: Tensor, iterations: int) -> Tensor:
+    """Regularised covariance -> whitening matrix, [G, D, D] each."""
+    with torch.autocast(covariance.device.type, enabled=False):
         trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]  # [G, 1, 1]
         normalised = covariance / trace  # [G, D, D], eigenvalues in (0, 1]: the iteration converges
         root = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
         root = root.expand_as(covariance)  # [G, D, D], P_0
         for _ in range(iterations):
             root = 1.5 * root - 0.5 * (root @ root @ root @ normalised)
-        return centred @ (root * trace.rsqrt())  # [G, M, D]
+        return root * trace.rsqrt()
+
+
+def _map_rows(matrix: Tensor, centred: Tensor) -> Tensor:
+    """Matrices [G, D, D], rows [G, M, D] -> [G, M, D], in the rows' dtype."""
+    with torch.autocast(centred.device.type, enabled=False):
+        mapped: Tensor = centred @ matrix
+    return mapped

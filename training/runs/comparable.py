@@ -53,6 +53,8 @@ def settings(run: Run) -> Settings:
     stage2 = run.summary.get("stage2")
     found["stage2"] = stage2["method"] if stage2 else None
     if stage2:
+        # What stage 2 made of it is said by the method.
+        found["model.classifier"] = stage2.get("first_classifier")
         options = {name: v for name, v in stage2["options"].items() if name != "seed"}
         found.update(flatten(options, "stage2."))
     return found

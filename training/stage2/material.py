@@ -16,6 +16,7 @@ from training.evaluation.evaluate import collect_features
 from training.models import WhitenedClassifier, build_model
 from training.reproducibility import derive_seed
 from training.runs.finished import Run
+from training.samplers import InstanceSampler
 from training.samplers.base import Batch
 from training.stage2.batches import ClassBalancedBatches
 from training.stage2.methods import Material
@@ -38,7 +39,7 @@ def build_material(
     """Put together what a method works with, for the time of a with statement.
 
     Args:
-        config: With its batch size filled in.
+        config: With nothing null that it needs.
         run: The finished run.
         dataset: On the device.
         data: What to learn from.
@@ -59,26 +60,41 @@ def build_material(
         dataset.num_classes,
         derive_seed(seed, INITIALISATION),
     ).classifier.to(device)
-    batches = ClassBalancedBatches(labels.cpu(), config.batch_size or 0, derive_seed(seed, SAMPLER))
+    batches = build_batches(config, labels.cpu(), derive_seed(seed, SAMPLER))
     with closing(build_feed(dataset, derive_seed(seed, AUGMENTATION))) as feed:
         if config.cache_features:
             pairs = _cached(batches, features, labels)
         else:
-            pairs = _augmented(batches, feed, data, model)
+            pairs = _augmented(batches, feed, data, model, config.backbone == "train")
         yield Material(
             model=model,
             fresh=fresh,
             features=features,
             labels=labels,
             batches=lambda epoch: FeatureBatches(len(batches), pairs(epoch)),
+            class_counts=dataset.class_counts,
             num_classes=dataset.num_classes,
         )
+
+
+def build_batches(
+    config: Stage2Config, labels: Tensor, seed: int
+) -> ClassBalancedBatches | InstanceSampler:
+    """Return the batches of the images with these labels [N]: class-balanced, but not for LOS."""
+    size = config.batch_size or 0
+    if config.method == "los":
+        return InstanceSampler(len(labels), size, seed, drop_last=False)
+    return ClassBalancedBatches(labels, size, seed, config.images_per_class)
 
 
 Pairs = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 
-def _cached(batches: ClassBalancedBatches, features: Callable[[], Tensor], labels: Tensor) -> Pairs:
+def _cached(
+    batches: ClassBalancedBatches | InstanceSampler,
+    features: Callable[[], Tensor],
+    labels: Tensor,
+) -> Pairs:
     """Features computed once, without augmentation."""
 
     def pairs(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,9 +106,16 @@ def _cached(batches: ClassBalancedBatches, features: Callable[[], Tensor], label
 
 
 def _augmented(
-    batches: ClassBalancedBatches, feed: TrainFeed, data: ChoiceData, model: WhitenedClassifier
+    batches: ClassBalancedBatches | InstanceSampler,
+    feed: TrainFeed,
+    data: ChoiceData,
+    model: WhitenedClassifier,
+    batch_statistics: bool,
 ) -> Pairs:
-    """Features of freshly augmented images, by the run's own feed."""
+    """Features of freshly augmented images, by the run's own feed.
+
+    With batch statistics the model is in training mode while it computes them, and not in between.
+    """
 
     def pairs(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         plan = (
@@ -100,8 +123,10 @@ def _augmented(
             for batch in batches.batches(epoch)
         )
         for examples in feed.examples(plan, epoch):
+            model.train(batch_statistics)
             with torch.no_grad():
                 features = model.features(examples.images)[1]  # [B, D]
+            model.eval()
             yield features, examples.labels
 
     return pairs

@@ -13,9 +13,15 @@ from torch import Tensor, nn
 
 from training.config import Stage2Config
 from training.errors import ConfigError
-from training.models import WhitenedClassifier
+from training.models import NearestMean, WhitenedClassifier
 from training.stage2.train_classifier import FeatureBatches, ScaledLogits, train_classifier
-from training.stage2.weights import class_means, nearest_mean, tau_normalise
+from training.stage2.weights import (
+    adjust_logits,
+    centred_directions,
+    class_means,
+    nearest_mean,
+    tau_normalise,
+)
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,15 @@ class Candidate:
     """A classifier that may be chosen.
 
     Attributes:
-        classifier: The layer, of the kind that the run's model has.
+        classifier: The layer, of the kind that the run's model has, or a `NearestMean`.
         train: Mean loss and accuracy on what it was made from.
         learning_rate: Rate of the last step; 0 without training.
         step: Steps so far.
         images: Images used for this candidate.
         seconds: Wall time it took.
         detail: What tells this candidate from the others, for instance tau.
+        statistics: Running statistics of the model that belong to it, by their names in its
+            state_dict; empty where they are the run's.
     """
 
     classifier: nn.Module
@@ -39,6 +47,13 @@ class Candidate:
     images: int = 0
     seconds: float = 0.0
     detail: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+    def install(self, model: WhitenedClassifier) -> None:
+        """Make it the model's classifier, with its running statistics."""
+        model.classifier = self.classifier
+        if self.statistics:
+            model.load_state_dict(self.statistics, strict=False)
 
 
 @dataclass(frozen=True)
@@ -46,12 +61,14 @@ class Material:
     """What a method works with. The test split is not among it.
 
     Attributes:
-        model: The run's model in evaluation mode, on the device.
+        model: The run's model on the device, in evaluation mode but while it computes features with
+            ``backbone`` train.
         fresh: A classifier of the same kind with new weights, on the device.
         features: Whitened training features float32 [N', D], without augmentation; called when
             needed.
         labels: Their classes int64 [N'].
-        batches: Class-balanced batches of features for training.
+        batches: Batches of features for training, of an epoch.
+        class_counts: Training images per class, those held out included, int64 [K].
         num_classes: K.
     """
 
@@ -60,6 +77,7 @@ class Material:
     features: Callable[[], Tensor]
     labels: Tensor
     batches: Callable[[int], FeatureBatches]
+    class_counts: Tensor
     num_classes: int
 
 
@@ -89,6 +107,12 @@ def retrained(config: Stage2Config, material: Material) -> Iterator[Candidate]:
     yield from _trained(config, material, material.fresh, lambda module: copy.deepcopy(module))
 
 
+def over_smoothed(config: Stage2Config, material: Material) -> Iterator[Candidate]:
+    """LOS: the run's weights, trained on with smoothed labels; a candidate per epoch."""
+    module = copy.deepcopy(material.model.classifier)
+    yield from _trained(config, material, module, lambda module: copy.deepcopy(module))
+
+
 def scaled(config: Stage2Config, material: Material) -> Iterator[Candidate]:
     """LWS: one scale per class on the logits, trained likewise; a candidate per epoch."""
     linear = _linear(material, "lws")
@@ -111,6 +135,7 @@ def _trained(
 ) -> Iterator[Candidate]:
     for epoch in train_classifier(config, module, material.batches):
         yield Candidate(
+            statistics=_running_statistics(material.model) if config.backbone == "train" else {},
             classifier=fold(module),
             train={"loss": epoch.loss, "accuracy": epoch.accuracy},
             learning_rate=epoch.learning_rate,
@@ -118,6 +143,16 @@ def _trained(
             images=epoch.images,
             seconds=epoch.seconds,
         )
+
+
+def _running_statistics(model: WhitenedClassifier) -> dict[str, Tensor]:
+    """Copies of the buffers of backbone and whitening layer, by their names."""
+    parameters = {name for name, _ in model.named_parameters()}
+    return {
+        name: value.clone()
+        for name, value in model.state_dict().items()
+        if name not in parameters and not name.startswith("classifier.")
+    }
 
 
 def tau_normalised(config: Stage2Config, material: Material) -> Iterator[Candidate]:
@@ -131,12 +166,37 @@ def tau_normalised(config: Stage2Config, material: Material) -> Iterator[Candida
         yield _untrained(material, classifier, started, {"tau": tau})
 
 
+def logit_adjusted(config: Stage2Config, material: Material) -> Iterator[Candidate]:
+    """Post-hoc logit adjustment: a candidate per tau."""
+    linear = _linear(material, "logit-adjustment")
+    counts = material.class_counts.to(linear.weight.device)
+    if bool((counts == 0).any()):
+        missing = (counts == 0).nonzero().flatten().tolist()
+        raise ConfigError(
+            f"logit-adjustment: expected a training image of every class, found none of the "
+            f"classes {missing}."
+        )
+    weight, bias = linear.weight.detach(), linear.bias.detach()
+    for tau in config.taus:
+        started = time.perf_counter()
+        adjusted = adjust_logits(weight, bias, counts / counts.sum(), tau, config.adjustment)
+        classifier = _with_parameters(linear, *adjusted)
+        yield _untrained(material, classifier, started, {"tau": tau})
+
+
 def nearest_class_mean(config: Stage2Config, material: Material) -> Iterator[Candidate]:
     """NCM: one candidate."""
     linear = _linear(material, "ncm")
     started = time.perf_counter()
-    means = class_means(material.features(), material.labels, material.num_classes)
-    classifier = _with_parameters(linear, *nearest_mean(means, config.distance))
+    features, classifier = material.features(), linear
+    if config.distance == "cl2n":
+        centre = features.double().mean(0)  # [D]
+        features = centred_directions(features, centre)
+        classifier = NearestMean(linear.in_features, linear.out_features).to(linear.weight)
+        classifier.centre.copy_(centre)
+    means = class_means(features, material.labels, material.num_classes)
+    distance = "cosine" if config.distance == "cosine" else "euclidean"
+    classifier = _with_parameters(classifier, *nearest_mean(means, distance))
     yield _untrained(material, classifier, started, {})
 
 
@@ -160,6 +220,8 @@ def _untrained(
 METHODS: dict[str, Callable[[Stage2Config, Material], Iterator[Candidate]]] = {
     "crt": retrained,
     "lws": scaled,
+    "los": over_smoothed,
     "tau-norm": tau_normalised,
+    "logit-adjustment": logit_adjusted,
     "ncm": nearest_class_mean,
 }

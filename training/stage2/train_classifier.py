@@ -71,33 +71,31 @@ class ClassifierEpoch:
     seconds: float
 
 
-def peak_rate(config: Stage2Config, batch_size: int) -> float:
-    """The configured rate, or the paper's: 0.2 for batches of 512, in proportion for others."""
-    return config.lr if config.lr is not None else 0.2 * batch_size / 512
-
-
 def train_classifier(
     config: Stage2Config,
     module: nn.Module,
     batches: Callable[[int], FeatureBatches],
 ) -> Iterator[ClassifierEpoch]:
-    """Train by SGD on the cross-entropy, the rate a cosine from its peak to 0; yield each epoch.
+    """Train by SGD on the cross-entropy, the rate a cosine over the epochs; yield each of them.
 
     Args:
-        config: Rates and epochs.
+        config: Rates and epochs, none of them null.
         module: Maps features [B, D] to logits [B, K].
         batches: The batches of an epoch, counted from 1.
 
     Raises:
         TrainingDiverged: If a loss is not finite.
     """
+    assert config.epochs and config.lr and config.weight_decay is not None
     optim = OptimConfig(
         epochs=config.epochs,
-        lr=peak_rate(config, config.batch_size or 0),
+        lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         warmup_epochs=0,
+        cosine_unit="epoch",
     )
+    smoothing = config.label_smoothing if config.method == "los" else 0.0
     optimizer, schedule = build_optimizer(module, optim, len(batches(1)))
     step = 0
     for epoch in range(1, config.epochs + 1):
@@ -106,7 +104,7 @@ def train_classifier(
         for features, labels in batches(epoch):
             rate = schedule.set(step)
             logits = module(features)  # [B, K]
-            loss = functional.cross_entropy(logits, labels)
+            loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -31,6 +31,41 @@ def tau_normalise(weight: Tensor, tau: float) -> Tensor:
     return (weight.double() / norm**tau).to(weight.dtype)
 
 
+def adjust_logits(
+    weight: Tensor, bias: Tensor, prior: Tensor, tau: float, adjustment: str
+) -> tuple[Tensor, Tensor]:
+    """Adjust the logits of a linear classifier after its training.
+
+    additive: f_k - tau log p_k (Menon et al., ICLR 2021, eq. 9). multiplicative: f_k p_k^-tau, as
+    in the code of Hasegawa and Sato, ICLR 2024, whose logits come from a fixed simplex.
+
+    Args:
+        weight: [K, D].
+        bias: [K].
+        prior: Share of each class in the training images, [K], > 0.
+        tau: >= 0; 0 changes nothing.
+        adjustment: "additive" or "multiplicative".
+
+    Returns:
+        Weight [K, D] and bias [K] of the classifier with these logits.
+
+    Example:
+        >>> weight, bias = torch.ones(2, 1), torch.zeros(2)
+        >>> adjust_logits(weight, bias, torch.tensor([0.75, 0.25]), 1.0, "additive")[1]
+        tensor([0.2877, 1.3863])
+    """
+    logarithm = tau * prior.double().log()  # [K]
+    if adjustment == "additive":
+        return weight, (bias.double() - logarithm).to(bias.dtype)
+    scale = (-logarithm).exp()  # [K]
+    return (weight.double() * scale[:, None]).to(weight.dtype), (bias * scale).to(bias.dtype)
+
+
+def centred_directions(features: Tensor, centre: Tensor) -> Tensor:
+    """(z - c) / |z - c|, float64: features [N, D], centre [D] -> [N, D]."""
+    return torch.nn.functional.normalize(features.double() - centre.double())
+
+
 def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Mean feature of every class, summed in float64.
 

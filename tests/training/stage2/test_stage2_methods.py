@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from training.commands.eval import evaluate_run
 from training.evaluation.evaluate import collect_features
 from training.runs.checkpoint import load_checkpoint
 from training.runs.finished import Run, restore_dataset, restore_model
@@ -40,8 +41,10 @@ def _balanced(predictions: np.ndarray, labels: np.ndarray) -> float:
     [
         ("crt", {"epochs": 1}),
         ("lws", {"epochs": 1, "cache_features": True}),
+        ("los", {"epochs": 1, "cache_features": True}),
         ("tau-norm", {}),
-        ("ncm", {}),
+        ("logit-adjustment", {"taus": [1.0], "adjustment": "multiplicative"}),
+        ("ncm", {"distance": "euclidean"}),
     ],
 )
 def test_only_the_classifier_changes(run: Run, stage2: Stage2, method: str, options: dict):
@@ -90,6 +93,57 @@ def test_tau_zero_is_the_run_but_for_the_bias(run: Run, stage2: Stage2):
     )
 
 
+def test_a_backbone_in_training_mode_takes_the_statistics_of_its_batches(run: Run, stage2: Stage2):
+    before = load_checkpoint(run.folder.checkpoint("last"))["model"]
+    made = stage2("crt", epochs=2, backbone="train")
+    after = load_checkpoint(made.folder.checkpoint("last"))["model"]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    statistics = {n for n in before if "running_" in n or n.endswith("num_batches_tracked")}
+    assert changed == statistics | {"classifier.weight", "classifier.bias"}
+    steps = made.summary["last"]["epoch"] * (342 // 64)
+    counts = [n for n in before if n.endswith("num_batches_tracked")]
+    assert all(after[n] - before[n] == steps for n in counts)
+    # What is reported of either checkpoint is of its own statistics.
+    for checkpoint in ("last", "best"):
+        assert evaluate_run(made, "test", checkpoint)["equals_summary"] is True
+        assert evaluate_run(made, "validation", checkpoint)["equals_summary"] is True
+
+
+def test_logit_adjustment_is_the_paper_s(run: Run, stage2: Stage2):
+    weight, bias = _classifier(run)
+    share = np.array(run.summary["class_counts"]) / sum(run.summary["class_counts"])
+    features, labels = _features(run, "test")
+    logits = features @ weight.T + bias
+    for adjustment, expected in (
+        ("additive", logits - 1.5 * np.log(share)),
+        ("multiplicative", logits * share**-1.5),
+    ):
+        made = stage2("logit-adjustment", taus=[1.5], adjustment=adjustment)
+        found = made.summary["last"]["test"]["balanced_accuracy"]
+        assert found == pytest.approx(_balanced(expected.argmax(1), labels), abs=1e-12)
+        new_weight, new_bias = _classifier(made)
+        np.testing.assert_allclose(
+            features @ new_weight.T + new_bias, expected, rtol=1e-4, atol=1e-4
+        )
+    assert _balanced(logits.argmax(1), labels) != found
+
+
+def test_ncm_is_the_papers_cl2n(run: Run, stage2: Stage2):
+    features, labels = _features(run, "train")
+    centre = features.mean(0)
+
+    def directions(z: np.ndarray) -> np.ndarray:
+        return (z - centre) / np.linalg.norm(z - centre, axis=1, keepdims=True)
+
+    means = np.stack([directions(features)[labels == k].mean(0) for k in range(10)])
+    images, truth = _features(run, "test")
+    nearest = ((directions(images)[:, None] - means) ** 2).sum(-1).argmin(1)
+    made = stage2("ncm")
+    found = made.summary["last"]["test"]["balanced_accuracy"]
+    assert found == pytest.approx(_balanced(nearest, truth), abs=1e-12)
+    assert evaluate_run(made, "test", "last")["equals_summary"] is True  # the folder is a run
+
+
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_ncm_is_the_nearest_mean_of_numpy(run: Run, stage2: Stage2, distance: str):
     features, labels = _features(run, "train")
@@ -116,7 +170,6 @@ def _sgd(
     """Two epochs of SGD as the docstrings say, by hand, on cached features."""
     batches = ClassBalancedBatches(torch.from_numpy(labels), 64, derive_seed(seed, SAMPLER))
     velocity = [np.zeros_like(p) for p in parameters]
-    step, steps = 0, 2 * len(batches)
     for epoch in (1, 2):
         for batch in batches.batches(epoch):
             chosen = batch.positions.numpy()
@@ -124,12 +177,11 @@ def _sgd(
             softmax = np.exp(logits - logits.max(1, keepdims=True))
             softmax /= softmax.sum(1, keepdims=True)
             softmax[np.arange(64), labels[chosen]] -= 1
-            rate = 0.2 * 64 / 512 * 0.5 * (1 + np.cos(np.pi * step / steps))
+            rate = 0.2 * 64 / 512 * {1: 1.0, 2: 0.5}[epoch]  # a cosine over the epochs
             gradients = gradients_of(features[chosen], softmax / 64)
             for p, v, g in zip(parameters, velocity, gradients, strict=True):
                 v[:] = 0.9 * v + g + 5e-4 * p
                 p -= rate * v
-            step += 1
 
 
 def test_lws_is_sgd_on_the_scales(run: Run, stage2: Stage2):
@@ -151,6 +203,23 @@ def test_lws_is_sgd_on_the_scales(run: Run, stage2: Stage2):
     np.testing.assert_allclose(found[1], bias * scales, rtol=2e-4, atol=1e-6)
 
 
+def test_los_goes_on_from_the_run_towards_smoothed_labels(run: Run, stage2: Stage2):
+    """With one batch of everything a step is known: it is the gradient of the smoothed loss."""
+    features, labels = _features(run, "train")
+    weight, bias = _classifier(run)
+    logits = features @ weight.T + bias
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    # With 10 classes and 0.98 the label's target is 0.02 + 0.098, the others' 0.098.
+    error = (softmax - 0.098 - 0.02 * np.eye(10)[labels]) / len(labels)
+    options = {"epochs": 1, "batch_size": len(labels), "cache_features": True}
+    found = _classifier(stage2("los", lr=0.5, **options))
+    np.testing.assert_allclose(found[0], weight - 0.5 * error.T @ features, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[1], bias - 0.5 * error.sum(0), rtol=1e-4, atol=1e-6)
+    made = stage2("los", epochs=1, cache_features=True)
+    options = made.summary["stage2"]["options"]
+    assert (options["lr"], options["weight_decay"]) == (5e-4, 0.0)  # batches of 64
+
+
 def test_crt_is_sgd_from_new_weights(run: Run, stage2: Stage2):
     features, labels = _features(run, "train")
     # A rate of almost zero leaves the new weights as they were drawn.
@@ -166,6 +235,6 @@ def test_crt_is_sgd_from_new_weights(run: Run, stage2: Stage2):
         seed=3,
     )
     found = _classifier(stage2("crt", epochs=2, cache_features=True))
-    assert np.abs(weight - start[0]).max() > 0.1
+    assert np.abs(weight - start[0]).max() > 0.02  # ten steps
     np.testing.assert_allclose(found[0], weight, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found[1], bias, rtol=1e-3, atol=1e-5)
