@@ -69,6 +69,8 @@ class DataConfig:
         color_jitter: Range of the random factors 1 +- c of brightness, contrast and saturation; in
             [0, 1]. The published recipes use 0.4 for ImageNet-LT, 0 for iNaturalist. (files in
             workers)
+        pixel_statistics: Mean and deviation that pixels are normalised by: those of ImageNet, or of
+            iNaturalist 2018 as in the code of Kang et al. (files in workers)
         workers: Processes that decode; >= 0 (0 decodes in the training process), null is the number
             of cores, at most 8. (files in workers)
     """
@@ -95,6 +97,7 @@ class DataConfig:
     image_size: int = 224
     resize: int = 256
     color_jitter: float = 0.0
+    pixel_statistics: Literal["imagenet", "inaturalist"] = "imagenet"
     workers: int | None = None
 
 

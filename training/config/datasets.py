@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from training.config.data import AugmentName
 
-FILES = "resident image_size resize color_jitter workers".split()
+FILES = "resident image_size resize color_jitter pixel_statistics workers".split()
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,12 @@ from training.data.decode import open_image, to_tensor
 from training.data.options import ResolvedData
 from training.errors import ConfigError
 
-# The usual statistics of ImageNet's training pixels, in units of 1 / 255.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+# Mean and deviation of the training pixels, in [0, 1]: the usual ones of ImageNet, and iNaturalist
+# 2018's in the code of Kang et al., ICLR 2020.
+PIXEL_STATISTICS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "inaturalist": ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192)),
+}
 _SAMPLE = 64
 
 
@@ -59,7 +62,7 @@ def file_dataset(
         )
     if check:
         check_files([path for split in splits for path in split.paths])
-    mean, std = 255 * torch.tensor(_MEAN), 255 * torch.tensor(_STD)
+    mean, std = (255 * torch.tensor(part) for part in PIXEL_STATISTICS[data.pixel_statistics])
     return LongTailedDataset(
         name, class_names, train, validation, test, mean, std, data, seed, notes
     )

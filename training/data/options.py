@@ -30,7 +30,7 @@ _OF_AUGMENTATION: dict[str, tuple[AugmentName, ...]] = {
     "randaugment_magnitude": ("randaugment",),
 }
 # Options of images that workers decode, and of images in memory.
-_OF_WORKERS = ("image_size", "resize", "color_jitter", "workers")
+_OF_WORKERS = ("image_size", "resize", "color_jitter", "pixel_statistics", "workers")
 _OF_RESIDENT = ("crop_padding", "shift")
 _MAX_WORKERS = 8
 

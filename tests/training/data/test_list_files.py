@@ -47,6 +47,20 @@ def load(config):
         return build_dataset(config, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("inaturalist", (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)),
+    ],
+)
+def test_pixels_are_normalised_by_the_chosen_statistics(imagenet, data_config, name, mean, std):
+    data = load(configure(data_config, imagenet, pixel_statistics=name))
+    white = data.normalise(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))[0, :, 0, 0]
+    expected = (1 - torch.tensor(mean)) / torch.tensor(std)
+    assert torch.allclose(white, expected, rtol=1e-5)
+
+
 def test_the_lists_are_the_splits(imagenet, data_config):
     data = load(configure(data_config, imagenet))
     assert data.class_counts.tolist() == [6, 3, 2]
