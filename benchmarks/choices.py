@@ -22,7 +22,7 @@ import torch
 import fastwhiten
 
 LAYERS = ((128, 512), (512, 512), (2048, 256), (256, 2048), (16, 512, 14, 14))
-ORDERS = (16, 32, 64, 96, 128, 192, 256)
+ORDERS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 ROUNDS = 9
 SECONDS = 0.05  # of a round
 

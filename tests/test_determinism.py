@@ -84,7 +84,7 @@ def test_repeats_and_other_work_in_between(name: str, kind: str, backend: str) -
     assert_same_bits(first, run(name, kind, backend))
 
 
-# Wider than this, products and eigensystems are the BLAS library's, which splits sums by threads.
+# Wider than this, products are the BLAS library's, which splits sums by threads.
 OWN_KERNELS = 128
 
 

@@ -75,13 +75,4 @@ bool symmetric_ql(int64_t n, T* a, T* values, T* work) {
 }
 
 }  // namespace
-
-template <class T>
-const EigenKernels<T>& eigen() {
-  static constexpr EigenKernels<T> table = {kLargestEigen, &eigen_work_size<T>, &symmetric_ql<T>};
-  return table;
-}
-template const EigenKernels<float>& eigen();
-template const EigenKernels<double>& eigen();
-
 }  // namespace fastwhiten::cpu::FASTWHITEN_ISA

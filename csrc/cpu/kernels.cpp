@@ -95,19 +95,23 @@ Choice choice() {
 }
 
 template <class T>
-int64_t largest_eigen() {
-  constexpr int64_t kOurs = 256, kFirstZen = 64;
-  if (choice() == Choice::kLibrary) return 0;
-  if (choice() == Choice::kOurs) return kOurs;
-  const int64_t largest = eigen_kernels<T>().largest;
+Solver eigen_solver(int64_t n) {
+  if (choice() == Choice::kLibrary) return Solver::kLibrary;
+  const EigenKernels<T>& own = eigen_kernels<T>();
+  if (choice() == Choice::kOurs) return n <= own.most_ql ? Solver::kQl : Solver::kDivide;
 #if defined(__x86_64__) && defined(__GNUC__)
-  // Half of the width of others with AVX2: .8 to 1.07 of LAPACK's speed at 128, 1 to 1.25 at 64.
-  if (capability() == kAvx2 && __builtin_cpu_is("znver1")) return std::min(largest, kFirstZen);
+  // Half of the width of others with AVX2. QL has .8 to 1.07 of LAPACK's speed at 128, 1 to 1.25 at
+  // 64; divide and conquer is not measured there.
+  constexpr int64_t kFirstZen = 64;
+  if (capability() == kAvx2 && __builtin_cpu_is("znver1")) {
+    return n <= std::min(own.most_ql, kFirstZen) ? Solver::kQl : Solver::kLibrary;
+  }
 #endif
-  return largest;
+  if (n <= own.most_ql) return Solver::kQl;
+  return n <= own.most_divided ? Solver::kDivide : Solver::kLibrary;
 }
-template int64_t largest_eigen<float>();
-template int64_t largest_eigen<double>();
+template Solver eigen_solver<float>(int64_t);
+template Solver eigen_solver<double>(int64_t);
 
 const char* cpu_capability() {
   const char* const names[] = {"baseline", "avx2", "avx512"};

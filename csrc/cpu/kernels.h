@@ -64,14 +64,46 @@ struct TileKernels {
                    const T* p, T* sums);
 };
 
+// What the stack arrays of the inner loops hold: reflectors of a panel, the order of a leaf.
+constexpr int64_t kMostPairs = 32, kLargestLeaf = 48;
+
 template <class T>
 struct EigenKernels {
-  int64_t largest;  // the order up to which solve serves: is as accurate as syevd, and faster
+  // The orders up to which QL (solve) and divide_and_conquer (divide.h) serve: as accurate as
+  // syevd, and the fastest.
+  int64_t most_ql, most_divided;
   // How many elements of scratch memory solve wants for order n.
   int64_t (*work_size)(int64_t n);
   // a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending. False when it
   // did not converge.
   bool (*solve)(int64_t n, T* a, T* values, T* work);
+
+  // The rest is of divide_and_conquer.
+  // row [k + 1] of a += the pairs [2 pairs, ld], sum_r right[r][k] left[r]; then d = row[k], and
+  // row [k] becomes the reflector that makes it (0, ..., 0, e); zeros up to padded(k + 1). Returns
+  // tau.
+  T (*next_reflector)(int64_t k, int64_t pairs, int64_t ld, const T* left, const T* right, T* row,
+                      T* d, T* e);
+  // p += a v with a symmetric, for what the rows [first, last) of its lower triangle add; first is
+  // a multiple of 16. Blocks of 64 bytes on the diagonal are read whole; rows and elements of v up
+  // to a multiple of 64 bytes, where v is zero.
+  void (*multiply_lower)(int64_t first, int64_t last, int64_t ld, const T* a, const T* v, T* p);
+  // p [k] = a v of the matrix before the pairs' update -> the next pair: v, w in left, -w, -v in
+  // right, with H a H = a - v w^T - w v^T. p is overwritten.
+  void (*next_pair)(int64_t k, int64_t pairs, int64_t ld, const T* v, T tau, T* p, T* left,
+                    T* right);
+  // The eigenvalues d [n] of a tridiagonal matrix of order n <= kLargestLeaf, eigenvectors in rows.
+  bool (*solve_leaf)(int64_t n, double* d, double* e, T* rows, int64_t ld);
+  // Root k of 1 + sum_i w_i / (d_i - x), d [n] ascending, w [n] > 0: x = base + tau, base the pole
+  // closest to it. Poles up to padded(n) are far away, with w = 0. False: it did not converge.
+  bool (*secular_root)(int64_t k, int64_t n, const double* d, const double* w, double* base,
+                       double* tau);
+  // The |z_i|, first <= i < last, of which base + tau are the exact roots (Gu and Eisenstat).
+  void (*secular_weights)(int64_t first, int64_t last, int64_t n, const double* d,
+                          const double* base, const double* tau, double* z);
+  // out [n] = z_i / (d_i - x), of norm 1; scratch [padded(n)].
+  void (*secular_vector)(int64_t n, const double* d, const double* z, double base, double tau,
+                         double* scratch, T* out);
 };
 
 template <class T>
@@ -87,9 +119,10 @@ const TileKernels<In, T>& tile_kernels();
 enum class Choice { kFaster, kOurs, kLibrary };
 Choice choice();
 
-// The order up to which our eigensolver is taken.
+enum class Solver { kQl, kDivide, kLibrary };
+// Who solves an eigenproblem of order n.
 template <class T>
-int64_t largest_eigen();
+Solver eigen_solver(int64_t n);
 
 // "avx512", "avx2" or "baseline". FASTWHITEN_CPU_CAPABILITY (read once) asks for a lesser one.
 const char* cpu_capability();

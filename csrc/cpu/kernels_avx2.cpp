@@ -26,7 +26,11 @@ constexpr int kVectorBytes = 32;
 constexpr int kBlockRows = 6;  // 12 sums, 2 vectors of b and a broadcast in 16 registers
 constexpr int kBlockVectors = 2;
 constexpr bool kFused = true;
-constexpr int64_t kLargestEigen = 128;  // 1.6 times as fast as MKL's ssyevd there, 2.2 at 64
+// 1.6 times as fast as MKL's ssyevd at 128, 2.2 at 64. In float64 divide and conquer takes over
+// earlier: 1.2 times as fast at 80.
+template <class T>
+constexpr int64_t kMostQl = std::is_same_v<T, float> ? 128 : 64;
+constexpr int64_t kMostDivided = 1024;  // ssyevd takes 1.4 times as long at 192, 1.8 at 1024
 inline __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
 inline void stream(float* p, __m256 v) { _mm256_stream_ps(p, v); }
@@ -45,6 +49,7 @@ inline T inverse_root(T x) {
 #include "tridiagonal_impl.h"
 #include "ql_impl.h"
 #include "eigen_impl.h"
+#include "divide_impl.h"
 // clang-format on
 
 #if defined(__clang__)

@@ -29,8 +29,11 @@ constexpr int kBlockRows =
     8;  // 16 sums hide the latency of 4 at two per cycle, and 8 x 32 divides D = 64
 constexpr int kBlockVectors = 3;
 constexpr bool kFused = true;
-constexpr int64_t kLargestEigen =
-    128;  // 1.5 times as fast as MKL's ssyevd on one thread there (AMD EPYC 9004), 2.2 at 64
+// 1.5 times as fast as MKL's ssyevd on one thread at 128 (AMD EPYC 9004), 2.2 at 64. In float64
+// divide and conquer takes over earlier: 1.4 times as fast at 80, as fast at 64.
+template <class T>
+constexpr int64_t kMostQl = std::is_same_v<T, float> ? 128 : 64;
+constexpr int64_t kMostDivided = 1024;  // ssyevd takes 1.9 times as long at 129, 2.8 at 1024
 inline __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 inline __m512d fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
 inline void stream(float* p, __m512 v) { _mm512_stream_ps(p, v); }
@@ -53,6 +56,7 @@ inline float inverse_root(float x) {
 #include "tridiagonal_impl.h"
 #include "ql_impl.h"
 #include "eigen_impl.h"
+#include "divide_impl.h"
 // clang-format on
 
 #if defined(__clang__)

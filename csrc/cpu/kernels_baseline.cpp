@@ -15,7 +15,9 @@ constexpr int kBlockRows =
     4;  // 8 sums of 16 registers; a third vector leaves none for the broadcasts
 constexpr int kBlockVectors = 2;
 constexpr bool kFused = false;
-constexpr int64_t kLargestEigen = 64;  // 1.1 times as fast as MKL's ssyevd there, 2.1 at 32
+template <class T>
+constexpr int64_t kMostQl = 64;      // 1.1 times as fast as MKL's ssyevd there, 2.1 at 32
+constexpr int64_t kMostDivided = 0;  // .8 of ssyevd's speed at 129, .7 at 1024
 template <class V>
 inline V fma(V a, V b, V c) {
   return a * b + c;
@@ -38,4 +40,5 @@ inline T inverse_root(T x) {
 #include "tridiagonal_impl.h"
 #include "ql_impl.h"
 #include "eigen_impl.h"
+#include "divide_impl.h"
 // clang-format on

@@ -28,25 +28,26 @@ T dot(int64_t n, const T* a, const T* b) {  // n a multiple of lanes
   return total;
 }
 
-// A reflector that maps x [K] to beta at `first`, zeros after it; x is zero before it. On return
-// x = v with v_first = 1. Returns tau: 0 where there is nothing to do.
+// A reflector that maps x [K] to beta at `pivot`, zeros elsewhere. On return x = v with v_pivot
+// = 1. Returns tau: 0 where there is nothing to do.
 template <class T>
-T make_reflector(int64_t first, int64_t K, T* x, T* beta) {
-  const T alpha = x[first];
-  x[first] = 0;
+T make_reflector(int64_t pivot, int64_t K, T* x, T* beta) {
+  const T alpha = x[pivot];
+  x[pivot] = 0;
   const T square = dot(K, x, x);
-  x[first] = 1;
   *beta = alpha;
   // Squares that underflow, wholly or in part, would give a reflector that is none. What is dropped
   // is below 1e-15 of the matrix, whose largest element is near 1.
   if (square <= std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon()) {
-    fill(K - first - 1, x + first + 1, T(0));
+    fill(K, x, T(0));
+    x[pivot] = 1;
     return 0;
   }
   const T norm = std::sqrt(alpha * alpha + square);
   *beta = alpha > 0 ? -norm : norm;
   const T scale = 1 / (alpha - *beta);
-  for (int64_t i = first + 1; i < K; ++i) x[i] *= scale;
+  for (int64_t i = 0; i < K; ++i) x[i] *= scale;
+  x[pivot] = 1;
   return (*beta - alpha) / *beta;
 }
 
