@@ -86,7 +86,8 @@ void update_leading(int64_t k, int64_t count, int64_t ld, const T* left, const T
   parallel(units, static_cast<double>(k * k * count), [&](int64_t first, int64_t last) {
     for (int64_t u = first; u < last; ++u) {
       const int64_t i = balanced(u, units) * kTile, rows = std::min(kTile, k - i);
-      multiply(rows, i + rows, count, left + i, 1, ld, right, ld, a + i * ld, ld, true, false);
+      multiply(rows, i + rows, count, left + i, 1, ld, right, ld, a + i * ld, ld, Into::kAdd,
+               false);
     }
   });
 }
@@ -137,7 +138,8 @@ void multiply_panels(int64_t rows, int64_t k, int64_t width, const T* a, int64_t
   for (int64_t j = 0; j < width; j += kColumns<T>) {
     for (int64_t l = 0; l == 0 || l < k; l += kDepth) {
       multiply(rows, std::min(kColumns<T>, width - j), std::min(kDepth, k - l), a + l, lda, 1,
-               panels + j * k + l * kColumns<T>, kColumns<T>, c + j, ldc, add || l > 0, false);
+               panels + j * k + l * kColumns<T>, kColumns<T>, c + j, ldc,
+               add || l > 0 ? Into::kAdd : Into::kOver, false);
     }
   }
 }
@@ -382,7 +384,7 @@ void pack_reflectors(int64_t first, int64_t last, int64_t ld, const T* a, const 
   for (int64_t i = 0; i < count * count; ++i) factor[i] = -factor[i];
   for (int64_t j = 0; j < width; j += kColumns<T>) {
     product_kernels<T>().multiply(count, kColumns<T>, count, factor.get(), 1, count, rows.get() + j,
-                                  row_stride, s + j * count, kColumns<T>, false, false);
+                                  row_stride, s + j * count, kColumns<T>, Into::kOver, false);
   }
 }
 
