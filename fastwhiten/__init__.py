@@ -15,6 +15,7 @@ Example:
 from .averaging import update_statistics
 from .functional import (
     batch_statistics,
+    matrix_power,
     symmetric_eigh,
     symmetric_eigh_sweeps,
     whiten,
@@ -28,6 +29,7 @@ __all__ = [
     "ChannelWhitening",
     "__version__",
     "batch_statistics",
+    "matrix_power",
     "symmetric_eigh",
     "symmetric_eigh_sweeps",
     "update_statistics",

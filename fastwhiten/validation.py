@@ -48,6 +48,31 @@ def check_eps(caller: str, eps: float) -> float:
     return float(eps)
 
 
+def check_power(caller: str, p: float, eps: float) -> tuple[float, float]:
+    """Return the exponent and the eps of a matrix power as floats.
+
+    Raises:
+        TypeError: the exponent is no number.
+        ValueError: not finite, or eps below zero.
+    """
+    if not isinstance(p, (int, float)) or isinstance(p, bool):
+        raise TypeError(f"{caller}: expected p to be a number, got {type(p).__name__}")
+    if not math.isfinite(p):
+        raise ValueError(f"{caller}: expected p to be finite, got {p!r}")
+    return float(p), check_eps_or_zero(caller, eps)
+
+
+def check_eps_or_zero(caller: str, eps: float) -> float:
+    """Return eps as a float.
+
+    Raises:
+        ValueError: eps is not a finite number >= 0.
+    """
+    if not isinstance(eps, (int, float)) or not 0.0 <= eps < math.inf:
+        raise ValueError(f"{caller}: expected eps to be a finite number >= 0, got {eps!r}")
+    return float(eps)
+
+
 def check_shrinkage(caller: str, method: str | float | None) -> str | float | None:
     """Return the shrinkage method.
 
