@@ -22,11 +22,13 @@ from .functional import (
     whitening_matrix,
 )
 from .modules import ChannelWhitening
+from .whitener import Whitener
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ChannelWhitening",
+    "Whitener",
     "__version__",
     "batch_statistics",
     "matrix_power",
