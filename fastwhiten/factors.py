@@ -76,7 +76,7 @@ def factor(
     # Errors of the eigenvalues: what is below them is 0 (as numpy.linalg.matrix_rank has it).
     tolerance = size * torch.finfo(covariance.dtype).eps
     if kind == "cholesky":
-        return _triangular(covariance + shift * torch.eye(size).to(covariance), tolerance)
+        return _triangular(covariance + shift * torch.eye(size).to(covariance), tolerance, backend)
     values, basis = functional.symmetric_eigh(covariance, backend=backend)
     values, basis = values.flip(0).clamp(min=0.0) + shift, basis.flip(1)
     kept = values > tolerance * values[0]
@@ -107,32 +107,46 @@ def correlations(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return reference.symmetrize(found), sigma
 
 
-def _triangular(s: Tensor, tolerance: float) -> Factors:
+def _triangular(s: Tensor, tolerance: float, backend: Backend) -> Factors:
     """Return the factors of Cholesky's kind: every column less its regression on those before.
 
-    Where nothing of a column is left, its output is 0.
+    Where nothing of a column is left, its output is 0. Differences of variances do not tell that
+    where those before are nearly dependent (N. Higham, "Accuracy and Stability of Numerical
+    Algorithms", 2002, section 10.3), so a root ``B`` of the correlations does, ``B^T B = R``.
     """
-    lower, info = torch.linalg.cholesky_ex(s)
-    pivots = lower.diagonal().square()  # variances left
-    spanned = torch.arange(len(s), device=s.device)
-    if int(info) or not bool((pivots > tolerance * s.diagonal()).all()):
-        spanned = _independent(s, tolerance)
-        lower = torch.linalg.cholesky(s[spanned][:, spanned])
+    r, sigma = correlations(s)
+    values, basis = functional.symmetric_eigh(r, backend=backend)
+    kept = values > tolerance * values[-1]
+    if bool(kept.all()):
+        upper = torch.linalg.cholesky(r).T  # L^T
+        spanned = torch.arange(len(s), device=s.device)
+    else:
+        upper, spanned = _orthogonalize((basis[:, kept] * values[kept].sqrt()).T, tolerance)
     identity = torch.eye(len(spanned)).to(s)
-    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)  # [r, r]
+    inverse = torch.linalg.solve_triangular(upper[:, spanned], identity, upper=True)  # [r, r]
     whitening, unwhitening = torch.zeros_like(s), torch.zeros_like(s)
-    whitening[spanned.unsqueeze(1), spanned] = inverse.T
-    unwhitening[spanned] = inverse @ s[spanned]  # L^T, also of the columns that are dependent
+    whitening[spanned.unsqueeze(1), spanned] = inverse / sigma[spanned].unsqueeze(1)
+    unwhitening[spanned] = upper * sigma  # also of the columns that are dependent
     rank = torch.tensor(len(spanned), device=s.device)
     return Factors(whitening, unwhitening, s.new_empty(0), rank)
 
 
-def _independent(s: Tensor, tolerance: float) -> Tensor:
-    """Return indices of the columns of which something is left after those before, ascending."""
-    left, found = s.clone(), []
-    for j in range(len(s)):
-        if bool(left[j, j] > tolerance * s[j, j]):
+def _orthogonalize(b: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Return ``Q^T B`` ``[r, C]`` and the columns ``[r]`` that are independent of those before.
+
+    By Gram and Schmidt's method, twice: Q is orthogonal to rounding.
+    """
+    q, found = b.new_zeros(len(b), len(b)), list[int]()  # Q^T
+    for j in range(b.shape[1]):
+        left = b[:, j]  # of length 1, or 0 where constant
+        done = q[: len(found)]
+        for _ in range(2):
+            left = left - done.T @ (done @ left)
+        if len(found) < len(b) and bool(left @ left > tolerance):
+            q[len(found)] = left / left.norm()
             found.append(j)
-            column = left[j + 1 :, j] / left[j, j].sqrt()
-            left[j + 1 :, j + 1 :].addr_(column, column, alpha=-1.0)
-    return torch.tensor(found, dtype=torch.int64, device=s.device)
+    spanned = torch.tensor(found, dtype=torch.int64, device=b.device)
+    upper = q[: len(found)] @ b
+    for row, j in enumerate(found):
+        upper[row, :j] = 0.0  # but for rounding
+    return upper, spanned

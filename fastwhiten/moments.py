@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import backends
 
-# Deviations above which a mean is rounded to the sum of two numbers instead of one.
+# How many deviations a mean may be from 0 to be subtracted as a single rounded number.
 FAR = 64.0
 
 
@@ -43,17 +43,16 @@ class Moments:
             backend: as in :func:`fastwhiten.whiten`.
         """
         stages = backends.get(backends.choose(backend, rows.device))
+        count = rows.shape[0]
         mean, covariance = stages.statistics(rows.contiguous(), None, 1, True)
-        count, scatter = rows.shape[0], covariance[0].mul_(rows.shape[0])
-        far = bool((mean.abs() > FAR * covariance[0].diagonal().sqrt() / count**0.5).any())
-        found = Moments(count, mean, torch.zeros_like(mean), scatter)
-        if far or fourth:
-            centered = rows.to(mean.dtype) - mean  # [n, C]
-            found.offset = centered.mean(0)
-            error = found.offset * count**0.5  # a root on both sides keeps scatters symmetric
-            scatter.addr_(error, error, alpha=-1.0)
+        offset, deviation = torch.zeros_like(mean), covariance[0].diagonal().sqrt()
+        far = bool(((mean.abs() > FAR * deviation) & (deviation > 0)).any())
+        centered = rows.to(mean.dtype) - mean if far or fourth else mean.new_empty(0)  # [n, C]
+        if far:
+            offset, covariance = stages.statistics(centered, None, 1, True)
+        found = Moments(count, mean, offset, covariance[0].mul_(count))
         if fourth:
-            centered -= found.offset
+            centered -= offset
             distance = centered.square().sum(1)  # [n]
             found.cubic, found.quartic = distance @ centered, distance @ distance
         return found
