@@ -14,7 +14,7 @@ import sys
 import numpy as np
 
 from . import validation
-from .chunks import as_array, tensor
+from .chunks import tensor
 from .whitener import Whitener
 
 
@@ -42,8 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     progress = not given.pop("quiet")
     whitener = Whitener(**given)
     try:
-        rows = as_array("fastwhiten.fit", np.load(source, mmap_mode="r"))
-        assert rows is not None
+        rows = np.load(source, mmap_mode="r")
         whitener.fit(rows, progress=progress).save(target)
         if white is not None:
             shape = (len(rows), whitener.whitening_.shape[1])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 AllKinds = Literal["zca", "pca", "cholesky", "zca-cor", "pca-cor"]
+Same = TypeVar("Same", Tensor, np.ndarray[Any, Any])
 
 
 class Whitener:
@@ -207,9 +209,7 @@ class Whitener:
                 self._moments.merge(found)
         return self
 
-    def fit_transform(
-        self, X: Array, y: object = None, *, progress: bool | Report = False
-    ) -> Array:
+    def fit_transform(self, X: Same, y: object = None, *, progress: bool | Report = False) -> Same:
         """Fit to ``X`` and return it whitened: two passes, so not for iterables."""
         self._array("Whitener.fit_transform", X)
         return self.fit(X, progress=progress).transform(X, progress=progress)
@@ -342,8 +342,8 @@ class Whitener:
     # Transforming
 
     def transform(
-        self, X: Array, *, out: Array | None = None, progress: bool | Report = False
-    ) -> Array:
+        self, X: Same, *, out: Same | None = None, progress: bool | Report = False
+    ) -> Same:
         """Return ``(X - mean_) @ whitening_``, ``[n, K]``.
 
         Args:
@@ -356,18 +356,20 @@ class Whitener:
             ValueError: wrong shape, nothing fitted, or a parameter outside its range.
         """
         found = self._factors()
-        return self._map("transform", X, self.mean_, found.whitening, None, out, progress)
+        y: Same = self._map("transform", X, self.mean_, found.whitening, None, out, progress)
+        return y
 
     def inverse_transform(
-        self, Y: Array, *, out: Array | None = None, progress: bool | Report = False
-    ) -> Array:
+        self, Y: Same, *, out: Same | None = None, progress: bool | Report = False
+    ) -> Same:
         """Return ``Y @ unwhitening_ + mean_``, ``[n, C]``; arguments as in :meth:`transform`.
 
         It undoes :meth:`transform` but for what n_components and null directions left out.
         """
         matrix = self._factors().unwhitening
         none = matrix.new_zeros(len(matrix))
-        return self._map("inverse_transform", Y, none, matrix, self.mean_, out, progress)
+        x: Same = self._map("inverse_transform", Y, none, matrix, self.mean_, out, progress)
+        return x
 
     def _array(self, caller: str, x: Any) -> Array:
         array = chunks.as_array(caller, x)
@@ -388,7 +390,7 @@ class Whitener:
         after: Tensor | None,
         out: Array | None,
         progress: bool | Report,
-    ) -> Array:
+    ) -> Any:
         """Return ``(x - before) matrix + after`` in chunks, in the input's kind and dtype."""
         caller = f"Whitener.{name}"
         x = self._array(caller, x)
