@@ -39,7 +39,7 @@ class Factors(NamedTuple):
     whitening: Tensor  # [C, K]
     unwhitening: Tensor  # [K, C]
     eigenvalues: Tensor  # [C], descending, after shrinkage and eps; [0] for Cholesky
-    rank: Tensor  # [] int64: directions whose outputs vary
+    rank: Tensor  # [] int64: directions that are kept
 
 
 def varying(variance: Tensor, mean: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class Whitener:
         whitening_: W ``[C, K]``: outputs are ``(x - mean_) @ whitening_``.
         unwhitening_: ``[K, C]``, which undoes it: ``y @ unwhitening_ + mean_``.
         eigenvalues_: ``[C]``, descending, after shrinkage and eps; none for Cholesky.
-        rank_: number of directions in which outputs vary.
+        rank_: number of directions that are kept; those without variance are only with eps.
         shrinkage_: intensity, 0 for none.
 
     Note:
@@ -297,7 +297,7 @@ class Whitener:
 
     @property
     def rank_(self) -> int:
-        """Number of directions in which outputs vary."""
+        """Number of directions that are kept: not null, and of the first n_components."""
         return int(self._factors().rank)
 
     def _intensity(self, covariance: Tensor) -> Tensor | None:
