@@ -15,19 +15,23 @@ Example:
 from .averaging import update_statistics
 from .functional import (
     batch_statistics,
+    matrix_power,
     symmetric_eigh,
     symmetric_eigh_sweeps,
     whiten,
     whitening_matrix,
 )
 from .modules import ChannelWhitening
+from .whitener import Whitener
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ChannelWhitening",
+    "Whitener",
     "__version__",
     "batch_statistics",
+    "matrix_power",
     "symmetric_eigh",
     "symmetric_eigh_sweeps",
     "update_statistics",

@@ -311,3 +311,32 @@ def apply(
             last = last * weight.to(dtype) + bias.to(dtype)
             y = last.mT if y.dim() == 3 else last
         return restore(y.to(x.dtype), x)
+
+
+def invert(
+    y: Tensor, mean: Tensor, matrix: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Return ``((y - bias) / weight) W^-1 + mean``, what :func:`apply` is undone by.
+
+    Raises:
+        ValueError: ``W`` is singular to rounding, or a scale is 0.
+    """
+    caller = "ChannelWhitening.inverse"
+    if weight is not None and not bool(weight.all()):
+        raise ValueError(f"{caller}: expected scales other than 0, got weight with a 0")
+    inverse, info = torch.linalg.inv_ex(matrix.double())
+    norms = (torch.linalg.matrix_norm(m, 1) for m in (matrix.double(), inverse))
+    condition = float(next(norms).mul(next(norms)).max())
+    if bool(info.any()) or not condition * torch.finfo(matrix.dtype).eps < 1.0:
+        raise ValueError(
+            f"{caller}: expected a whitening matrix that can be inverted in {matrix.dtype}, got "
+            f"one of condition {condition:.1e}; directions without variance are lost (raise eps, "
+            "or use Whitener.inverse_transform, which puts the mean there)"
+        )
+    dtype = torch.promote_types(matrix.dtype, reference.accumulation_dtype(y.dtype))
+    shape = [1, -1, *[1] * (y.dim() - 2)]
+    x = y.to(dtype)
+    if weight is not None and bias is not None:
+        x = (x - bias.to(dtype).reshape(shape)) / weight.to(dtype).reshape(shape)
+    x = apply(x, torch.zeros_like(mean), inverse.to(dtype), None, None)
+    return (x + mean.detach().to(dtype).reshape(shape)).to(y.dtype)

@@ -1,12 +1,15 @@
-"""What a state_dict that does not fit a layer is, and how it is converted."""
+"""Layers from elsewhere: a state_dict that does not fit, and how it is converted; a Whitener."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from .modules import ChannelWhitening
+    from .whitener import Whitener
 
 
 class Missing(str):
@@ -103,3 +106,36 @@ def add_hints(
         errors.append(hint)
     elif hint is not None:
         missing[:] = [Missing(name, prefix, hint) for name in missing]
+
+
+@torch.no_grad()
+def from_whitener(
+    layer_type: type[ChannelWhitening], whitener: Whitener, options: dict[str, Any]
+) -> ChannelWhitening:
+    """Return what :meth:`fastwhiten.ChannelWhitening.from_whitener` does.
+
+    Raises:
+        ValueError: a kind that the layer cannot be trained on with, or a whitener without rows.
+    """
+    mean, matrix = whitener.mean_, whitener.whitening_
+    if whitener.kind not in ("zca", "cholesky"):
+        raise ValueError(
+            "ChannelWhitening.from_whitener: expected a Whitener of kind 'zca' or 'cholesky', got "
+            f"{whitener.kind!r}, which no layer trains on with; for a fixed map take a "
+            "torch.nn.Linear with weight whitening_.T and bias -mean_ @ whitening_"
+        )
+    estimated = isinstance(whitener.shrinkage, str)
+    is_regular = whitener.rank_ == len(mean) and whitener.eps > 0 and not estimated
+    layer = layer_type(
+        len(mean),
+        kind=whitener.kind,
+        eps=whitener.eps or 1e-3,  # of training on
+        shrinkage=whitener.shrinkage,
+        running="covariance" if is_regular else "matrix",
+        **{"dtype": torch.float64, "device": mean.device, **options},
+    )
+    assert layer.running_mean is not None and layer.num_batches_tracked is not None
+    layer.running_mean.copy_(mean)
+    layer._running_square()[0].copy_(whitener.covariance_ if is_regular else matrix)
+    layer.num_batches_tracked.fill_(1)
+    return layer.eval()

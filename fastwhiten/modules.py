@@ -16,6 +16,8 @@ from .validation import Backend, Kind, Running, Shrinkage
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from .whitener import Whitener
+
 
 # Attributes that may be set later, as those of nn.BatchNorm.
 _SETTINGS = ("kind", "eps", "shrinkage", "statistics_dtype", "backend", "batch_weight")
@@ -166,6 +168,32 @@ class ChannelWhitening(SyncModule):
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             _after_load
         )
+
+    @classmethod
+    def from_whitener(cls, whitener: Whitener, **options: Any) -> ChannelWhitening:
+        """Return a layer, in evaluation mode, whose evaluation is ``whitener.transform``.
+
+        Its running statistics are the whitener's mean and covariance where eps, shrinkage and rank
+        allow (eps > 0, no estimated intensity, no null direction left out), so that training can
+        go on; else ``running="matrix"`` holds the whitening matrix as it is.
+
+        Args:
+            whitener: fitted, of kind ``"zca"`` or ``"cholesky"``.
+            options: other options of the layer; ``dtype`` is float64 by default, with which
+                the two agree at any condition number, and float32 rounds the matrix.
+
+        Raises:
+            ValueError: another kind, or a whitener without rows.
+
+        Example:
+            >>> import torch, fastwhiten
+            >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+            >>> whitener = fastwhiten.Whitener(eps=1e-3).fit(x)
+            >>> layer = fastwhiten.ChannelWhitening.from_whitener(whitener)
+            >>> torch.allclose(layer(x), whitener.transform(x), atol=1e-6)
+            True
+        """
+        return loading.from_whitener(cls, whitener, options)
 
     def _make_options(self) -> Options:
         """Return the settings as they are now, validated."""
@@ -369,6 +397,30 @@ class ChannelWhitening(SyncModule):
             matrix = self._population_matrix()
         assert self.running_mean is not None
         return evaluation.apply(x, self.running_mean, matrix, self.weight, self.bias)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Undo evaluation, the affine map included: ``layer.eval().inverse(layer(x))`` is ``x``.
+
+        Args:
+            y: ``[N, C]`` or ``[N, C, *spatial]``.
+
+        Returns:
+            Tensor of the shape and dtype of ``y``, differentiable.
+
+        Raises:
+            ValueError: no running statistics, or a map that has no inverse: a whitening matrix
+                that is singular to rounding, or a scale of 0.
+        """
+        if not self.track_running_stats or self.running_mean is None:
+            raise ValueError(
+                "ChannelWhitening.inverse: expected track_running_stats=True: batch statistics "
+                "are not kept, and what they have whitened cannot be undone"
+            )
+        validation.check_layer_input(
+            y, self.num_features, self.groups, self.running_mean, min_rows=0
+        )
+        matrix = self._population_matrix()
+        return evaluation.invert(y, self.running_mean, matrix, self.weight, self.bias)
 
     def _population_matrix(self) -> Tensor:
         """Return the whitening matrix of the running statistics, ``[G, D, D]``."""

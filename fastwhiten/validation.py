@@ -20,6 +20,7 @@ Backend = Literal["auto", "native", "triton", "reference"]
 Shrinkage = Literal["oas", "ledoit-wolf"] | float | None
 
 KINDS = {"zca": reference.ZCA, "pca": reference.PCA, "cholesky": reference.CHOLESKY}
+WHITENER_KINDS = (*KINDS, "zca-cor", "pca-cor")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -45,6 +46,31 @@ def check_eps(caller: str, eps: float) -> float:
             f"{caller}: expected eps to be a finite number > 0 (it keeps rank-deficient batches "
             f"invertible), got {eps!r}; 1e-3 is the default"
         )
+    return float(eps)
+
+
+def check_power(caller: str, p: float, eps: float) -> tuple[float, float]:
+    """Return the exponent and the eps of a matrix power as floats.
+
+    Raises:
+        TypeError: the exponent is no number.
+        ValueError: not finite, or eps below zero.
+    """
+    if not isinstance(p, (int, float)) or isinstance(p, bool):
+        raise TypeError(f"{caller}: expected p to be a number, got {type(p).__name__}")
+    if not math.isfinite(p):
+        raise ValueError(f"{caller}: expected p to be finite, got {p!r}")
+    return float(p), check_eps_or_zero(caller, eps)
+
+
+def check_eps_or_zero(caller: str, eps: float) -> float:
+    """Return eps as a float.
+
+    Raises:
+        ValueError: eps is not a finite number >= 0.
+    """
+    if not isinstance(eps, (int, float)) or not 0.0 <= eps < math.inf:
+        raise ValueError(f"{caller}: expected eps to be a finite number >= 0, got {eps!r}")
     return float(eps)
 
 
@@ -235,6 +261,46 @@ def check_start(caller: str, start: Tensor | None, a: Tensor) -> Tensor | None:
             f"{list(start.shape)} {start.dtype} on {start.device}"
         )
     return start.detach().contiguous()
+
+
+def check_whitener(
+    kind: str,
+    n_components: int | None,
+    eps: float,
+    shrinkage: str | float | None,
+    ddof: int,
+    chunk_rows: int | None,
+    backend: str,
+) -> None:
+    """Check the parameters of Whitener; the backend is checked where it is chosen.
+
+    Raises:
+        ValueError: a parameter outside its range, or two that do not go together.
+    """
+    caller = "Whitener"
+    if kind not in WHITENER_KINDS:
+        raise ValueError(
+            f"{caller}: expected kind to be one of {list(WHITENER_KINDS)}, got {kind!r}"
+        )
+    check_eps_or_zero(caller, eps)
+    check_shrinkage(caller, shrinkage)
+    for name, value in (("n_components", n_components), ("chunk_rows", chunk_rows)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(
+                f"{caller}: expected {name} to be a positive integer or None, got {value!r}"
+            )
+    if ddof not in (0, 1):
+        raise ValueError(f"{caller}: expected ddof to be 0 or 1, got {ddof!r}")
+    if kind == "cholesky" and n_components is not None:
+        raise ValueError(
+            f"{caller}: kind='cholesky' orders columns, not directions, and has no n_components; "
+            "use kind='pca'"
+        )
+    if shrinkage == "ledoit-wolf" and kind.endswith("-cor"):
+        raise ValueError(
+            f"{caller}: the Ledoit-Wolf intensity of correlations needs a second pass over the "
+            f"rows; with kind={kind!r} use shrinkage='oas' or a number"
+        )
 
 
 def check_layer(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_whiten, curves, gpu_timing, providers, report
+from benchmarks import bench_whiten, curves, gpu_timing, providers, report, whitener_rivals
 from benchmarks.scenes import SCENES, Scene
 from tests.helpers.processes import with_parent
 
@@ -223,3 +223,11 @@ def test_curves_are_drawn_small_and_the_same(tmp_path) -> None:
     picture = (tmp_path / "a.svg").read_bytes()
     assert picture == (tmp_path / "b.svg").read_bytes() and len(picture) < 200_000
     assert b"Alpha, avx2, 2 threads" in picture and b"groups of (512, 512)" in picture
+
+
+@pytest.mark.parametrize("kind", ["zca", "pca", "cholesky"])
+def test_the_whitener_is_right_where_rivals_are_not(kind: str) -> None:
+    fit = whitener_rivals.ours(kind)
+    for scene, x, rank in whitener_rivals.scenes():
+        # Half the digits of float64 at condition 1e10; outputs in float32 are rounded.
+        assert whitener_rivals.deviation(fit(x)(x), rank) < 2e-6, scene
