@@ -29,7 +29,7 @@ MODULES = (
     "shrinkage",
     "sides",
 )
-FIXTURES = {"accuracy": "option", "determinism": "_few_chunks", "sides": "everything_wide"}
+FIXTURES = {"accuracy": "option", "determinism": "_few_chunks"}
 
 for _module, _name in FIXTURES.items():
     globals()[_name] = getattr(importlib.import_module(f"tests.test_{_module}"), _name)
