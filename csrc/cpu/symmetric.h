@@ -115,8 +115,8 @@ template <class T>
 bool eigensystem(int64_t n, T* a, T* values) {
   constexpr int64_t kExact = 32;
   const Solver solver = eigen_solver<T>(n);
-  if (solver == Solver::kLibrary) return syevd(n, a, values);
-  if (solver == Solver::kDivide) return divide_and_conquer(n, a, values);
+  if (solver == Solver::kDivide && divide_and_conquer(n, a, values)) return true;
+  if (solver != Solver::kQl) return syevd(n, a, values);  // a is as it was where the other failed
   if constexpr (std::is_same_v<T, float>) {
     if (n <= kExact) return eigensystem_in_double(n, a, values);
   }

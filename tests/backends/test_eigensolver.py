@@ -111,7 +111,7 @@ def test_divide_and_conquer(size: int, dtype: torch.dtype) -> None:
     """
     found = {**eigensystems.matrices(size), **{name: make(size) for name, make in MATRICES.items()}}
     ratios = []
-    for name, wide in found.items():
+    for name, wide in list(found.items())[:: 4 if size > 512 else 1]:  # seconds each
         a = ((wide + wide.mT) / 2).to(dtype).contiguous()
         values, vectors = (t[0] for t in backends.get("native").eigh(a.unsqueeze(0)))
         assert values.diff().ge(0).all(), name
