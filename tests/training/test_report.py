@@ -186,3 +186,9 @@ def test_the_digests_of_a_grid_with_a_second_stage_and_a_diagnosis(
     assert "Difference to batchnorm:" in (tmp_path / "RESULTS.md").read_text()
     with pytest.raises(ConfigError, match="expected one of the arms none, batchnorm"):
         run_report(ReportConfig(str(results), collect=str(grid), baseline="nothing"), console)
+
+
+def test_the_committed_results_are_those_of_their_digests() -> None:
+    root = Path(__file__).resolve().parents[2]
+    found = (root / "RESULTS.md").read_text(encoding="utf-8")
+    assert found == build_results(root / "results")
