@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from training.config import TrainConfig
+from training.config import DataConfig, TrainConfig
 from training.data import build_dataset
 from training.data.augment import random_shift
 from training.data.base import channel_statistics
+from training.data.label_noise import add_label_noise
 from training.data.longtail import Cut, exponential_counts, long_tailed_split
 from training.errors import ConfigError
 from training.reproducibility import Seeds, derive_seed, generator, resolve_seeds
@@ -65,6 +66,23 @@ def test_a_larger_imbalance_factor_trains_on_a_subset_of_the_same_split():
     assert set(strong.train.indices.tolist()) < set(mild.train.indices.tolist())
     other = build_dataset(TrainConfig(imbalance_factor=10), split_seed=5)
     assert not torch.equal(mild.test.indices, other.test.indices)
+
+
+def test_wrong_labels_have_the_frequencies_of_the_classes_and_only_in_training():
+    labels = torch.arange(3).repeat_interleave(torch.tensor([60_000, 30_000, 10_000]))
+    noisy = add_label_noise(labels, 0.3, seed=0)
+    moved = torch.zeros(3, 3)
+    moved.index_put_((labels, noisy), torch.tensor(1.0), accumulate=True)
+    moved /= moved.sum(1, keepdim=True)
+    expected = [[0.7, 0.225, 0.075], [0.3 * 6 / 7, 0.7, 0.3 / 7], [0.2, 0.1, 0.7]]
+    torch.testing.assert_close(moved, torch.tensor(expected), atol=0.01, rtol=0)
+    # One image of class 1: it stays, whatever is drawn.
+    rare = torch.tensor([0] * 50 + [1])
+    assert all(1 in add_label_noise(rare, 0.9, seed) for seed in range(20))
+    clean, dirty = (build_dataset(TrainConfig(data=DataConfig(label_noise=n)), 0) for n in (0, 0.2))
+    assert 0 < (clean.train.labels != dirty.train.labels).sum() < 0.35 * len(clean.train)
+    for name in ("validation", "test"):
+        assert torch.equal(clean.split(name).labels, dirty.split(name).labels)
 
 
 def test_too_few_images_for_the_splits():

@@ -154,3 +154,8 @@ def test_the_command_writes_it_beside_the_other_diagnostics(
     rate = f"<td>{100 * found['mahalanobis_pooled']['auroc']:.1f}</td>"
     shown = ood_tables(RunFolder(folder))
     assert shown.count("<tr>") == 1 + 4 and rate in shown and "cifar10-jpeg-lt" in shown
+    run_diagnose(DiagnoseConfig(run=str(folder), hessian_rows=100), console)
+    again = json.loads((folder / "diagnostics" / "last-test.json").read_text())
+    assert (
+        again["ood"].keys() == written["ood"].keys()
+    )  # of the same checkpoint: what was found before stays

@@ -101,6 +101,20 @@ def test_runs_are_paired_within_the_order_of_the_classes(results: Path):
     assert _row(section, "ours", table=1)[1:3] == ["2", "+5.0 ± 0.0"]
 
 
+def test_a_label_of_the_last_axis_is_the_baseline_within_every_setting(results: Path):
+    arms = ["narrow-none", "narrow-fused", "wide-none", "wide-fused"]
+    folder = results / "widths"
+    folder.mkdir()
+    (folder / "grid.json").write_text(json.dumps({"baseline": "none", "arms": arms}))
+    for arm, accuracy in zip(arms, (0.5, 0.6, 0.7, 0.9), strict=True):
+        (folder / f"{arm}.json").write_text(json.dumps(_digest(arm, 0, accuracy)))
+    text = build_results(results)
+    section = text[text.index("Difference to none, all else equal") :]
+    assert _row(section, "narrow-fused")[2] == "+10.0 ± -"
+    assert _row(section, "wide-fused")[2] == "+20.0 ± -"
+    assert "| wide-none" not in section
+
+
 def test_verdicts_are_taken_in_as_they_are_and_the_file_regenerates(
     results: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ def run_diagnose(config: DiagnoseConfig, console: Console | None = None) -> dict
             result["ood"] = ood_diagnostics(loaded.model, loaded.dataset, config.split, foreign)
     path = Path(config.run) / "diagnostics" / f"{config.checkpoint}-{config.split}.json"
     path.parent.mkdir(exist_ok=True)
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "ood" in before and before["epoch"] == loaded.epoch:  # what another call has found
+        result["ood"] = before["ood"] | result.get("ood", {})
     write_json(path, result)
     print_diagnostics(console, result)
     say(console, f"  {path}")

@@ -308,8 +308,9 @@ class ReportConfig:
             is taken in as it is. RESULTS.md is written beside the folder.
         collect: Folder of an `ablate` grid: first summaries of its finished runs are written, with
             what `diagnose` has found and with stage2 runs made from them.
-        baseline: Arm that the others are compared with; null is what grid.json says, at first the
-            grid's first arm. (with collect)
+        baseline: Arm that the others are compared with, or a label of the grid's last axis: every
+            arm is compared with the one that has it and is otherwise the same. null is what
+            grid.json says, at first the grid's first arm. (with collect)
         check: Write nothing; fail (exit status 1) if RESULTS.md is not what it would become.
     """
 

@@ -38,6 +38,9 @@ class DataConfig:
             list-files without an imbalance_factor.
         class_order_seed: Seed of a random order of the classes, most frequent first; null is the
             order of the labels. Not with natural.
+        label_noise: Share of the training images whose label is that of another class, drawn with
+            the classes' frequencies, so that rare classes are not flooded (Wei et al., "Robust
+            Long-Tailed Learning under Label Noise", 2108.11569); in [0, 1).
         test_per_class: Images per class held out for the balanced test split; >= 1. null is 40 for
             digits-lt, 50 for an image-folder without a test folder; others bring a test split.
         validation_per_class: Images per class for model selection; >= 0, 0 is no validation split.
@@ -82,6 +85,7 @@ class DataConfig:
     verify_md5: bool | Literal["auto"] = "auto"
     imbalance_type: ImbalanceType | None = None
     class_order_seed: int | None = None
+    label_noise: float = 0.0
     test_per_class: int | None = None
     validation_per_class: int | None = None
     validation_from: ValidationSource | None = None
@@ -109,6 +113,7 @@ def check_data(data: DataConfig) -> None:
         check(f"data.{name}", value, value is None or value >= least, f">= {least}{unit}")
 
     at_least("class_order_seed", 0)
+    check("data.label_noise", data.label_noise, 0 <= data.label_noise < 1, "in [0, 1)")
     at_least("test_per_class", 1)
     at_least("validation_per_class", 0)
     at_least("batch_size", 2)

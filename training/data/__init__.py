@@ -21,6 +21,7 @@ from training.data.digits import load_digits_lt
 from training.data.fashion_mnist import load_fashion_mnist_lt
 from training.data.feed import ResidentFeed, TrainFeed
 from training.data.glyphs import load_glyphs_lt
+from training.data.label_noise import add_label_noise
 from training.data.options import ResolvedData, resolve_options
 from training.errors import ConfigError
 
@@ -64,6 +65,9 @@ def build_dataset(
     if DATASETS[name].own_test and seed >= 2**32:
         raise ConfigError(f"seeds.split: expected a value below 2^32, got {seed}.")
     dataset = _LOADERS[name](data, seed, check_files)
+    if data.label_noise:
+        labels = add_label_noise(dataset.train.labels, data.label_noise, seed)
+        dataset = replace(dataset, train=replace(dataset.train, labels=labels))
     for note in dataset.notes:
         warnings.warn(note, stacklevel=2)
     return dataset

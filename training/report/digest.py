@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,30 @@ def _grid(path: Path, arms: list[str], baseline: str | None) -> dict[str, Any]:
     """What grid.json becomes."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     chosen = baseline or before.get("baseline", arms[0])
-    if chosen not in arms:
-        raise ConfigError(f"baseline: expected one of the arms {', '.join(arms)}, got {chosen}.")
+    if all(baseline_of(arm, chosen, arms) is None for arm in arms):
+        raise ConfigError(
+            f"baseline: expected one of the arms {', '.join(arms)}, or what several of them end in, "
+            f"got {chosen}."
+        )
     return {"baseline": chosen, "arms": arms}
+
+
+def baseline_of(arm: str, baseline: str, arms: Collection[str]) -> str | None:
+    """The arm to compare an arm with; null if there is none.
+
+    It is the baseline, or, where that is a label of a grid's last axis, the arm that has it and is
+    otherwise the same.
+
+    Example:
+        >>> arms = ["width=64-none", "width=64-fused", "width=256-none", "width=256-fused"]
+        >>> baseline_of("width=256-fused", "none", arms), baseline_of("width=64-fused", "ce", arms)
+        ('width=256-none', None)
+    """
+    if baseline in arms:
+        return baseline
+    ends = [other for other in arms if other.endswith(f"-{baseline}")]
+    same = [other for other in ends if arm.startswith(other.removesuffix(baseline))]
+    return max(same, key=len, default=None)
 
 
 def digest(run: Run, arm: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from training.config.datasets import DATASETS
 from training.errors import ConfigError
 from training.evaluation.spread import Spread, paired_differences, spread
-from training.report.digest import GRID
+from training.report.digest import GRID, baseline_of
 from training.report.markdown import plus_minus, table
 
 CONFIDENCE = 0.95
@@ -127,11 +127,16 @@ def _tables(arms: Arms, baseline: str) -> list[str]:
         settings = [_all(runs, name) for name in ("weight_decay", "epochs")]
         rows.append([arm, *settings, str(len(runs)), *cells, f"{minutes:.1f}"])
     parts = [table(heads, rows, left=1)]
-    if baseline in arms and len(arms) > 1:
-        rows = [_difference(arm, runs, arms[baseline]) for arm, runs in arms.items()]
+    compared = {arm: baseline_of(arm, baseline, arms) for arm in arms}
+    others = [
+        _difference(arm, arms[arm], arms[to])
+        for arm, to in compared.items()
+        if to not in (None, arm)
+    ]
+    if others:
+        which = "" if baseline in arms else ", all else equal"
         heads = ["arm", "n", *_ACCURACIES]
-        others = [row for row in rows if row[0] != baseline]
-        parts += [f"Difference to {baseline}:", table(heads, others, left=1)]
+        parts += [f"Difference to {baseline}{which}:", table(heads, others, left=1)]
     parts += _mechanism(arms)
     parts += _ood(arms)
     return parts
