@@ -128,6 +128,9 @@ def test_verdicts_are_taken_in_as_they_are_and_the_file_regenerates(
     shutil.copytree(results, copy)
     assert run_command(["report", str(copy)]) == 0
     assert (copy.parent / "RESULTS.md").read_bytes() == written
+    picture = "grid/cifar10-jpeg-lt-100.png"
+    assert f"(results/{picture})" in written.decode()
+    assert (results / picture).read_bytes() == (copy / picture).read_bytes()
     assert run_command([*arguments, "--check"]) == 0
     (results / "grid" / "ce-0.json").unlink()
     assert run_command([*arguments, "--check"]) == 1
@@ -170,7 +173,7 @@ def test_the_digests_of_a_grid_with_a_second_stage_and_a_diagnosis(
     results = tmp_path / "results"
     config = ReportConfig(str(results), collect=str(grid), baseline="batchnorm")
     assert run_report(config, console) == 0
-    files = sorted(path.name for path in (results / "small").iterdir())
+    files = sorted(path.name for path in (results / "small").glob("*.json"))
     assert files == [
         f"{name}-ncm.json",
         f"{name}.json",

@@ -9,12 +9,12 @@ from rich.console import Console
 from training.config.commands import ReportConfig, check_report
 from training.console import say
 from training.report.digest import collect
-from training.report.results import build_results
+from training.report.results import build_results, draw_results
 from training.runs.folder import write_text
 
 
 def run_report(config: ReportConfig, console: Console | None = None) -> int:
-    """Collect digests, if asked to, and write RESULTS.md, or only compare it.
+    """Collect digests, if asked to, and write RESULTS.md and its pictures, or only compare it.
 
     Returns:
         The exit status: 1 if ``check`` finds another RESULTS.md, else 0.
@@ -35,5 +35,6 @@ def run_report(config: ReportConfig, console: Console | None = None) -> int:
         say(console, f"  {path} is {'up to date' if same else 'not what the digests give'}")
         return 0 if same else 1
     write_text(path, text)
+    draw_results(results)
     say(console, f"  {path}")
     return 0

@@ -20,8 +20,8 @@ from training.errors import ConfigError
 DEFAULT_FACTOR = 50.0
 
 _COMMON = (
-    "imbalance_type class_order_seed label_noise validation_per_class batch_size drop_last augment cutout "
-    "crop_padding shift randaugment_ops randaugment_magnitude"
+    "imbalance_type class_order_seed label_noise validation_per_class batch_size drop_last augment "
+    "cutout crop_padding shift randaugment_ops randaugment_magnitude"
 ).split()
 # Options of one augmentation only.
 _OF_AUGMENTATION: dict[str, tuple[AugmentName, ...]] = {

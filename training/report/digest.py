@@ -65,8 +65,8 @@ def _grid(path: Path, arms: list[str], baseline: str | None) -> dict[str, Any]:
     chosen = baseline or before.get("baseline", arms[0])
     if all(baseline_of(arm, chosen, arms) is None for arm in arms):
         raise ConfigError(
-            f"baseline: expected one of the arms {', '.join(arms)}, or what several of them end in, "
-            f"got {chosen}."
+            f"baseline: expected one of the arms {', '.join(arms)}, or what several of them "
+            f"end in, got {chosen}."
         )
     return {"baseline": chosen, "arms": arms}
 

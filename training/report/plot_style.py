@@ -115,11 +115,13 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG to ``path`` and an SVG beside it; the same figure gives the same bytes."""
+def save_figure(figure: Figure, path: Path, vector: bool = True) -> None:
+    """Write a PNG to ``path``, and an SVG beside it; the same figure gives the same bytes."""
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=_DPI)
+    if not vector:
+        return
     with matplotlib.rc_context({"svg.hashsalt": "fastwhiten"}):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from training.errors import ConfigError
 from training.evaluation.spread import Spread, paired_differences, spread
 from training.report.digest import GRID, baseline_of
 from training.report.markdown import plus_minus, table
+from training.report.plot_results import plot_grid
 
 CONFIDENCE = 0.95
 VERDICTS = "verdicts.md"
@@ -55,6 +57,14 @@ _OOD = {
     "per class, raw": "mahalanobis_raw",
 }
 _GAINS = {"gain, layer": "mahalanobis_layer", "gain, pooled": "mahalanobis_pooled"}
+# What of it is drawn beside the accuracy, and how.
+_DRAWN = {
+    "correlation": "mean |correlation|",
+    "effective_rank": "effective rank",
+    "hessian_condition": "log10 Hessian condition",
+    "gradient_cosine": "gradients' |cosine|",
+    "covariance_fluctuation": "covariance fluctuation",
+}
 
 
 def build_results(results: Path) -> str:
@@ -66,25 +76,59 @@ def build_results(results: Path) -> str:
     Raises:
         ConfigError: If there is no digest, an arm has a run twice, or a file is none of these.
     """
-    grids = sorted(path.parent for path in results.glob(f"*/{GRID}"))
-    if not grids:
-        raise ConfigError(
-            f"results: expected a folder with digests of runs, {results} has none; collect some: "
-            f"python -m training report {results} --collect runs/GRID"
-        )
+    grids = _grids(results)
     name = results.resolve().name
     parts = ["# Results"]
     parts.append(_INTRODUCTION.format(results=name, verdicts=VERDICTS, confidence=100 * CONFIDENCE))
     verdicts = results / VERDICTS
     if verdicts.is_file():
         parts.append(verdicts.read_text(encoding="utf-8").strip("\n"))
-    for grid in grids:
-        parts.extend([f"## {grid.name}", *_grid(grid)])
+    for folder in grids:
+        parts.append(f"## {folder.name}")
+        for data in read_grid(folder):
+            parts.append(f"### {data.title}")
+            parts.extend(_tables(data.arms, data.baseline))
+            parts.append(f"![{data.title}]({name}/{folder.name}/{data.picture})")
     return "\n\n".join(parts) + "\n"
 
 
-def _grid(folder: Path) -> list[str]:
-    """The tables of a grid, each data set for itself."""
+def draw_results(results: Path) -> None:
+    """Draw the picture of every grid and data set, beside its digests."""
+    for folder in _grids(results):
+        for data in read_grid(folder):
+            path = folder / data.picture
+            plot_grid(path, _columns(data.arms), list(data.arms), CONFIDENCE)
+
+
+def _grids(results: Path) -> list[Path]:
+    grids = sorted(path.parent for path in results.glob(f"*/{GRID}"))
+    if not grids:
+        raise ConfigError(
+            f"results: expected a folder with digests of runs, {results} has none; collect some: "
+            f"python -m training report {results} --collect runs/GRID"
+        )
+    return grids
+
+
+@dataclass(frozen=True)
+class GridData:
+    """The runs of a grid on one data set.
+
+    Attributes:
+        title: Data set and imbalance.
+        picture: Name of the picture's file.
+        arms: Digests, in the grid's order.
+        baseline: See `baseline_of`.
+    """
+
+    title: str
+    picture: str
+    arms: Arms
+    baseline: str
+
+
+def read_grid(folder: Path) -> list[GridData]:
+    """Read the digests of a grid, each data set for itself."""
     grid = _read(folder / GRID)
     data: dict[tuple[str, float | None], Arms] = {}
     for path in sorted(folder.glob("*.json")):
@@ -100,14 +144,26 @@ def _grid(folder: Path) -> list[str]:
                 f"seed {run['seed']} twice; remove one of the files."
             )
         arms[run["arm"]][unit] = run
-    parts = []
+    found = []
     for (dataset, factor), arms in data.items():
         title = DATASETS[dataset].title if dataset in DATASETS else ""
         cut = "" if factor is None else f", imbalance {factor:g}"
-        parts.append(f"### {title or dataset}{cut}")
+        picture = f"{dataset}.png" if factor is None else f"{dataset}-{factor:g}.png"
         ordered = {arm: arms[arm] for arm in grid["arms"] if arm in arms}
-        parts.extend(_tables(ordered, grid["baseline"]))
-    return parts
+        found.append(GridData(f"{title or dataset}{cut}", picture, ordered, grid["baseline"]))
+    return found
+
+
+def _columns(arms: Arms) -> dict[str, list[Spread]]:
+    """What the picture shows: the accuracy, and the figures that some run has."""
+    accuracies = [_figures(runs, "last", "accuracy") for runs in arms.values()]
+    columns = {"accuracy": [spread(list(figures.values())) for figures in accuracies]}
+    for name, title in _DRAWN.items():
+        found = [_figures(runs, "mechanism", name) for runs in arms.values()]
+        if name == "hessian_condition":
+            found = [{u: v and math.log10(v) for u, v in f.items()} for f in found]
+        columns[title] = [spread(list(f.values())) for f in found]
+    return {title: spreads for title, spreads in columns.items() if any(s.n for s in spreads)}
 
 
 def _read(path: Path) -> dict[str, Any]:
