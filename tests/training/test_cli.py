@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import platform
 import re
 import subprocess
 import sys
@@ -147,3 +148,23 @@ def test_nothing_prints_text_in_another_way():
         if file.name != "console.py":
             printed = re.findall(r"console\.print\((.*)", file.read_text())
             assert all(re.match(r"(_\w*)?(table|features|batches)", text) for text in printed), file
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_large_blocks_are_not_given_back_to_the_system():
+    """A block that is mapped on its own goes back as soon as it is freed: there is none."""
+    code = (
+        "import ctypes\n"
+        "from training.__main__ import keep_freed_memory\n"
+        "class Info(ctypes.Structure):\n"
+        "    _fields_ = [(name, ctypes.c_size_t) for name in 'a b c d mapped f g h i j'.split()]\n"
+        "library = ctypes.CDLL(None)\n"
+        "library.mallinfo2.restype = Info\n"
+        "library.malloc.argtypes = [ctypes.c_size_t]\n"
+        "keep_freed_memory()\n"
+        "before = library.mallinfo2().mapped\n"
+        "library.malloc(2**24)\n"
+        "print(library.mallinfo2().mapped - before)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "0\n"
