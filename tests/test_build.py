@@ -21,6 +21,8 @@ import setuptools
 from release import unstable_symbols
 from torch.utils import cpp_extension
 
+import fastwhiten
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # They build in the checkout, one after another also where tests run side by side.
@@ -192,10 +194,15 @@ def test_an_old_python_is_named(monkeypatch):
 def test_every_extra_has_a_tested_version():
     constraints = (ROOT / "constraints.txt").read_text()
     project = (ROOT / "pyproject.toml").read_text()
-    extras = re.findall(r"^(?:bench|train|test) = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
+    extras = re.findall(r"^(?:bench|fit|train|test) = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
     names = re.findall(r'"([\w-]+)', " ".join(extras))
     assert names
     assert not [name for name in names if f"\n{name}==" not in constraints]
+
+
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {fastwhiten.__version__}\n" in citation
 
 
 # --- sdist and wheel --------------------------------------------------------------------------

@@ -14,10 +14,13 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import build_helpers as helpers
 import pytest
 from torch.utils import cpp_extension
+
+from fastwhiten.backends import cuda_module, extension
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,6 +64,19 @@ def test_the_lists_name_what_setup_py_compiles(assembled: Path) -> None:
 def test_the_stable_abi_is_that_of_the_wheel() -> None:
     minimum = ".".join(map(str, helpers.MIN_TORCH))
     assert BUILD["torch"]["stable-abi"] == dict.fromkeys(BUILD["general"]["backends"], minimum)
+
+
+def test_a_build_for_cuda_says_for_which_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text(json.dumps({"backend": {"type": "cuda", "archs": ["8.0", "9.0"]}}))
+    monkeypatch.setattr(extension, "METADATA", metadata)
+    monkeypatch.setattr(cuda_module, "build", {})
+    monkeypatch.setattr(cuda_module, "import_error", "not loaded")
+    cuda_module.use(extension.of_hub(SimpleNamespace(build="{}", __file__="a.so")))
+    assert cuda_module.import_error is None
+    assert cuda_module.architectures() == ["8.0", "9.0"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
