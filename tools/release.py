@@ -30,7 +30,7 @@ def run(command: str, *arguments: str | Path, **options: object) -> None:
     """Run a command of this environment, else of PATH; end with its status where it fails."""
     beside = Path(sys.executable).with_name(command)
     line = [str(beside) if beside.exists() else command, *map(str, arguments)]
-    status = subprocess.run(line, **options).returncode  # type: ignore[call-overload]
+    status = subprocess.run(line, **options).returncode
     if status:
         sys.exit(f"fastwhiten: `{' '.join(line)}` ended with status {status}")
 

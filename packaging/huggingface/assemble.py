@@ -40,7 +40,7 @@ def assemble(folder: Path) -> None:
     shutil.copy(ROOT / "LICENSE", folder)
     text = (package / "__init__.py").read_text(encoding="utf-8")
     build = {
-        "version": re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1],  # type: ignore[index]
+        "version": re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1],
         "sources": helpers.extension().of_sources(ROOT / "csrc"),
         "torch": BUILDER,
         "compiler": BUILDER,
