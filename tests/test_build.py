@@ -18,7 +18,7 @@ import build_helpers as helpers
 import pytest
 import setup_env
 import setuptools
-from release import unstable_symbols
+from release import symbols, unstable_symbols
 from torch.utils import cpp_extension
 
 import fastwhiten
@@ -198,6 +198,19 @@ def test_every_extra_has_a_tested_version():
     names = re.findall(r'"([\w-]+)', " ".join(extras))
     assert names
     assert not [name for name in names if f"\n{name}==" not in constraints]
+
+
+def test_a_symbol_outside_the_stable_abi_is_found(tmp_path):
+    source, module = tmp_path / "a.cpp", tmp_path / "a.so"
+    declared = 'namespace at { int unstable(); }\nextern "C" int aoti_torch_stable();\n'
+    source.write_text(declared + "int f() { return at::unstable() + aoti_torch_stable(); }\n")
+    run("c++", "-shared", "-fPIC", "-o", module, source, check=True)
+    assert unstable_symbols(module) == ["at::unstable()"]
+    with pytest.raises(SystemExit, match=r"stable ABI alone in .*a\.so, got\nat::unstable\(\)"):
+        symbols(module)
+    source.write_text(declared + "int f() { return aoti_torch_stable(); }\n")
+    run("c++", "-shared", "-fPIC", "-o", module, source, check=True)
+    symbols(module)
 
 
 def test_the_citation_is_of_this_version():

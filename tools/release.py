@@ -3,7 +3,7 @@
 Usage:
     python tools/release.py build FOLDER         an sdist, and from it the wheel: make wheel
     python tools/release.py repair WHEEL FOLDER  what cibuildwheel calls when it has built one
-    python tools/release.py audit WHEEL...       by abi3audit and torch-abi-audit
+    python tools/release.py audit WHEEL...       by abi3audit and torch-abi-audit (Python 3.11)
     python tools/release.py symbols MODULE...    compiled modules use torch's stable ABI alone
     python tools/release.py try                  the installed package whitens, with gradients
 
