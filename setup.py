@@ -51,15 +51,7 @@ def locate_torch() -> str | None:
 helpers.refuse_free_threaded(bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
 TORCH = locate_torch()
 EXTENSIONS: list[Extension] = []
-
-
-def sources(*patterns: str) -> list[str]:
-    """Return the sources that match."""
-    found = [path for pattern in patterns for path in (ROOT / "csrc").glob(pattern)]
-    return sorted(path.relative_to(ROOT).as_posix() for path in found)
-
-
-NATIVE = sources("module.cpp", "cpu/*.cpp")
+NATIVE = helpers.sources(ROOT, "fastwhiten_cpu")
 
 if TORCH is None:
     EXTENSIONS.append(Extension("fastwhiten_cpu", NATIVE, py_limited_api=True, language="c++"))
@@ -111,7 +103,7 @@ else:
         EXTENSIONS.append(
             Extension(
                 "fastwhiten_cuda",
-                sources("cuda/*.cu", "cuda/*.cpp"),
+                helpers.sources(ROOT, "fastwhiten_cuda"),
                 library_dirs=cpp_extension.library_paths("cuda"),
                 libraries=["c10", "torch", "torch_cpu", "torch_cuda", "cudart"],
                 extra_compile_args={

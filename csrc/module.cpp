@@ -1,7 +1,9 @@
-// The Python module fastwhiten_cpu: importing it registers the schemas of namespace fastwhiten and
-// their kernels for the CPU.
+// The Python module fastwhiten_cpu: importing it registers the schemas of the ops and their
+// kernels for the CPU. Builds for the Hugging Face Hub have it under another name, with the CUDA
+// kernels in it.
 #include <string>
 
+#include "common/library.h"
 #include "common/python_module.h"
 #include "common/stable.h"
 #include "cpu/device.h"
@@ -19,19 +21,17 @@ std::string cpu_capability() { return fastwhiten::cpu::cpu_capability(); }
 
 // The schemas are this module's alone: fastwhiten_cuda adds kernels to them, and PyTorch takes
 // kernels before their schema as well as after it.
-STABLE_TORCH_LIBRARY(fastwhiten, m) {
+FASTWHITEN_LIBRARY(m) {
   m.def("linear_algebra_provider() -> str");
   m.def("cpu_capability() -> str");
   fastwhiten::ops::define_all(m);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CompositeExplicitAutograd, m) {
+FASTWHITEN_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
   m.impl("linear_algebra_provider", TORCH_BOX(&linear_algebra_provider));
   m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CPU, m) {
-  fastwhiten::ops::register_all<fastwhiten::cpu::Device>(m);
-}
+FASTWHITEN_LIBRARY_IMPL(CPU, m) { fastwhiten::ops::register_all<fastwhiten::cpu::Device>(m); }
 
-PyMODINIT_FUNC PyInit_fastwhiten_cpu() { return fastwhiten::python_module("fastwhiten_cpu"); }
+FASTWHITEN_MODULE(TORCH_EXTENSION_NAME)

@@ -1,18 +1,23 @@
-"""Rows of tensors, arrays, memory maps and streams, a chunk at a time, as tensors."""
+"""Rows of tensors, arrays, memory maps and streams, a chunk at a time, as tensors.
+
+NumPy is imported when the first array comes: tensors are whitened without it.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .validation import DTYPES
 
-Array = Tensor | np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    import numpy as np
+
+Array: TypeAlias = "Tensor | np.ndarray[Any, Any]"
 # Called with the number of rows that are done and that of all, None where nobody knows it.
 Report = Callable[[int, int | None], object]
 
@@ -20,22 +25,40 @@ Report = Callable[[int, int | None], object]
 NUMBERS = 1 << 22
 
 
+def numpy() -> Any:
+    """Import NumPy, which only arrays need.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import numpy
+    except ImportError as error:
+        raise ImportError(
+            "Whitener: arrays and .npy files are read by NumPy, which is not installed; run "
+            "`pip install numpy`, or pass tensors"
+        ) from error
+    return numpy
+
+
 def as_array(caller: str, x: Any) -> Array | None:
     """Return ``x`` as a tensor or an array ``[n, C]``; None for a stream of those.
 
     Raises:
+        ImportError: an array, and NumPy is not installed.
         TypeError: neither a tensor, an array, nor iterable; or not numbers.
         ValueError: not two dimensions, or no columns.
     """
-    if not isinstance(x, (Tensor, np.ndarray)):
-        if not hasattr(x, "__array__"):
-            if isinstance(x, Iterable) and not isinstance(x, (str, bytes)):
-                return None
-            raise TypeError(
-                f"{caller}: expected a tensor, an array or an iterable of them, got "
-                f"{type(x).__name__}"
-            )
-        x = np.asarray(x)  # a data frame, for example
+    if not hasattr(x, "__array__"):
+        if isinstance(x, Iterable) and not isinstance(x, (str, bytes)):
+            return None
+        raise TypeError(
+            f"{caller}: expected a tensor, an array or an iterable of them, got {type(x).__name__}"
+        )
+    if not isinstance(x, Tensor):
+        np = numpy()
+        # Of a data frame, for example. A memory map stays one.
+        x = x if isinstance(x, np.ndarray) else np.asarray(x)
     if x.ndim != 2 or x.shape[1] < 1:
         raise ValueError(
             f"{caller}: expected rows of shape [n, C] with at least one column, got "
@@ -63,6 +86,7 @@ def tensor(part: Array) -> Tensor:
     if isinstance(part, Tensor):
         part = part.detach()
         return part if part.dtype in DTYPES else part.double()
+    np = numpy()
     if part.dtype not in (np.float16, np.float32, np.float64) or not part.dtype.isnative:
         return torch.from_numpy(part.astype(np.float64))
     plain = isinstance(part, np.memmap) or not part.flags.writeable

@@ -33,6 +33,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import backends
+from ._ops import add_op_namespace_prefix, ops
 from .backends import reference
 from .function import GROUP, fold, unfold
 from .layout import as_rows_or_planes, restore
@@ -80,7 +81,7 @@ def population_matrix(square: Tensor, *options: Any) -> Tensor:
     ``square``.
     """
     if torch.compiler.is_compiling() or not _has_values(square):
-        matrix: Tensor = torch.ops.fastwhiten_layer.population_matrix(square.detach(), *options)
+        matrix: Tensor = ops.population_matrix(square.detach(), *options)
         return matrix
     return _recall(square, options)
 
@@ -251,7 +252,7 @@ def _operator(
 # It looks at values on the host, which a captured graph would do once.
 _tags = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []
 _op = torch.library.custom_op(
-    "fastwhiten_layer::population_matrix", _operator, mutates_args=(), tags=_tags
+    add_op_namespace_prefix("population_matrix"), _operator, mutates_args=(), tags=_tags
 )
 
 
@@ -269,7 +270,7 @@ def _(
 def _vmap(info: Any, in_dims: tuple[int | None, ...], square: Tensor, *options: Any) -> Any:
     """Fold the vmapped dimension into the groups."""
     folded = fold(square, in_dims[0], info.batch_size, GROUP)
-    matrix = torch.ops.fastwhiten_layer.population_matrix(folded, *options)
+    matrix = ops.population_matrix(folded, *options)
     return unfold(matrix, info.batch_size, GROUP), 0
 
 

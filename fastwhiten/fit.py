@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-import numpy as np
-
 from . import validation
-from .chunks import tensor
+from .chunks import numpy, tensor
 from .whitener import Whitener
 
 
@@ -42,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     progress = not given.pop("quiet")
     whitener = Whitener(**given)
     try:
+        np = numpy()
         rows = np.load(source, mmap_mode="r")
         whitener.fit(rows, progress=progress).save(target)
         if white is not None:

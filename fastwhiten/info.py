@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-import fastwhiten
-from fastwhiten import backends
-from fastwhiten.backends import cuda_module, native
+from . import __version__, backends
+from ._ops import ops
+from .backends import cuda_module, native
 
 ABSENT = "absent"
 
@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
         ['fastwhiten', 'numpy', 'python', 'torch', 'triton']
     """
     found = {
-        "fastwhiten": fastwhiten.__version__,
+        "fastwhiten": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
@@ -47,7 +47,7 @@ def machine() -> dict[str, str]:
     """Return the package's folder, platform, processor with its vector extension, threads, GPUs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "package": str(Path(fastwhiten.__file__).parent),
+        "package": str(Path(__file__).parent),
         "platform": platform.platform(),
         "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
@@ -84,10 +84,8 @@ def build() -> dict[str, str]:
         "flags": how["flags"],
         "cuda": how["cuda"],
         "cuda architectures": ", ".join(how["cuda_archs"]) or ABSENT,
-        "linear algebra": torch.ops.fastwhiten.linear_algebra_provider(),
-        "wide groups on a GPU": (
-            torch.ops.fastwhiten.library_eigensolver() if cuda_module.build else ABSENT
-        ),
+        "linear algebra": ops.linear_algebra_provider(),
+        "wide groups on a GPU": (ops.library_eigensolver() if cuda_module.build else ABSENT),
     }
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import distributed, evaluation, loading, recomputation, validation, warm_start
+from ._ops import ops
 from .distributed import SyncModule
 from .functional import batch_whiten, make_options
 from .sides import Options, Whitened
@@ -320,7 +321,7 @@ class ChannelWhitening(SyncModule):
         if self.batch_weight == 1.0 or self.running_cov is None:
             return None
         if torch.compiler.is_compiling():
-            copied: Tensor = torch.ops.fastwhiten_layer.blended_in(self.running_cov.detach())
+            copied: Tensor = ops.blended_in(self.running_cov.detach())
             return copied
         return self._first_passes.blended_in(x, self.running_cov)
 

@@ -23,6 +23,7 @@ import torch
 import torch.fx.traceback
 from torch import Tensor
 
+from ._ops import add_op_namespace_prefix
 from .backends.grouping import accumulation_dtype
 
 # First passes of one layer that may wait for their repetition: micro-batches of a pipeline, say.
@@ -41,7 +42,7 @@ _REFUSED = (
 )
 
 
-@torch.library.custom_op("fastwhiten_layer::blended_in", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("blended_in"), mutates_args=())
 def compiled_blended_in(running: Tensor) -> Tensor:
     """Return a copy of the running covariance, in a graph that ``torch.compile`` makes.
 

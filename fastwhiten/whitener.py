@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +18,11 @@ from .moments import Moments
 from .validation import Backend, Shrinkage
 
 if TYPE_CHECKING:
+    import numpy as np
     from typing_extensions import Self
 
 AllKinds = Literal["zca", "pca", "cholesky", "zca-cor", "pca-cor"]
-Same = TypeVar("Same", Tensor, np.ndarray[Any, Any])
+Same = TypeVar("Same", Tensor, "np.ndarray[Any, Any]")
 
 
 class Whitener:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,38 @@ def test_the_command_fits_and_transforms(tmp_path: Path, capsys: Any) -> None:
     np.save(source, np.full((3, 2), np.nan))
     with pytest.raises(SystemExit, match="expected finite values"):
         fit.main([source, target, "--quiet"])
+
+
+WITHOUT_NUMPY = """
+import sys
+sys.modules["numpy"] = None
+import torch, fastwhiten
+from fastwhiten import fit
+
+x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+fastwhiten.ChannelWhitening(3)(x).pow(3).sum().backward()
+assert x.grad.isfinite().all()
+y = fastwhiten.Whitener().fit([x[:9], (x[9:], "target")]).transform(x)
+assert torch.allclose(y.T @ y / 40, torch.eye(3), atol=1e-5)
+class Frame:
+    def __array__(self):
+        raise AssertionError("never asked")
+try:
+    fastwhiten.Whitener().fit(Frame())
+except ImportError as error:
+    print(error)
+fit.main(["in.npy", "out.safetensors"])
+"""
+
+
+def test_tensors_need_no_numpy() -> None:
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_NUMPY], capture_output=True, text=True)
+    message = (
+        "Whitener: arrays and .npy files are read by NumPy, which is not installed; run "
+        "`pip install numpy`, or pass tensors\n"
+    )
+    assert ran.stdout == message, ran.stderr
+    assert ran.returncode == 1 and ran.stderr.endswith(f"python -m fastwhiten.fit: {message}")
 
 
 def test_rows_before_an_error_are_kept() -> None:

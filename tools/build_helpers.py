@@ -17,9 +17,20 @@ from types import ModuleType
 MIN_TORCH = (2, 10)
 # LibTorch's stable ABI as of torch 2.10: one binary serves that and every later torch.
 TORCH_TARGET = "0x020a000000000000"
+# What each module is compiled from, below csrc/.
+SOURCES = {
+    "fastwhiten_cpu": ("module.cpp", "cpu/*.cpp"),
+    "fastwhiten_cuda": ("cuda/*.cu", "cuda/*.cpp"),
+}
 # What one translation unit of torch's headers plus templates may take at -O3, with room to spare.
 BYTES_PER_JOB = 2 * 2**30
 BYTES_PER_NVCC = 4 * 2**30  # the same by nvcc, for several architectures
+
+
+def sources(root: Path, module: str) -> list[str]:
+    """Return what `module` is compiled from, relative to the checkout `root`."""
+    found = [path for pattern in SOURCES[module] for path in (root / "csrc").glob(pattern)]
+    return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 def refuse_free_threaded(gil_disabled: bool) -> None:

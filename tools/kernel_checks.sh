@@ -45,7 +45,7 @@ cuda() {
   "$python" -c 'import sys, setuptools.build_meta as build; build.build_sdist(sys.argv[1])' \
     "$folder" >/dev/null
   "$python" -m venv "$folder/cuda"
-  "$folder/cuda/bin/pip" install --quiet "torch>=2.10" numpy
+  "$folder/cuda/bin/pip" install --quiet "torch>=2.10"
   (
     cd "$folder"
     FASTWHITEN_CUDA=1 FASTWHITEN_NVCC_STRICT=1 cuda/bin/pip install --verbose --no-deps \
@@ -65,17 +65,10 @@ PYTHON
     cuda/bin/python -c 'import torch, fastwhiten_cuda, fastwhiten; fastwhiten.whiten(torch.randn(8, 3))'
   )
   "$python" tools/kernel_resources.py --check --log "$folder/cuda.log"
-  stable "$folder"/cuda/lib/python3*/site-packages/fastwhiten_cuda.abi3.so
+  "$python" tools/release.py symbols "$folder"/cuda/lib/python3*/site-packages/fastwhiten_cuda.abi3.so
 }
 
 kernel_model() { "$python" tools/kernel_model.py --check; }
-
-stable() { # MODULE: no symbol of torch but the stable ones
-  if nm -D --demangle --undefined-only "$1" | grep -E '\b(at|c10|torch)::'; then
-    echo 'expected the stable ABI only (csrc/common/stable.h), got the symbols above' >&2
-    exit 1
-  fi
-}
 
 sanitizers() {
   local copy=$folder/sanitized runtime

@@ -20,3 +20,8 @@ inline PyObject* python_module(const char* name) {
 }
 
 }  // namespace fastwhiten
+
+// The name may be a macro: TORCH_EXTENSION_NAME, which whoever builds an extension defines.
+#define FASTWHITEN_MODULE(name) FASTWHITEN_NAMED_MODULE(name)
+#define FASTWHITEN_NAMED_MODULE(name) \
+  PyMODINIT_FUNC PyInit_##name() { return fastwhiten::python_module(#name); }

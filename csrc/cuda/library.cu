@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "../common/library.h"
 #include "cusolver.h"
 #include "device.h"
 #include "eigh.cuh"
@@ -93,8 +94,8 @@ FASTWHITEN_INSTANTIATE(double)
 }  // namespace cuda
 }  // namespace fastwhiten
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastwhiten, m) { m.def("library_eigensolver() -> str"); }
+FASTWHITEN_LIBRARY_FRAGMENT(m) { m.def("library_eigensolver() -> str"); }
 
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CompositeExplicitAutograd, m) {
+FASTWHITEN_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
   m.impl("library_eigensolver", TORCH_BOX(&fastwhiten::cuda::library_eigensolver));
 }

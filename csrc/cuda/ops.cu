@@ -1,8 +1,7 @@
 // The ops on a GPU. The schemas are those that fastwhiten_cpu registers.
+#include "../common/library.h"
 #include "../ops/ops.h"
 #include "device.h"
 #include "fill.cuh"
 
-STABLE_TORCH_LIBRARY_IMPL(fastwhiten, CUDA, m) {
-  fastwhiten::ops::register_all<fastwhiten::cuda::Device>(m);
-}
+FASTWHITEN_LIBRARY_IMPL(CUDA, m) { fastwhiten::ops::register_all<fastwhiten::cuda::Device>(m); }

@@ -424,7 +424,7 @@ Tensor sample_backward(const Tensor& grad, const Tensor& projected, const Tensor
   return dx;
 }
 
-// For STABLE_TORCH_LIBRARY: the schemas. backends/stages.py has them too, and a test compares.
+// For FASTWHITEN_LIBRARY: the schemas. backends/stages.py has them too, and a test compares.
 inline void define_all(torch::stable::detail::StableLibrary& m) {
   m.def(
       "whiten_forward(Tensor x, Tensor? gamma, Tensor? beta, Tensor? row_weight,"
@@ -470,7 +470,7 @@ inline void define_all(torch::stable::detail::StableLibrary& m) {
       " Tensor? row_weight, Tensor? rho, float eps) -> Tensor");
 }
 
-// For STABLE_TORCH_LIBRARY_IMPL: every op on this device.
+// For FASTWHITEN_LIBRARY_IMPL: every op on this device.
 template <class Device>
 void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("whiten_forward", TORCH_BOX(&whiten_forward<Device>));

@@ -90,3 +90,13 @@ def load(built_with: str) -> None:
     """
     global import_error
     import_error = _load(built_with)
+
+
+def use(built: dict[str, Any]) -> None:
+    """Take what a build for the Hub says of itself: its one module has CUDA kernels, or none."""
+    global import_error
+    if built["cuda_archs"]:
+        build.update(built)
+        import_error = None
+    else:
+        import_error = "this build for the Hub serves the CPU"

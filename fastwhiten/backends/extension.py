@@ -16,9 +16,12 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+# Written by kernel-builder into a build for the Hugging Face Hub, beside the package's __init__.py.
+METADATA = Path(__file__).parents[1] / "metadata.json"
 # Written into wheels, where there is no csrc/: the fingerprints of what was built with the package.
 RECORD = Path(__file__).with_name("_sources.json")
 # What each module is compiled from, below csrc/.
@@ -84,10 +87,23 @@ def load(name: str) -> dict[str, Any]:
         raise ImportError(text, name=name) from None
     except ImportError as error:
         raise ImportError(f"{name} cannot be loaded ({error}); {_install()}", name=name) from error
-    built = {**json.loads(module.build), "file": str(module.__file__)}
+    built = _built(module)
     if built["sources"][name] != expected()[name]:
         raise ImportError(_other_sources(name, built), name=name)
     return built
+
+
+def of_hub(module: ModuleType) -> dict[str, Any]:
+    """Return how the one module of a build for the Hub was built, as :func:`load` does.
+
+    It came with this Python code. For which GPUs, if any, kernel-builder has recorded.
+    """
+    backend = json.loads(METADATA.read_text(encoding="utf-8"))["backend"]
+    return {**_built(module), "cuda_archs": backend.get("archs") or []}
+
+
+def _built(module: ModuleType) -> dict[str, Any]:
+    return {**json.loads(module.build), "file": str(module.__file__)}
 
 
 def _install() -> str:

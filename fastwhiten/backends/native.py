@@ -13,17 +13,22 @@ from typing import Any
 
 import torch
 
+from .. import _ops
+from .._ops import add_op_namespace_prefix, ops
 from . import cuda_module, extension, stages
 
 import_error: str | None = None
 build: dict[str, Any] = {}
+# Of a build for the Hub, whose namespace has the module's name: _ops.py has imported it.
+_hub = getattr(_ops, add_op_namespace_prefix("").removesuffix("::"), None)
 try:
-    build = extension.load("fastwhiten_cpu")  # the import registers the ops
+    # The import registers the ops.
+    build = extension.load("fastwhiten_cpu") if _hub is None else extension.of_hub(_hub)
 except ImportError as error:  # not built, for another platform, from other sources
     import_error = str(error)
 
 if import_error is None:
-    cuda_module.load(build["cuda"])
+    cuda_module.load(build["cuda"]) if _hub is None else cuda_module.use(build)
     for _name in stages.STAGES:
-        torch.library.register_fake(f"fastwhiten::{_name}")(stages.fake(_name))
-        globals()[_name] = getattr(torch.ops.fastwhiten, _name)
+        torch.library.register_fake(add_op_namespace_prefix(_name))(stages.fake(_name))
+        globals()[_name] = getattr(ops, _name)

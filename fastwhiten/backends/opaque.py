@@ -15,29 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix, ops
 from ..precision import full_float32, reduced
 from . import native, reference, stages
 from .operators import operator
 
 
-def _stages(module: ModuleType, namespace: str) -> Any:
-    """Return the stages of ``module`` as operators ``namespace::name``."""
+def _stages(module: ModuleType, backend: str) -> Any:
+    """Return the stages of ``module`` as operators ``<backend>_<stage>``."""
 
     def stage(name: str) -> Callable[..., Any]:
         # Looked up when it runs: without the extension there are no native stages.
         return lambda *arguments: getattr(module, name)(*arguments)
 
-    made = {name: operator(namespace, name, stage(name)) for name in stages.STAGES}
+    made = {name: operator(backend, name, stage(name)) for name in stages.STAGES}
     return SimpleNamespace(**made)
 
 
 STAGES = {
-    "native": _stages(native, "fastwhiten_native"),
-    "reference": _stages(reference, "fastwhiten_reference"),
+    "native": _stages(native, "native"),
+    "reference": _stages(reference, "reference"),
 }
 
 
-@torch.library.custom_op("fastwhiten_reference::product", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("product"), mutates_args=())
 def _product(a: Tensor, b: Tensor) -> Tensor:
     with full_float32(a):
         return a @ b
@@ -51,6 +52,6 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a @ b`` as float32's, in a compiled graph too; not differentiable there."""
     if torch.compiler.is_compiling() and a.dtype != torch.float64 and reduced(a.device.type):
-        hidden: Tensor = torch.ops.fastwhiten_reference.product(a, b)
+        hidden: Tensor = ops.product(a, b)
         return hidden
     return a @ b

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .._ops import add_op_namespace_prefix, ops
 from ..precision import full_float32
 from . import stages
 
@@ -21,8 +22,8 @@ def current_device(device: torch.device) -> contextlib.AbstractContextManager[ob
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def operator(namespace: str, name: str, function: Callable[..., Any]) -> Any:
-    """Register ``function`` as the stage ``namespace::name``.
+def operator(backend: str, name: str, function: Callable[..., Any]) -> Any:
+    """Register ``function`` as the operator ``<backend>_<name>``: a backend's stage.
 
     The first argument is a tensor, and says on which device it runs. Where the stage falls back to
     PyTorch's products, they are float32's, also in a compiled graph.
@@ -33,7 +34,10 @@ def operator(namespace: str, name: str, function: Callable[..., Any]) -> Any:
             return function(x, *rest)
 
     op = torch.library.custom_op(
-        f"{namespace}::{name}", run, mutates_args=(), schema=stages.schema(name)
+        add_op_namespace_prefix(f"{backend}_{name}"),
+        run,
+        mutates_args=(),
+        schema=stages.schema(name),
     )
     op.register_fake(stages.fake(name))
-    return getattr(getattr(torch.ops, namespace), name)
+    return getattr(ops, f"{backend}_{name}")

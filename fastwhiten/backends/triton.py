@@ -1,4 +1,4 @@
-"""The Triton backend: the stages through ``torch.ops.fastwhiten_triton``.
+"""The Triton backend: the stages through ``torch.ops.fastwhiten.triton_<stage>``.
 
 Kernels and launchers are in :mod:`fastwhiten.kernels`, which is imported when the first stage runs:
 importing fastwhiten neither needs triton nor pays for it. Every launch is inside an operator with a
@@ -86,7 +86,7 @@ unserved._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @functools.cache
 def _kernels() -> Any:
     """Import the launchers; only here is triton needed."""
-    from fastwhiten.kernels import (
+    from ..kernels import (
         apply,
         backward,
         backward_matrix,
@@ -278,7 +278,7 @@ def _operator(name: str, function: Callable[..., Any]) -> Any:
         stages.check(name, arguments, "cpu" if interpreted() else "cuda")
         return function(*arguments)
 
-    return operator("fastwhiten_triton", name, checked)
+    return operator("triton", name, checked)
 
 
 statistics = _operator("statistics", _statistics)
