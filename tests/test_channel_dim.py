@@ -94,6 +94,7 @@ def test_layer(name: str, channel_dim: int, backend: str) -> None:
     assert f"channel_dim={channel_dim}" in repr(layer) and "channel_dim" not in repr(second)
 
 
+@pytest.mark.parametrize("backend", ["reference", "native"])  # interpreted it takes a minute
 def test_second_derivatives_and_vmap(backend: str) -> None:
     def whiten(t: Tensor) -> Tensor:
         return fastwhiten.whiten(t, channel_dim=-1, eps=0.1, backend=backend)
