@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from .modules import ChannelWhitening
 
@@ -19,8 +18,7 @@ class Change(NamedTuple):
     text: str  # says that
     parent: nn.Module
     name: str
-    replaced: nn.Module | None  # None where it is an addition
-    hook: RemovableHandle | None = None  # what calls an addition
+    before: nn.Module | type[nn.Module]  # what was there; for an addition, the class of parent
 
 
 class Changes:
@@ -73,13 +71,12 @@ class Changes:
                     f"Changes.undo: expected the layer {name!r} where it was put, got "
                     f"{type(found).__name__}; undo later changes of the model first"
                 )
-        for _, layer, _, parent, name, replaced, hook in self._changes:
-            if replaced is None:
-                delattr(parent, name)
+        for _, layer, _, parent, name, before in self._changes:
+            if isinstance(before, nn.Module):
+                setattr(parent, name, before.train(layer.training))
             else:
-                setattr(parent, name, replaced.train(layer.training))
-            if hook is not None:
-                hook.remove()
+                delattr(parent, name)
+                parent.__class__ = before
         self._undone = True
 
     def __repr__(self) -> str:

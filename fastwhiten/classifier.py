@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, TypeGuard
 
 import torch
@@ -22,13 +23,12 @@ def whiten_classifier_input(
 ) -> Changes:
     """Put a :class:`ChannelWhitening` in front of a model's classifier, in place.
 
-    The classifier, an ``nn.Linear`` or a subclass (or a 1 x 1 ``nn.Conv2d``), stays the module that
-    it is: the layer becomes its submodule ``whitening``, called by a forward pre-hook, as that of
-    ``torch.nn.utils.spectral_norm``. So its ``weight``, ``bias`` and their keys in the
-    ``state_dict`` are as before, and copies, ``torch.compile``, ``torch.export`` and an optimizer
-    that holds its parameters go on. New keys are ``<path>.whitening.running_mean``, ``running_cov``
-    and ``num_batches_tracked`` (``weight`` and ``bias``, with ``affine``): before a state with
-    them is loaded, the layer has to be put in.
+    The classifier, an ``nn.Linear`` or a subclass (or a 1 x 1 ``nn.Conv2d``), stays the object that
+    it is, of a subclass of its class with a submodule ``whitening``, as ``torch.nn.utils
+    .parametrize`` does it. So its ``weight``, ``bias``, ``in_features`` and hooks, the keys of its
+    parameters in the ``state_dict``, and an optimizer that holds them are as before. New keys are
+    ``<path>.whitening.running_mean``, ``running_cov`` and ``num_batches_tracked`` (``weight`` and
+    ``bias``, with ``affine``): before a state with them is loaded, the layer has to be put in.
 
     Args:
         model: of torchvision's, timm's or Hugging Face's style: the classifier is what
@@ -46,8 +46,9 @@ def whiten_classifier_input(
         what was done.
 
     Raises:
-        ValueError: no classifier, more than one, or one with a whitening; the text lists the linear
-            layers. Options as in :class:`ChannelWhitening`.
+        ValueError: no classifier, more than one (the text lists the linear layers), one with a
+            whitening, or one whose ``forward`` was replaced. Options as in
+            :class:`ChannelWhitening`.
 
     Example:
         Trained, the layer folds into the classifier (:func:`fold_into_linear`):
@@ -76,27 +77,54 @@ def whiten_classifier_input(
             f"{CALLER}: expected classifier={path!r} to be the path of a linear layer, got {got}; "
             f"{_candidates(model)}"
         )
-    if hasattr(linear, NAME):
+    if isinstance(linear, WhitenedInput):
         raise ValueError(
             f"{CALLER}: expected a classifier without whitening, got {path!r}, whose input is "
             "whitened already; undo() that first"
         )
-    text = f"in front of {linear}"
+    if "forward" in vars(linear):
+        raise ValueError(
+            f"{CALLER}: expected {path!r} to have its class's forward, got one of its own, which "
+            "would pass the whitening over; put whitening in before what replaces forward "
+            "(accelerate's dispatch, say)"
+        )
+    text, before = f"in front of {linear}", type(linear)
     features, channel_dim = _input(linear)
     factory = {
         "device": linear.weight.device,
         "dtype": torch.promote_types(linear.weight.dtype, torch.float32),
     }
     layer = ChannelWhitening(features, **{"channel_dim": channel_dim, **factory, **options})
+    linear.__class__ = _whitened(before)
     linear.add_module(NAME, layer.train(linear.training))
-    hook = linear.register_forward_pre_hook(_whiten_input)
-    return Changes([Change(path, layer, text, linear, NAME, None, hook)])
+    return Changes([Change(path, layer, text, linear, NAME, before)])
 
 
-def _whiten_input(linear: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Replace the input: no method and no closure, so that copies call their own layer."""
-    layer = linear.get_submodule(NAME)
-    return layer(args[0]), *args[1:]
+class WhitenedInput(nn.Module):
+    """In front of a linear layer's class: what comes in is whitened.
+
+    Compiled code notices another class; it would not notice a hook.
+    """
+
+    whitening: nn.Module
+
+    def forward(self, input: Tensor) -> Any:
+        """Whiten, and go on to the linear layer."""
+        return super().forward(self.whitening(input))
+
+    def __reduce__(self) -> Any:
+        """Copy and pickle by the class of before: that of now has no name in a module."""
+        return _new, (type(self).__bases__[1],), vars(self)
+
+
+@functools.cache
+def _whitened(before: Any) -> Any:
+    return type(f"Whitened{before.__name__}", (WhitenedInput, before), {"__module__": __name__})
+
+
+def _new(before: type[nn.Module]) -> Any:
+    made = _whitened(before)
+    return made.__new__(made)
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:

@@ -100,12 +100,13 @@ def fold_into_linear(layer: nn.Module, linear: Linear) -> Linear:
     if type(linear) not in (nn.Linear, nn.Conv2d):
         raise TypeError(
             f"{caller}: expected linear to be an nn.Linear or an nn.Conv2d itself, got "
-            f"{type(linear).__name__}; a subclass may compute something else"
+            f"{type(linear).__name__}; a subclass may compute something else (first undo() what "
+            "whiten_classifier_input has done)"
         )
     if linear._forward_pre_hooks or linear._forward_hooks:
         raise ValueError(
             f"{caller}: expected linear without forward hooks, which a new layer would not have, "
-            f"got {linear}; remove them first (undo() of what whiten_classifier_input returned)"
+            f"got {linear}; remove them first"
         )
     layer = copy.deepcopy(layer)
     if isinstance(linear, nn.Conv2d):

@@ -104,19 +104,21 @@ def test_whitened_and_undone(name: str) -> None:
     rows = spectra.random(40, D)
     x = plain.from_rows(rows, torch.empty(shape)) if dim == 1 else rows.reshape(shape)
     linear, before = model.get_submodule(path), model(x)
+    kind, unwhitened = type(linear), copy.deepcopy(linear)
     keys, parameter = list(model.state_dict()), linear.weight
 
     change = fastwhiten.whiten_classifier_input(model, momentum=None, eps=1e-2)
     assert change.path == path and f"{path}: ChannelWhitening(6" in repr(change)
     assert change.layer.running_cov.dtype == torch.float64
     assert model.get_submodule(path) is linear and linear.weight is parameter
+    assert isinstance(linear, kind) and type(linear).__name__ == f"Whitened{kind.__name__}"
     added = {
         f"{path}.whitening.{n}" for n in ("running_mean", "running_cov", "num_batches_tracked")
     }
     assert set(model.state_dict()) == {*keys, *added}
 
     white = plain.whiten(x.movedim(dim, 1), eps=1e-2).movedim(1, dim)
-    expected = nn.Module.__call__(copy.deepcopy(linear_without(linear)), white)
+    expected = unwhitened(white)
     # White rows times weights below one, in float64.
     torch.testing.assert_close(model(x), expected, rtol=0.0, atol=1e-11)
     # One batch is the average of its statistics.
@@ -133,15 +135,7 @@ def test_whitened_and_undone(name: str) -> None:
     change.undo()
     change.undo()
     assert list(model.state_dict()) == keys and torch.equal(model(x), before)
-    assert not linear._forward_pre_hooks and "undone" in repr(change)
-
-
-def linear_without(linear: nn.Module) -> nn.Module:
-    """A copy without whitening."""
-    plain_copy = copy.deepcopy(linear)
-    plain_copy._forward_pre_hooks.clear()
-    del plain_copy.whitening
-    return plain_copy
+    assert type(linear) is kind and "undone" in repr(change)
 
 
 def test_half_precision_models_whiten_in_float32_where_they_are() -> None:
@@ -174,4 +168,21 @@ def test_undo_refuses_where_somebody_has_changed_the_place() -> None:
     model.fc.whitening = nn.Identity()
     with pytest.raises(RuntimeError, match="where it was put, got Identity; undo later changes"):
         change.undo()
-    assert model.fc._forward_pre_hooks
+    assert type(model.fc) is not nn.Linear
+    model.fc = nn.Linear(D, K)
+    model.fc.forward = lambda x: x
+    with pytest.raises(ValueError, match="expected 'fc' to have its class's forward"):
+        fastwhiten.whiten_classifier_input(model)
+
+
+@pytest.mark.slow
+def test_compiled_code_notices() -> None:
+    torch._dynamo.reset()
+    model, x = Torchvision(), torch.randn(40, D)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    before = compiled(x)
+    change = fastwhiten.whiten_classifier_input(model)
+    torch.testing.assert_close(compiled(x), model(x), rtol=0.0, atol=1e-5)
+    assert not torch.allclose(compiled(x), before, atol=1e-2)
+    change.undo()
+    assert torch.equal(compiled(x), before)
