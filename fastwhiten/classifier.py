@@ -95,7 +95,8 @@ def whiten_classifier_input(
         "dtype": torch.promote_types(linear.weight.dtype, torch.float32),
     }
     layer = ChannelWhitening(features, **{"channel_dim": channel_dim, **factory, **options})
-    linear.__class__ = _whitened(before)
+    whitened: Any = _whitened(before)  # type: ignore[arg-type]
+    linear.__class__ = whitened
     linear.add_module(NAME, layer.train(linear.training))
     return Changes([Change(path, layer, text, linear, NAME, before)])
 
@@ -123,7 +124,7 @@ def _whitened(before: Any) -> Any:
 
 
 def _new(before: type[nn.Module]) -> Any:
-    made = _whitened(before)
+    made = _whitened(before)  # type: ignore[arg-type]
     return made.__new__(made)
 
 
