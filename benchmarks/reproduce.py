@@ -94,7 +94,7 @@ def recipe_config(folder: str, seed: int, epochs: int, loss: str, root: str) -> 
         "evaluate_test": "false",
         "output.root": root,
         "output.plots": "false",
-        "output.tensorboard": "false",
+        "output.loggers": "[]",
         "threads": torch.get_num_threads(),
         "device": "cpu",
     }

@@ -43,6 +43,8 @@ class _Parser(ArgumentParser):
             name = unknown[1] or unknown[2]
             options = [option for option in _options(self) if not name.startswith(f"{option}.")]
             close = difflib.get_close_matches(name, options, n=1)
+            if name.endswith("output.tensorboard"):  # its old name
+                close = ["output.loggers"]
             message += f". Did you mean '{close[0]}'?" if close else "."
         command = self.prog.replace(" [options]", "")  # a command's name has it in its middle
         self.exit(2, f"error: {message}\n{command} --help lists what there is.\n")

@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> TrainConfig:
     config.optim.warmup_epochs = 1
     config.output.root = str(tmp_path / "runs")
     config.output.plots = False
-    config.output.tensorboard = False
+    config.output.loggers = []
     return config
 
 

@@ -58,6 +58,7 @@ def test_false_is_false():
         (["train", "--whitening_options.kind", "svd"], "'zca', 'pca', 'cholesky'"),
         (["train", "--imbalance-facto", "3"], "Did you mean 'imbalance_factor'?"),
         (["train", "--optim.lrr", "3"], "Did you mean 'optim.lr'?"),
+        (["train", "--output.tensorboard=false"], "Did you mean 'output.loggers'?"),
         (["train", "--seed", "one"], "seed"),
         (["trian"], "'train'"),
         (["train", "--whitening_options.foo", "1"], "Did you mean 'whitening_options."),

@@ -75,7 +75,7 @@ def test_the_steps_as_they_are_written(tmp_path: Path):
     _add(loaders, "_LOADERS:", '    "noise": load_noise,')
 
     arguments = "train --loss hinge --sampler flat --dataset noise --optim.epochs 1 --model.width 4"
-    options = "--data.batch_size 16 --output.plots false --output.tensorboard false"
+    options = "--data.batch_size 16 --output.plots false --output.loggers []"
     more = ["--data.validation_per_class", "2", "--output.name", "run"]
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])  # of the latter, only fastwhiten
     done = subprocess.run(

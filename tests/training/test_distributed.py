@@ -144,12 +144,19 @@ def test_stopped_and_continued_on_two_processes(folder: Path):
         del row["train_seconds"], row["images_per_second"]
     assert tables[0] == tables[1]
     assert [row["epoch"] for row in tables[0]] == ["1", "2"]
-    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["stopped", "whole"]
+    names = sorted(path.name for path in (folder / "runs").iterdir())
+    assert names == ["stopped", "unlogged", "whole"]
 
 
 def test_an_error_of_the_first_process_is_raised_by_all(folder: Path):
     texts = [(folder / f"refused-{rank}").read_text() for rank in range(2)]
     assert texts[0] == texts[1] and "expected auto, none, a run folder" in texts[0]
+
+
+def test_loggers_are_opened_by_the_first_process_and_their_errors_raised_by_all(folder: Path):
+    assert [path.name for path in folder.glob("opened-*")] == ["opened-0"]
+    texts = [(folder / f"unlogged-{rank}").read_text() for rank in range(2)]
+    assert texts[0] == texts[1] and texts[0].endswith("to open, got OSError: no such server.")
 
 
 def test_running_statistics_are_averaged(folder: Path):

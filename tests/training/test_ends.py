@@ -18,7 +18,7 @@ from tests.helpers.processes import members, started
 REPOSITORY = Path(__file__).parents[2]
 OPTIONS = (
     "--model.width 1 --optim.epochs 1 --optim.warmup_epochs 0 "
-    "--output.tensorboard false --data.workers 2 --data.image_size 8 --data.resize 8 "
+    "--output.loggers [] --data.workers 2 --data.image_size 8 --data.resize 8 "
     "--data.batch_size 6"
 ).split()
 FOLDER = ["--data.validation_per_class", "1"]

@@ -30,7 +30,7 @@ def ablation(tmp_path: Path) -> AblateConfig:
     train.data.batch_size = 48  # seven steps an epoch
     train.optim.epochs = 2
     train.optim.warmup_epochs = 0
-    train.output.plots = train.output.tensorboard = False
+    train.output.plots, train.output.loggers = False, []
     arms = {
         "ce": {"whitening": "none", "loss": "ce"},
         "ldam": {"whitening": "none", "loss": "ldam-drw"},

@@ -22,7 +22,7 @@ from training.evaluation.evaluate import evaluating
 from training.runs.finished import load_run, read_run
 
 OPTIONS = (
-    "--model.width 4 --optim.epochs 1 --output.plots false --output.tensorboard false "
+    "--model.width 4 --optim.epochs 1 --output.plots false --output.loggers [] "
     "--data.batch_size 4 --data.validation_per_class 1 --output.name run"
 ).split()
 FILES = "--data.workers 0 --data.image_size 8 --data.resize 10".split()

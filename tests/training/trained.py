@@ -23,7 +23,7 @@ def train_briefly(root: Path, whitening: str = "fused", ema_decay: float | None 
     config.output.root = str(root)
     config.output.name = whitening
     config.output.plots = False
-    config.output.tensorboard = False
+    config.output.loggers = []
     with cpu_threads(1):
         run_train(config, Console(file=io.StringIO()))
     return root / whitening

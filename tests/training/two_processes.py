@@ -33,6 +33,7 @@ from training.errors import ConfigError, TrainingStopped
 from training.evaluation.evaluate import evaluate
 from training.evaluation.metrics import ShotGroups
 from training.models import build_model
+from training.report.loggers import JsonLinesWriter, LoggedRun
 from training.report.progress import PlainReporter
 from training.reproducibility import resolve_seeds
 from training.samplers import rank_rows
@@ -150,6 +151,14 @@ def evaluate_split(folder: Path, processes: Processes) -> None:
     torch.save(results, folder / f"evaluation-{processes.rank}.pt")
 
 
+class Unreachable(JsonLinesWriter):
+    """A logger that cannot be opened; says where that was tried."""
+
+    def __init__(self, run: LoggedRun, folder: str) -> None:
+        (Path(folder) / f"opened-{dist.get_rank()}").touch()
+        raise OSError("no such server")
+
+
 def whole_runs(folder: Path, processes: Processes) -> None:
     """A run, and the same one that is stopped by a signal to one process and continued."""
     console = Console(file=io.StringIO())
@@ -182,6 +191,12 @@ def whole_runs(folder: Path, processes: Processes) -> None:
         run_train(config, console)
     except ConfigError as error:
         (folder / f"refused-{processes.rank}").write_text(str(error))
+    config.resume, config.output.name = "none", "unlogged"
+    config.output.loggers = [{f"{Unreachable.__module__}:Unreachable": {"folder": str(folder)}}]
+    try:
+        run_train(config, console)
+    except ConfigError as error:
+        (folder / f"unlogged-{processes.rank}").write_text(str(error))
 
 
 def running_statistics(folder: Path, processes: Processes) -> None:

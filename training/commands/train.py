@@ -29,7 +29,8 @@ from training.errors import TrainingStopped
 from training.evaluation.evaluate import epoch_record, evaluate_epoch
 from training.evaluation.metrics import ShotGroups
 from training.models import check_groups
-from training.report.progress import Reporter, build_reporter, with_scalars
+from training.report.loggers import check_loggers, with_loggers
+from training.report.progress import Reporter, build_reporter
 from training.report.summary import finish_run
 from training.reproducibility import (
     Seeds,
@@ -71,6 +72,7 @@ def run_train(config: TrainConfig, console: Console | None = None) -> dict[str, 
     console = console or Console()
     validate(config)
     check_groups(config)
+    check_loggers(config.output.loggers)
     if config.dry_run:
         dataset = build_dataset(config, resolve_seeds(config.seed, config.seeds).split, False)
         for note in _notes(config, dataset):
@@ -123,10 +125,11 @@ def train(
     started = time.perf_counter()
     seeds = resolve_seeds(config.seed, config.seeds)
     run = _open_run(config, seeds, device, processes, console, load or build_dataset)
-    reporter = build_reporter(console, config.optim.epochs, len(run.trainer.sampler))
-    if processes.first:
-        reporter = with_scalars(reporter, config, run.folder, run.trainer)
-    with closing(run.trainer.feed), closing(reporter):
+    shown = build_reporter(console, config.optim.epochs, len(run.trainer.sampler))
+    with (
+        closing(run.trainer.feed),
+        closing(with_loggers(shown, config, run.folder, run.trainer)) as reporter,
+    ):
         reporter.start(run.trainer.step)
         yield from _train(run, reporter, signals)
     return finish_run(config, run.trainer, run.history, run.folder, console, started)
@@ -234,6 +237,6 @@ def _train(run: Run, reporter: Reporter, signals: StopSignals) -> Generator[bool
         history.wall_seconds = time.perf_counter() - started
         if trainer.processes.first:
             append_record(run.folder, history)
+        reporter.epoch(record)  # before it is saved: what a checkpoint knows was logged
         if is_best or epoch % config.checkpoint_every == 0 or epoch == config.optim.epochs:
             run.save(best=is_best)
-        reporter.epoch(record)

@@ -26,6 +26,9 @@ def load_config(path: Path) -> TrainConfig:
         raise ConfigError(f"{path}: expected a configuration in YAML, got: {reason}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of options, got {type(values).__name__}.")
+    output = values.get("output")
+    if isinstance(output, dict) and "tensorboard" in output:  # runs of before there were loggers
+        output["loggers"] = ["tensorboard"] if output.pop("tensorboard") else []
     return _parse(values, str(path))
 
 

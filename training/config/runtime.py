@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from training.config.checks import check, check_unused
 
@@ -113,16 +113,17 @@ class OutputConfig:
             mixup, sampler and BET period before the seed where they are not the defaults.
         overwrite: Replace a run folder of the same name; otherwise a new one gets a suffix.
         plots: Draw the pictures and write the report.
-        tensorboard: Write the figures of every epoch for TensorBoard, into the run folder.
+        loggers: What the figures of every epoch are written to: tensorboard and jsonl, into the run
+            folder, and classes of yours, as module:Class or {module:Class: {option: value}}.
         diagnostics_every: Epochs from one diagnosis of features, batches and classifier to the
-            next, written for TensorBoard; the last epoch is diagnosed too. 0 is never.
+            next, for the loggers; the last epoch is diagnosed too. 0 is never.
     """
 
     root: str = "runs"
     name: str | None = None
     overwrite: bool = False
     plots: bool = True
-    tensorboard: bool = True
+    loggers: list[str | dict[str, dict[str, Any]]] = field(default_factory=lambda: ["tensorboard"])
     diagnostics_every: int = 10
 
 

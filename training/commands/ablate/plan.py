@@ -14,6 +14,7 @@ from training.config.commands import GRIDS
 from training.config.load import change_config
 from training.errors import ConfigError
 from training.models import check_groups
+from training.report.loggers import check_loggers
 
 # Decided by the grid, not by an axis.
 _RESERVED = ("dataset", "seed", "output", "resume", "dry_run")
@@ -202,6 +203,7 @@ def _validate(run: PlannedRun) -> None:
     try:
         validate(run.config)
         check_groups(run.config)
+        check_loggers(run.config.output.loggers)
     except ConfigError as error:
         raise ConfigError(f"{run.name}: {error}") from error
 
