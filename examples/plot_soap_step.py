@@ -26,20 +26,28 @@ torch.set_num_threads(1)  # the matrices are tiny: more threads would wait for e
 
 WIDTH, LAYERS = 64, 4
 clean = torch.from_numpy(load_digits().data).float() / 16  # [1797, 64]
-clean = (clean - clean.mean(0))[:1024]
+clean = clean - clean.mean(0)
 torch.manual_seed(0)
-noisy = clean + 0.2 * torch.randn_like(clean)
+clean = clean / clean.std()
 first_weights = torch.randn(LAYERS, WIDTH, WIDTH) / WIDTH**0.5  # [L, 64, 64]
-eigenvalues = torch.linalg.eigvalsh(noisy.T @ noisy)
-print(f"condition number of the inputs' covariance: {eigenvalues[-1] / eigenvalues[0]:.0f}")
 
 
-def loss_of(weights):
+def with_noise(images):
+    """Return noisy images."""
+    return images + 0.3 * torch.randn_like(images)
+
+
+def loss_of(weights, images, noisy):
     """Return the mean squared error of ``weights`` ``[L, 64, 64]``."""
     x = noisy
     for weight in weights[:-1]:
         x = torch.tanh(x @ weight)
-    return (x @ weights[-1] - clean).square().mean()
+    return (x @ weights[-1] - images).square().mean()
+
+
+noisy = with_noise(clean)
+eigenvalues = torch.linalg.eigvalsh(noisy.T @ noisy)
+print(f"condition number of the inputs' covariance: {eigenvalues[-1] / eigenvalues[0]:.0f}")
 
 
 # %%
@@ -113,7 +121,10 @@ class Shampoo(SGD):
 
 
 class SOAP(Adam):
-    """Adam in the eigenvectors' basis, each basis found from the one before."""
+    """Adam in the basis of the eigenvectors before the step; each is found from the last one.
+
+    The first gradient is diagonal in its own basis: it makes the basis, and no step.
+    """
 
     def __init__(self):
         """Start with no basis."""
@@ -122,13 +133,15 @@ class SOAP(Adam):
 
     def __call__(self, gradient):
         """Return the step."""
-        sides = self.sides(two_sides(gradient))  # [2, L, 64, 64]
-        self.seen.append(sides)
-        self.basis = fastwhiten.symmetric_eigh(sides, start=self.basis)[1]
-        left, right = self.basis
-        square = self.square((left.mT @ gradient @ right).square())
-        rotated = left.mT @ self.momentum(gradient) @ right
-        return left @ (rotated / (square.sqrt() + 1e-10)) @ right.mT
+        step = torch.zeros_like(gradient)
+        if self.basis is not None:
+            left, right = self.basis
+            square = self.square((left.mT @ gradient @ right).square())
+            rotated = left.mT @ self.momentum(gradient) @ right
+            step = left @ (rotated / (square.sqrt() + 1e-10)) @ right.mT
+        self.seen.append(self.sides(two_sides(gradient)))  # [2, L, 64, 64]
+        self.basis = fastwhiten.symmetric_eigh(self.seen[-1], start=self.basis)[1]
+        return step
 
 
 # %%
@@ -141,24 +154,26 @@ assert torch.allclose(torch.linalg.matrix_power(root, 4) @ covariance, torch.eye
 # %%
 # Who gets how far
 # ----------------
-# Every optimiser has the best of its learning rates, a factor of three apart, decayed to zero.
+# Every optimiser has the best of its learning rates, which rise for ten steps and decay to zero.
 
 
 def optimise(optimizer, rate, steps=150):
-    """Return the loss before every step and after the last."""
+    """Return the loss of all images before every step and after the last."""
+    torch.manual_seed(1)
     weights, losses = first_weights.clone(), []
     for step in range(steps):
+        losses.append(loss_of(weights, clean, noisy).item())
+        batch = clean[torch.randperm(len(clean))[:256]]
         weights.requires_grad_(True)
-        loss = loss_of(weights)
-        (gradient,) = torch.autograd.grad(loss, weights)
-        losses.append(loss.item())
+        (gradient,) = torch.autograd.grad(loss_of(weights, batch, with_noise(batch)), weights)
         with torch.no_grad():
-            weights = weights.detach() - rate * (1 - step / steps) * optimizer(gradient)
-    return [*losses, loss_of(weights).item()]
+            schedule = min(1, (step + 1) / 10, 1.1 * (1 - step / steps))
+            weights = weights.detach() - rate * schedule * optimizer(gradient)
+    return [*losses, loss_of(weights, clean, noisy).item()]
 
 
-RATES = {SGD: (3, 10, 30, 100), Adam: (0.001, 0.003, 0.01, 0.03)}
-RATES |= {Shampoo: (0.003, 0.01, 0.03), SOAP: (0.001, 0.003, 0.01, 0.03)}
+RATES = {SGD: (3, 10, 30), Adam: (0.01, 0.03, 0.1)}
+RATES |= {Shampoo: (0.001, 0.003, 0.01), SOAP: (0.01, 0.03, 0.1)}
 curves, best = {}, {}
 for kind, rates in RATES.items():
     runs = {}
@@ -169,6 +184,7 @@ for kind, rates in RATES.items():
             runs[rate] = losses, optimizer
     rate = min(runs, key=lambda rate: runs[rate][0][-1])
     curves[kind.__name__], best[kind.__name__] = runs[rate]
+    print({r: round(runs[r][0][-1], 5) for r in runs})
     print(f"{kind.__name__:8} learning rate {rate:5g} of {rates}: loss {runs[rate][0][-1]:.5f}")
 for name in ("Shampoo", "SOAP"):
     needed = next(
@@ -227,7 +243,7 @@ def sweeps(matrices, start, tolerance=1e-7, most=20):
     return count
 
 
-steps = range(1, len(sides), 12)
+steps = range(1, len(sides), 18)
 counted, left = {"from nothing": [], "from the last step": []}, []
 for step in steps:
     now, before = sides[step], fastwhiten.symmetric_eigh(sides[step - 1])[1]

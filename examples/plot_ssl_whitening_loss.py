@@ -34,7 +34,7 @@ torch.set_num_threads(1)  # the matrices are tiny: more threads would wait for e
 # ----------------
 # A view is the digit at a place of its own, with a contrast of its own and noise.
 
-SIZE, TRAIN = 16, 1297
+SIZE, TRAIN = 12, 1297
 digits = load_digits()
 order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
 images = torch.from_numpy(digits.images).float()[order] / 16  # [1797, 8, 8]
@@ -42,7 +42,7 @@ labels = digits.target[order]
 
 
 def view(x):
-    """Return ``[N, 1, 16, 16]``: every image of ``[N, 8, 8]`` at a random place."""
+    """Return ``[N, 1, 12, 12]``: every image of ``[N, 8, 8]`` at a random place."""
     rows, columns = (torch.randint(0, SIZE - 7, (len(x), 1)) + torch.arange(8) for _ in range(2))
     canvas = torch.zeros(len(x), SIZE, SIZE)
     contrast = 0.6 + 0.4 * torch.rand(len(x), 1, 1)
@@ -83,14 +83,14 @@ def distance(parts):
     return (first - second).square().sum(-1).mean()
 
 
-def whitened(parts, kind="cholesky", eps=1e-3):
+def whitened(parts, kind="cholesky", eps=1e-4):
     """Whiten every part ``[P, 64, D]`` by itself, by one call."""
     side_by_side = parts.transpose(0, 1).reshape(PART, -1)  # [64, P D]
     white = fastwhiten.whiten(side_by_side, groups=len(parts), kind=kind, eps=eps)
     return white.reshape(PART, -1, WIDTH).transpose(0, 1)
 
 
-def whitened_by_torch(parts, eps=1e-3):
+def whitened_by_torch(parts, eps=1e-4):
     """Do the same by ``torch.linalg`` and autograd."""
     centred = parts - parts.mean(1, keepdim=True)
     covariance = centred.mT @ centred / PART + eps * torch.eye(WIDTH).to(parts)
@@ -99,7 +99,8 @@ def whitened_by_torch(parts, eps=1e-3):
 
 
 # %%
-# Both have the same gradient, to rounding; how their times compare depends on the machine.
+# Both have the same gradient, to rounding. How their times compare depends on the machine: each
+# has the best of many calls.
 
 
 def loss_and_gradient(whiten, x):
@@ -109,7 +110,7 @@ def loss_and_gradient(whiten, x):
     return loss.detach(), torch.autograd.grad(loss, x)[0]
 
 
-first = torch.randn(256, WIDTH) @ torch.randn(WIDTH, WIDTH)
+first = torch.randn(256, WIDTH) * torch.linspace(0.3, 3, WIDTH)
 example = parts_of(first, first + torch.randn(256, WIDTH))
 ours, theirs = (loss_and_gradient(f, example)[1] for f in (whitened, whitened_by_torch))
 truth = loss_and_gradient(whitened_by_torch, example.double())[1]
@@ -118,15 +119,15 @@ for name, gradient in (("fastwhiten", ours), ("torch", theirs)):
     print(f"{name:10} error of the gradient against float64: {error:.1e}")
     assert error < 1e-4
 
-rounds = {whitened: [], whitened_by_torch: []}
+best = {}
 for _ in range(200):
-    for function, seconds in rounds.items():
+    for whiten in (whitened, whitened_by_torch):
         begin = time.perf_counter()
-        loss_and_gradient(function, example)
-        seconds.append(time.perf_counter() - begin)
-ratios = np.divide(rounds[whitened_by_torch], rounds[whitened])
-low, median, high = np.percentile(ratios, [25, 50, 75])
-print(f"torch takes {median:.2f} times as long as fastwhiten (quartiles {low:.2f} to {high:.2f})")
+        loss_and_gradient(whiten, example)
+        seconds = time.perf_counter() - begin
+        best[whiten] = min(seconds, best.get(whiten, seconds))
+ratio = best[whitened_by_torch] / best[whitened]
+print(f"loss and gradient by torch take {ratio:.2f} times as long as by fastwhiten")
 
 # %%
 # Training
@@ -146,11 +147,14 @@ def new_encoder():
     torch.manual_seed(0)
     encoder = nn.Sequential(
         nn.Conv2d(1, 16, 3, stride=2, padding=1),
+        nn.BatchNorm2d(16),
         nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.BatchNorm2d(32),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(512, 128),
+        nn.Linear(288, 128),
+        nn.BatchNorm1d(128),
         nn.ReLU(),
     )
     return encoder, nn.Linear(128, WIDTH)
