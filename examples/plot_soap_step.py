@@ -184,8 +184,8 @@ for kind, rates in RATES.items():
             runs[rate] = losses, optimizer
     rate = min(runs, key=lambda rate: runs[rate][0][-1])
     curves[kind.__name__], best[kind.__name__] = runs[rate]
-    print({r: round(runs[r][0][-1], 5) for r in runs})
-    print(f"{kind.__name__:8} learning rate {rate:5g} of {rates}: loss {runs[rate][0][-1]:.5f}")
+    ends = ", ".join(f"{rate:g}: {losses[-1]:.4f}" for rate, (losses, _) in runs.items())
+    print(f"{kind.__name__:8} ends at {curves[kind.__name__][-1]:.4f} (by learning rate {ends})")
 for name in ("Shampoo", "SOAP"):
     needed = next(
         (step for step, loss in enumerate(curves[name]) if loss <= curves["Adam"][-1]), None
