@@ -12,6 +12,8 @@ The problem is small and ill-conditioned: a network of four layers removes noise
 digits, whose pixels are strongly correlated.
 """
 
+import math
+
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
@@ -180,18 +182,16 @@ for kind, rates in RATES.items():
     for rate in rates:
         optimizer = kind()
         losses = optimise(optimizer, rate)
-        if losses[-1] == losses[-1]:  # not NaN
+        if math.isfinite(losses[-1]):
             runs[rate] = losses, optimizer
     rate = min(runs, key=lambda rate: runs[rate][0][-1])
     curves[kind.__name__], best[kind.__name__] = runs[rate]
     ends = ", ".join(f"{rate:g}: {losses[-1]:.4f}" for rate, (losses, _) in runs.items())
     print(f"{kind.__name__:8} ends at {curves[kind.__name__][-1]:.4f} (by learning rate {ends})")
 for name in ("Shampoo", "SOAP"):
-    needed = next(
-        (step for step, loss in enumerate(curves[name]) if loss <= curves["Adam"][-1]), None
-    )
-    reached = f"after {needed} steps" if needed is not None else "never"
-    print(f"{name} is where Adam ends, after {len(curves['Adam']) - 1} steps, {reached}")
+    there = [step for step, loss in enumerate(curves[name]) if loss <= curves["Adam"][-1]]
+    when = f"after {there[0]} steps" if there else "never"
+    print(f"{name} is where Adam ends, after {len(curves['Adam']) - 1} steps, {when}")
 assert curves["SOAP"][-1] < curves["Adam"][-1] < curves["SGD"][-1]
 
 # %%
