@@ -117,7 +117,7 @@ def accuracy(model):
 
 
 def train(make, epochs, seed):
-    """Return the model, its losses, the test's accuracy of every epoch, and seconds a step."""
+    """Return the model, its losses, the test's accuracy of every epoch, and the fastest step."""
     torch.manual_seed(seed)
     model = make()
     torch.manual_seed(seed)
@@ -136,7 +136,7 @@ def train(make, epochs, seed):
             seconds.append(time.perf_counter() - begin)
             losses.append(loss.item())
         accuracies.append(accuracy(model))
-    return model, losses, accuracies, np.median(seconds)
+    return model, losses, accuracies, min(seconds)
 
 
 MODELS = {
