@@ -297,7 +297,7 @@ class Whitener:
 
     @property
     def rank_(self) -> int:
-        """Number of directions that are kept: not null, and of the first n_components."""
+        """Number of directions that are kept, those not null and of the first n_components."""
         return int(self._factors().rank)
 
     def _intensity(self, covariance: Tensor) -> Tensor | None:
