@@ -48,7 +48,7 @@ bench: install
 
 docs: $(BIN)/python
 	@$(INSTALL) train docs
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -j auto -b html docs docs/_build/html
 	@echo 'the site: docs/_build/html/index.html'
 
 # Where there is no environment of ours, that of the machine: nothing is installed.

@@ -13,6 +13,11 @@ HERE = ROOT / "docs"
 # For autodoc and the gallery, and for the kernels that run the pages' cells.
 sys.path[:0] = [str(ROOT), str(HERE)]
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, sys.path[:2]))
+# IPython as it comes, whatever the user's startup files do, and without its warnings of sockets.
+profile = HERE / "_build" / "ipython" / "profile_default"
+profile.mkdir(parents=True, exist_ok=True)
+(profile / "ipython_kernel_config.py").write_text("get_config().Application.log_level = 'ERROR'\n")
+os.environ["IPYTHONDIR"] = str(profile.parent)
 # Cells that show a command's output have it as a terminal of this width does.
 os.environ["COLUMNS"] = "100"
 
@@ -80,6 +85,7 @@ def setup(app):
     app.connect("include-read", _without_links)
 
 
+smartquotes = False  # they would make dashes of options
 html_theme = "furo"
 html_title = f"fastwhiten {release}"
 html_copy_source = False

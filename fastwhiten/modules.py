@@ -34,7 +34,7 @@ class ChannelWhitening(SyncModule):
     plain matrix products for ``torch.export``. A CUDA graph keeps the matrix it was captured with.
 
     Args:
-        num_features: C.
+        num_features: number of channels, C.
         groups: number of channel groups, whitened independently; divides C. Groups bound the cost
             and the number of rows needed: D = C / groups.
         kind: ``"zca"``, ``"pca"`` or ``"cholesky"``.

@@ -8,7 +8,6 @@ import inspect
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
 import fastwhiten
@@ -32,11 +31,6 @@ def test_the_api_page_takes_every_public_name() -> None:
         assert "Example" in inspect.getdoc(public), f"{name}: expected an example"
 
 
-def test_every_public_name_is_shown_in_use() -> None:
-    text = "".join(path.read_text() for path in PAGES)
-    assert [name for name in NAMES if f"fastwhiten.{name}" not in text] == []
-
-
 def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "index.md").read_text()
     trees = re.findall(r"```\{toctree\}\n(?::.*\n)*((?:.+\n)*?)```", index)
@@ -51,12 +45,14 @@ def test_pages_that_run_say_so() -> None:
         assert runs == path.read_text().startswith("---\nfile_format: mystnb\n"), path.name
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("**/*.py")), ids=lambda path: path.name)
-def test_examples_are_in_the_gallery(path: Path) -> None:
+def test_examples_are_in_the_gallery() -> None:
     """Sphinx-gallery takes folders with a header alone, and scripts that begin with a title."""
-    assert (path.parent / "GALLERY_HEADER.rst").exists()
-    title = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
-    assert len(title) > 1 and re.fullmatch(r"=+|-+", title[1]), "expected an underlined title"
+    for path in EXAMPLES.glob("**/*.py"):
+        assert (path.parent / "GALLERY_HEADER.rst").exists(), path
+        title = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
+        assert len(title) > 1 and re.fullmatch(r"=+|-+", title[1]), (
+            f"{path.name}: a title, underlined"
+        )
 
 
 def test_claims_about_others_have_a_source() -> None:
