@@ -13,6 +13,9 @@ Example:
 """
 
 from .averaging import update_statistics
+from .batchnorm import replace_batchnorm
+from .classifier import whiten_classifier_input
+from .folding import fold_into_linear
 from .functional import (
     batch_statistics,
     matrix_power,
@@ -31,10 +34,13 @@ __all__ = [
     "Whitener",
     "__version__",
     "batch_statistics",
+    "fold_into_linear",
     "matrix_power",
+    "replace_batchnorm",
     "symmetric_eigh",
     "symmetric_eigh_sweeps",
     "update_statistics",
     "whiten",
+    "whiten_classifier_input",
     "whitening_matrix",
 ]

@@ -206,8 +206,9 @@ def _recall(square: Tensor, options: tuple[Any, ...]) -> Tensor:
     for other, old in list(_remembered.items()):
         if _is_gone(old):
             _remembered.pop(other, None)
-    # A matrix made in inference mode could not be saved for a backward after it.
-    with _unwatched(), torch.inference_mode(False), torch.no_grad():
+    # A matrix made in inference mode could not be saved for a backward after it. Nothing here has a
+    # gradient, and no_grad() would be recorded by torch.export, with what it restores.
+    with _unwatched(), torch.inference_mode(False):
         if _is_captured(square):  # nothing is computed yet: each replay does
             return compute(square.detach(), *options)
         version = _version(square)

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import backends, distributed, sides, validation
 from .backends import reference
 from .function import run
-from .layout import as_rows_or_planes, row_weights
+from .layout import as_rows_or_planes, channels_back, channels_second, row_weights
 from .matrix_functions import MatrixPower, SymmetricEigh, batched, inverse_factor
 from .precision import own_precision
 from .sides import Batch, Options, Whitened
@@ -63,13 +63,14 @@ def batch_whiten(
     need: str | None = None,
     start: Tensor | None = None,
     process_group: ProcessGroup | str | None = None,
+    channel_dim: int = 1,
 ) -> Whitened:
     """Whiten with batch statistics.
 
     The engine of :func:`whiten` and of the module in training mode.
 
     Args:
-        x: ``[N, C, *spatial]``.
+        x: ``[N, C, *spatial]``, or with C in dimension ``channel_dim``; so is ``y``.
         options: settings from :func:`make_options`.
         sample_weight: ``[N]`` or ``[N, *spatial]``.
         gamma: ``[C]`` scale.
@@ -78,9 +79,14 @@ def batch_whiten(
         need: ``"covariance"`` or ``"matrix"`` if that is wanted on the sample side too.
         start: ``[G, D, D]`` of the last step's ``basis``, where an iterative eigensolver begins.
         process_group: as in :func:`whiten`.
+        channel_dim: as in :func:`whiten`.
     """
     group = distributed.resolve(options.caller, process_group)
-    validation.check_input(options.caller, x, options.groups, min_rows=2 if group is None else 0)
+    min_rows = 2 if group is None else 0
+    validation.check_input(
+        options.caller, x, options.groups, min_rows=min_rows, channel_dim=channel_dim
+    )
+    x = channels_second(x, channel_dim)
     if sample_weight is not None:
         validation.check_sample_weight(
             options.caller, sample_weight, x, may_be_zero=group is not None
@@ -104,12 +110,14 @@ def batch_whiten(
         view = as_rows_or_planes(x)
         shared = (group, header, slots)
         batch = Batch(x, view, p, gamma, beta, running_covariance, start, need, options, *shared)
-        return sides.whiten_on(side, batch)
+        result = sides.whiten_on(side, batch)
+    return result._replace(y=channels_back(result.y, channel_dim))
 
 
 def whiten(
     x: Tensor,
     *,
+    channel_dim: int = 1,
     kind: Kind = "zca",
     groups: int = 1,
     eps: float = 1e-3,
@@ -130,6 +138,9 @@ def whiten(
         x: ``[N, C]`` or ``[N, C, *spatial]``, contiguous or channels_last (read in place; anything
             else is copied), float16, bfloat16, float32 or float64, with at least two rows
             ``N * spatial``.
+        channel_dim: where the C channels are, 1 or another dimension, negative ones counted from
+            the end; the statistics are those over all others. Tokens ``[N, L, C]`` take -1, and
+            contiguous ones are read in place.
         kind: ``"zca"``, ``"pca"`` or ``"cholesky"``.
         groups: number of channel groups, whitened independently; divides C.
         eps: > 0, added to the eigenvalues, so in the units of ``x`` squared. Rounding leaves errors
@@ -138,8 +149,9 @@ def whiten(
             NaN where that leaves ``S`` not positive definite. For features of large scale raise eps
             (1e-6 times the largest eigenvalue is enough up to D = 16), use ``shrinkage``, or
             ``statistics_dtype=torch.float64``.
-        sample_weight: ``[N]`` or ``[N, *spatial]``, >= 0, any scale (normalised to sum 1); None
-            weighs rows equally. No gradient flows into it.
+        sample_weight: ``[N]`` or ``[N, *spatial]`` (the shape of ``x`` without its channels), >= 0,
+            any scale (normalised to sum 1): 0 for padding tokens, say. None weighs rows equally. No
+            gradient flows into it.
         shrinkage: None, ``"oas"``, ``"ledoit-wolf"``, or a fixed intensity in [0, 1]; moves the
             eigenvalues towards their mean. The intensity is a constant for the gradient.
         process_group: None uses the rows of this process alone. ``"world"`` (the default group of
@@ -189,12 +201,15 @@ def whiten(
         True
     """
     options = make_options("whiten", kind, groups, eps, shrinkage, statistics_dtype, backend)
-    return batch_whiten(x, options, sample_weight, process_group=process_group).y
+    return batch_whiten(
+        x, options, sample_weight, process_group=process_group, channel_dim=channel_dim
+    ).y
 
 
 def batch_statistics(
     x: Tensor,
     *,
+    channel_dim: int = 1,
     groups: int = 1,
     sample_weight: Tensor | None = None,
     backend: Backend = "auto",
@@ -204,6 +219,7 @@ def batch_statistics(
 
     Args:
         x: ``[N, C]`` or ``[N, C, *spatial]``, as in :func:`whiten`; one row is enough.
+        channel_dim: as in :func:`whiten`.
         groups: number of channel groups; divides C.
         sample_weight: as in :func:`whiten`.
         backend: as in :func:`whiten`.
@@ -224,8 +240,9 @@ def batch_statistics(
         ([1.0, 3.0], [[[1.0, 2.0], [2.0, 4.0]]])
     """
     caller = "batch_statistics"
-    validation.check_input(caller, x, groups, min_rows=1)
+    validation.check_input(caller, x, groups, min_rows=1, channel_dim=channel_dim)
     double = validation.check_statistics_dtype(caller, statistics_dtype)
+    x = channels_second(x, channel_dim)
     p = None
     if sample_weight is not None:
         validation.check_sample_weight(caller, sample_weight, x)

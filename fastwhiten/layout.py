@@ -11,6 +11,19 @@ import torch
 from torch import Tensor
 
 
+def channels_second(x: Tensor, channel_dim: int) -> Tensor:
+    """View ``x`` as ``[N, C, *spatial]``, whose other dimensions keep their order.
+
+    Tokens ``[N, L, C]`` become what :func:`as_rows_or_planes` reads in place.
+    """
+    return x if channel_dim == 1 else x.movedim(channel_dim, 1)
+
+
+def channels_back(y: Tensor, channel_dim: int) -> Tensor:
+    """Undo :func:`channels_second`."""
+    return y if channel_dim == 1 else y.movedim(1, channel_dim)
+
+
 def as_rows_or_planes(x: Tensor) -> Tensor:
     """View ``[N, C, *spatial]`` as rows or planes.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import distributed, evaluation, loading, recomputation, validation, warm_start
 from .distributed import SyncModule
 from .functional import batch_whiten, make_options
+from .layout import channels_back, channels_second
 from .sides import Options, Whitened
 from .validation import Backend, Kind, Running, Shrinkage
 
@@ -35,6 +36,8 @@ class ChannelWhitening(SyncModule):
 
     Args:
         num_features: number of channels, C.
+        channel_dim: where the channels are, as in :func:`fastwhiten.whiten`: -1 for tokens
+            ``[N, L, C]``.
         groups: number of channel groups, whitened independently; divides C. Groups bound the cost
             and the number of rows needed: D = C / groups.
         kind: ``"zca"``, ``"pca"`` or ``"cholesky"``.
@@ -63,8 +66,8 @@ class ChannelWhitening(SyncModule):
 
     Shape:
         ``[N, C]`` or ``[N, C, *spatial]`` to the same. Channels are dimension 1, as for
-        ``nn.BatchNorm``: a sequence ``[N, L, C]`` has to be transposed, and where L equals C
-        nothing can notice that it was not.
+        ``nn.BatchNorm``: a sequence ``[N, L, C]`` takes ``channel_dim=-1``, and where L equals C
+        nothing can notice that it was forgotten.
 
     Attributes:
         weight: ``[C]`` scale, or None.
@@ -80,7 +83,7 @@ class ChannelWhitening(SyncModule):
 
     Raises:
         ValueError: an option outside its range, or an input of the wrong shape.
-        TypeError: an input that is not floating point.
+        TypeError: an input that is not floating point, a ``channel_dim`` that is no integer.
 
     Note:
         A batch whose group has no more rows than channels spans fewer directions than there are:
@@ -115,12 +118,14 @@ class ChannelWhitening(SyncModule):
     running_matrix: Tensor | None
     num_batches_tracked: Tensor | None
     last_basis: Tensor | None
+    channel_dim: int = 1  # of layers that were pickled before there were others
     not_copied = ("_seen", "_first_passes", "_fit_is_known", "_rows_are_known")
 
     def __init__(
         self,
         num_features: int,
         *,
+        channel_dim: int = 1,
         groups: int = 1,
         kind: Kind = "zca",
         eps: float = 1e-3,
@@ -139,9 +144,17 @@ class ChannelWhitening(SyncModule):
         """Validate the options and create parameters and buffers."""
         super().__init__()
         validation.check_layer(
-            num_features, groups, kind, momentum, track_running_stats, running, batch_weight
+            num_features,
+            groups,
+            kind,
+            momentum,
+            track_running_stats,
+            running,
+            batch_weight,
+            channel_dim,
         )
         self.num_features = num_features
+        self.channel_dim = channel_dim
         self.groups = groups
         self.kind = kind
         self.eps = eps
@@ -277,8 +290,8 @@ class ChannelWhitening(SyncModule):
 
         Args:
             x: ``[N, C]`` or ``[N, C, *spatial]``.
-            sample_weight: ``[N]`` or ``[N, *spatial]`` weights of the batch statistics; not used
-                in evaluation with running statistics.
+            sample_weight: ``[N]`` or ``[N, *spatial]`` weights of the batch statistics (of tokens
+                ``[N, L]``, 0 for padding); not used in evaluation with running statistics.
 
         Returns:
             Tensor of the shape and dtype of ``x``.
@@ -287,9 +300,7 @@ class ChannelWhitening(SyncModule):
         # As in nn.SyncBatchNorm: evaluation on one process alone must not wait for the others.
         process_group = self.process_group if self.training else None
         alone = use_batch and process_group is None
-        validation.check_layer_input(
-            x, self.num_features, self.groups, self.running_mean, min_rows=2 if alone else 0
-        )
+        self._check_input(x, min_rows=2 if alone else 0)
         if not use_batch:
             return self._evaluate(x)
         tracking = self.training and self.track_running_stats
@@ -307,10 +318,18 @@ class ChannelWhitening(SyncModule):
             need=self.running if tracking else None,
             start=self.last_basis,
             process_group=process_group,
+            channel_dim=self.channel_dim,
         )
         if tracking:
             self._update(result)
         return result.y
+
+    def _check_input(self, x: Tensor, min_rows: int) -> None:
+        validation.check_layer_input(
+            *(x, self.num_features, self.groups, self.running_mean),
+            min_rows=min_rows,
+            channel_dim=self.channel_dim,
+        )
 
     def _blended_in(self, x: Tensor) -> Tensor | None:
         """Return the running covariance that training blends in, None for none.
@@ -322,6 +341,7 @@ class ChannelWhitening(SyncModule):
         if torch.compiler.is_compiling():
             copied: Tensor = torch.ops.fastwhiten_layer.blended_in(self.running_cov.detach())
             return copied
+        x = channels_second(x, self.channel_dim)
         return self._first_passes.blended_in(x, self.running_cov)
 
     def _leave_inference_mode(self) -> None:
@@ -396,13 +416,15 @@ class ChannelWhitening(SyncModule):
                 self._warn_if_never_fitted()
             matrix = self._population_matrix()
         assert self.running_mean is not None
-        return evaluation.apply(x, self.running_mean, matrix, self.weight, self.bias)
+        x = channels_second(x, self.channel_dim)
+        y = evaluation.apply(x, self.running_mean, matrix, self.weight, self.bias)
+        return channels_back(y, self.channel_dim)
 
     def inverse(self, y: Tensor) -> Tensor:
         """Undo evaluation, the affine map included: ``layer.eval().inverse(layer(x))`` is ``x``.
 
         Args:
-            y: ``[N, C]`` or ``[N, C, *spatial]``.
+            y: as the layer returns it.
 
         Returns:
             Tensor of the shape and dtype of ``y``, differentiable.
@@ -416,11 +438,11 @@ class ChannelWhitening(SyncModule):
                 "ChannelWhitening.inverse: expected track_running_stats=True: batch statistics "
                 "are not kept, and what they have whitened cannot be undone"
             )
-        validation.check_layer_input(
-            y, self.num_features, self.groups, self.running_mean, min_rows=0
-        )
+        self._check_input(y, min_rows=0)
         matrix = self._population_matrix()
-        return evaluation.invert(y, self.running_mean, matrix, self.weight, self.bias)
+        y = channels_second(y, self.channel_dim)
+        x = evaluation.invert(y, self.running_mean, matrix, self.weight, self.bias)
+        return channels_back(x, self.channel_dim)
 
     def _population_matrix(self) -> Tensor:
         """Return the whitening matrix of the running statistics, ``[G, D, D]``."""
@@ -456,8 +478,9 @@ class ChannelWhitening(SyncModule):
             f"momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}"
         )
-        defaults = {"running": "covariance", "batch_weight": 1.0, "shrinkage": None}
-        defaults |= {"process_group": None, "backend": "auto", "statistics_dtype": None}
+        defaults = {"channel_dim": 1, "running": "covariance", "batch_weight": 1.0}
+        defaults |= {"shrinkage": None, "process_group": None}
+        defaults |= {"backend": "auto", "statistics_dtype": None}
         for name, default in defaults.items():
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)!r}"

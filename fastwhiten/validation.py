@@ -130,7 +130,28 @@ def check_statistics_dtype(caller: str, dtype: torch.dtype | None) -> bool:
     return dtype == torch.float64
 
 
-def check_input(caller: str, x: Tensor, groups: int, *, min_rows: int = 2) -> None:
+def check_channel_dim(caller: str, channel_dim: int) -> None:
+    """Check that ``channel_dim`` can be a dimension; whether ``x`` has it is asked when it comes.
+
+    Raises:
+        TypeError: not an integer.
+    """
+    if not isinstance(channel_dim, int) or isinstance(channel_dim, bool):
+        raise TypeError(
+            f"{caller}: expected channel_dim to be an integer (1 for [N, C, ...], -1 for "
+            f"[N, ..., C]), got {channel_dim!r}"
+        )
+
+
+def _shape(channels: int | str, channel_dim: int) -> str:
+    """Return the shape that is expected, in words."""
+    known = {1: f"[N, {channels}, ...]", -1: f"[N, ..., {channels}]"}
+    return known.get(channel_dim, f"[N, ...] with {channels} channels in dimension {channel_dim}")
+
+
+def check_input(
+    caller: str, x: Tensor, groups: int, *, min_rows: int = 2, channel_dim: int = 1
+) -> None:
     """Check the tensor to be whitened.
 
     Args:
@@ -138,6 +159,7 @@ def check_input(caller: str, x: Tensor, groups: int, *, min_rows: int = 2) -> No
         x: expected ``[N, C, ...]``, floating point.
         groups: must divide C.
         min_rows: how many rows ``M = N * spatial`` the statistics need.
+        channel_dim: where C is.
 
     Raises:
         TypeError: not a tensor, or not one of float16, bfloat16, float32, float64.
@@ -150,14 +172,18 @@ def check_input(caller: str, x: Tensor, groups: int, *, min_rows: int = 2) -> No
             f"{caller}: expected x of dtype float16, bfloat16, float32 or float64, got {x.dtype}; "
             "convert it with x.float()"
         )
-    if x.dim() < 2 or x.shape[1] < 1:
+    if channel_dim != 1:
+        check_channel_dim(caller, channel_dim)
+    missing = x.dim() < 2 or not -x.dim() <= channel_dim < x.dim()
+    if missing or x.shape[channel_dim] < 1:
         raise ValueError(
-            f"{caller}: expected x of shape [N, C, ...] with at least one channel, "
+            f"{caller}: expected x of shape {_shape('C', channel_dim)} with at least one channel, "
             f"got {list(x.shape)}; add a batch dimension with x.unsqueeze(0) or "
             "check the order of dimensions"
         )
-    check_groups(caller, groups, x.shape[1])
-    rows = x.numel() // x.shape[1]
+    channels = x.shape[channel_dim]
+    check_groups(caller, groups, channels)
+    rows = x.numel() // channels
     if rows < min_rows:
         advice = (
             "skip empty batches"
@@ -166,8 +192,8 @@ def check_input(caller: str, x: Tensor, groups: int, *, min_rows: int = 2) -> No
             "or .eval()"
         )
         raise ValueError(
-            f"{caller}: expected x of shape [N, C, ...] with at least {min_rows} rows "
-            f"(N times spatial size), got {list(x.shape)}, which has {rows}; {advice}"
+            f"{caller}: expected x of shape {_shape('C', channel_dim)} with at least {min_rows} "
+            f"rows (N times spatial size), got {list(x.shape)}, which has {rows}; {advice}"
         )
 
 
@@ -311,13 +337,16 @@ def check_layer(
     track_running_stats: bool,
     running: str,
     batch_weight: float,
+    channel_dim: int,
 ) -> None:
     """Check the options of ChannelWhitening that are its own.
 
     Raises:
+        TypeError: ``channel_dim`` is not an integer.
         ValueError: an option outside its range, or two that do not go together.
     """
     caller = "ChannelWhitening"
+    check_channel_dim(caller, channel_dim)
     if not isinstance(num_features, int) or num_features < 1:
         raise ValueError(
             f"{caller}: expected num_features to be a positive integer, got {num_features!r}"
@@ -342,7 +371,13 @@ def check_layer(
 
 
 def check_layer_input(
-    x: Tensor, num_features: int, groups: int, buffer: Tensor | None, *, min_rows: int
+    x: Tensor,
+    num_features: int,
+    groups: int,
+    buffer: Tensor | None,
+    *,
+    min_rows: int,
+    channel_dim: int,
 ) -> None:
     """Check the input of ChannelWhitening.
 
@@ -352,19 +387,24 @@ def check_layer_input(
         groups: its number of groups.
         buffer: one of its buffers, on its device, if it has any.
         min_rows: as in :func:`check_input`.
+        channel_dim: where the channels are.
 
     Raises:
         TypeError, ValueError: as :func:`check_input`; another number of channels or device.
     """
     caller = "ChannelWhitening"
-    if isinstance(x, Tensor) and x.dim() >= 2 and x.shape[1] != num_features:
-        advice = f"construct the layer with num_features={x.shape[1]}"
-        if x.dim() > 2 and x.shape[-1] == num_features:
-            advice = "channels are dimension 1: pass x.movedim(-1, 1), and move them back after"
-        raise ValueError(
-            f"{caller}: expected x of shape [N, {num_features}, ...], got {list(x.shape)}; {advice}"
-        )
-    check_input(caller, x, groups, min_rows=min_rows)
+    if isinstance(x, Tensor) and x.dim() >= 2 and -x.dim() <= channel_dim < x.dim():
+        found = x.shape[channel_dim]
+        if found != num_features:
+            advice = f"construct the layer with num_features={found}"
+            for other in (-1, 1):
+                if x.dim() > 2 and x.shape[other] == num_features:
+                    advice = f"construct the layer with channel_dim={other}"
+            raise ValueError(
+                f"{caller}: expected x of shape {_shape(num_features, channel_dim)}, got "
+                f"{list(x.shape)}; {advice}"
+            )
+    check_input(caller, x, groups, min_rows=min_rows, channel_dim=channel_dim)
     if buffer is not None and buffer.device != x.device:
         raise ValueError(
             f"{caller}: expected x on the device of the layer, {buffer.device}, got {x.device}; "

@@ -260,9 +260,10 @@ def test_load_state_dict_through_a_parent_and_with_assign(backend: str) -> None:
 def test_sequences_with_channels_last_are_told_so(backend: str) -> None:
     layer = make(backend=backend)
     x = torch.randn(5, 20, 6, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"channels are dimension 1: pass x.movedim\(-1, 1\)"):
+    with pytest.raises(ValueError, match="construct the layer with channel_dim=-1"):
         layer(x)
-    layer(x.movedim(-1, 1))
+    with pytest.raises(ValueError, match=r"\[N, ..., 6\], got .* the layer with channel_dim=1"):
+        make(channel_dim=-1, backend=backend)(x.movedim(-1, 1))
     with pytest.raises(ValueError, match="construct the layer with num_features=20"):
         layer(x[..., :4])
     layer(x[:, :6])  # as nn.BatchNorm1d: where L equals C nothing can notice it

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from fastwhiten.folding import affine_map
 from training.config import to_dict
 from training.config.commands import ExportConfig
 from training.console import say
@@ -18,7 +19,7 @@ from training.data import evaluation_batches
 from training.errors import ConfigError
 from training.evaluation.diagnose import evenly_spread
 from training.evaluation.evaluate import evaluating
-from training.export.fold import affine_map, fold_whitening, freeze_whitening
+from training.export.fold import fold_whitening, freeze_whitening
 from training.export.formats import (
     ENDINGS,
     run_file,
