@@ -53,7 +53,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|np|numpy|collections|nn)\..*"),
     (r"py:.*", r"(Tensor|Self|Array|Report|Path|Iterable|Module|ProcessGroup|sklearn.*)"),
-    (r"py:.*", r"(.*\.Same|Kind|Running|Shrinkage|Backend)"),  # aliases
+    (r"py:.*", r"(.*\.Same|.*\.Linear|Kind|Running|Shrinkage|Backend)"),  # aliases
     (r"py:.*", r"(optional|bool|str|int|float|tuple|list|dict|object|type|None|Any)"),
     (r"py:.*", r"(Value|Type|Import|Runtime|NotImplemented)Error|typing\..*|pathlib\..*"),
 ]

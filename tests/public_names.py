@@ -35,6 +35,19 @@ def layer(x: Tensor) -> nn.Module:
     return fastwhiten.ChannelWhitening.convert_sync(model, None)
 
 
+def others_models(x: Tensor) -> nn.Linear:
+    model = nn.Sequential(nn.Linear(x.shape[1], 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    replaced = fastwhiten.replace_batchnorm(model, "1", group_size=4)
+    assert list(replaced.layers) == ["1"]
+    put_in = fastwhiten.whiten_classifier_input(model, classifier="2", channel_dim=-1)
+    model(x)
+    layer: fastwhiten.ChannelWhitening = put_in.layer
+    put_in.undo()
+    last = model[2]
+    assert isinstance(last, nn.Linear)
+    return fastwhiten.fold_into_linear(layer.eval(), last)
+
+
 def whitener(x: Tensor) -> fastwhiten.ChannelWhitening:
     def batches() -> Iterator[Tensor]:
         yield from x.chunk(2)

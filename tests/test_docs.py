@@ -81,4 +81,5 @@ def test_a_users_file_runs() -> None:
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     assert public_names.functions(x).isfinite().all()
     assert isinstance(public_names.layer(x), torch.nn.Module)
+    assert public_names.others_models(x).weight.isfinite().all()
     assert torch.isfinite(public_names.whitener(x)(x)).all()
