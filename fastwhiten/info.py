@@ -93,6 +93,7 @@ def collect() -> dict[str, Any]:
     """Return everything that ``python -m fastwhiten.info`` prints, ready for ``json.dumps``.
 
     Returns:
+        A dictionary of sections.
         "versions", "machine" and "build": name to text; "backends": name to None, or to the
         reason why it cannot be used here; "cases": for each case the backend that
         ``backend="auto"`` takes and why.

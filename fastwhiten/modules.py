@@ -36,7 +36,7 @@ class ChannelWhitening(SyncModule):
     plain matrix products for ``torch.export``. A CUDA graph keeps the matrix it was captured with.
 
     Args:
-        num_features: C.
+        num_features: number of channels, C.
         channel_dim: where the channels are, as in :func:`fastwhiten.whiten`: -1 for tokens
             ``[N, L, C]``.
         groups: number of channel groups, whitened independently; divides C. Groups bound the cost

@@ -55,7 +55,7 @@ class Whitener:
 
     Attributes:
         n_samples_seen_: number of rows.
-        n_features_in_: C.
+        n_features_in_: number of columns, C.
         mean_: ``[C]`` float64 tensor, as all that follow.
         covariance_: ``[C, C]``, before shrinkage and eps.
         whitening_: W ``[C, K]``: outputs are ``(x - mean_) @ whitening_``.
@@ -297,7 +297,7 @@ class Whitener:
 
     @property
     def rank_(self) -> int:
-        """Number of directions that are kept: not null, and of the first n_components."""
+        """Number of directions that are kept, those not null and of the first n_components."""
         return int(self._factors().rank)
 
     def _intensity(self, covariance: Tensor) -> Tensor | None:

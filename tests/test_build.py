@@ -194,7 +194,7 @@ def test_an_old_python_is_named(monkeypatch):
 def test_every_extra_has_a_tested_version():
     constraints = (ROOT / "constraints.txt").read_text()
     project = (ROOT / "pyproject.toml").read_text()
-    extras = re.findall(r"^(?:bench|fit|train|test) = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
+    extras = re.findall(r"^(?:bench|docs|fit|train|test) = \[(.*?)\]", project, re.M | re.S)
     names = re.findall(r'"([\w-]+)', " ".join(extras))
     assert names
     assert not [name for name in names if f"\n{name}==" not in constraints]
