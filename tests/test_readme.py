@@ -10,8 +10,9 @@ README = (ROOT / "README.md").read_text()
 def test_examples_run():
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert blocks
+    names: dict[str, object] = {}  # a reader goes from one to the next
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, "README.md", "exec"), names)
 
 
 def test_links_lead_somewhere():
