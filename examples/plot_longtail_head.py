@@ -178,7 +178,7 @@ for pair, head in zip(axes.reshape(2, 2), ("BatchNorm1d", "ChannelWhitening"), s
     else:
         assert typical(after) < typical(before) / 3
     for axis, matrix, when in zip(pair, (before, after), ("before", "after"), strict=True):
-        shown = axis.imshow(matrix, cmap="RdBu", vmin=-1, vmax=1)
+        shown = axis.imshow(matrix.numpy(), cmap="RdBu", vmin=-1, vmax=1)
         axis.set_title(f"{when} {head}", fontsize=9)
 figure.colorbar(shown, ax=axes, label="correlation", shrink=0.8)
 plt.show()

@@ -55,7 +55,7 @@ torch.manual_seed(0)
 figure, axes = plt.subplots(2, 8, figsize=(8, 2.1), layout="constrained")
 for row in axes:
     for axis, image in zip(row, view(images[:8]), strict=True):
-        axis.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
+        axis.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
 figure.suptitle("two views of the same digits")
 plt.show()
@@ -214,7 +214,8 @@ colours = dict(zip(trained, ("#666666", "#0072B2", "#D55E00", "#009E73"), strict
 for name, (_, _, losses) in trained.items():
     if losses:
         axes[0].plot(losses, color=colours[name], label=name)
-    axes[1].plot(range(1, WIDTH + 1), spectra[name], "o-", ms=3, color=colours[name], label=name)
+    shares = spectra[name].tolist()
+    axes[1].plot(range(1, WIDTH + 1), shares, "o-", ms=3, color=colours[name], label=name)
 axes[0].set(xlabel="step", ylabel="loss", title="no loss is not the aim")
 axes[1].set(xlabel="direction", ylabel="share of the variance", yscale="log", title="embeddings")
 axes[1].legend(frameon=False, fontsize=8)
