@@ -1,4 +1,7 @@
-"""The examples of the documentation run as plain scripts, draw, and hold what they assert."""
+"""The examples of the documentation run as plain scripts, draw, and hold what they assert.
+
+`make docs`, also in CI, runs them and their assertions; here it is done without Sphinx.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from tests.helpers.processes import with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("plot_*.py"))
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("examples")]
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("examples")]
 
 # Where the documentation shows a picture, this counts it.
 COUNT_PICTURES = """
