@@ -3,6 +3,7 @@
 Nothing is downloaded while it is built. What pages compute stands in `pages.py`.
 """
 
+import logging
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ profile = HERE / "_build" / "ipython" / "profile_default"
 profile.mkdir(parents=True, exist_ok=True)
 (profile / "ipython_kernel_config.py").write_text("get_config().Application.log_level = 'ERROR'\n")
 os.environ["IPYTHONDIR"] = str(profile.parent)
+logging.getLogger("traitlets").setLevel(logging.WARNING)  # it tells of every page that is run
 # Cells that show a command's output have it as a terminal of this width does.
 os.environ["COLUMNS"] = "100"
 
