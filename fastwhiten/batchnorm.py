@@ -31,7 +31,8 @@ def replace_batchnorm(
     copies of scale and shift (with ``requires_grad``; a missing shift is a fixed 0), mode, device
     and dtype; one in the place of an ``nn.SyncBatchNorm`` its process group. Its running covariance
     begins as ``diag(running_var)``: in evaluation the model computes what it did (ZCA and Cholesky,
-    without a fixed shrinkage; PCA permutes channels), and training decorrelates from there.
+    without a fixed shrinkage; PCA permutes channels), and training decorrelates from there, as in
+    Huang et al., "Decorrelated Batch Normalization", CVPR 2018.
 
     Args:
         model: contains ``nn.BatchNorm1d``, ``2d``, ``3d`` or ``nn.SyncBatchNorm``.
@@ -60,7 +61,10 @@ def replace_batchnorm(
         >>> type(model[1])
         <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
-    check_group_size(group_size)
+    if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 1:
+        raise ValueError(
+            f"{CALLER}: expected group_size to be a positive integer, got {group_size!r}"
+        )
     made: dict[int, ChannelWhitening] = {}
     changes = []
     for path, parent, name, old in _select(model, where):
@@ -70,18 +74,6 @@ def replace_batchnorm(
     for _, layer, _, parent, name, *_ in changes:
         setattr(parent, name, layer)
     return Changes(changes)
-
-
-def check_group_size(group_size: int) -> None:
-    """Check ``group_size``.
-
-    Raises:
-        ValueError: not a positive integer.
-    """
-    if not isinstance(group_size, int) or isinstance(group_size, bool) or group_size < 1:
-        raise ValueError(
-            f"{CALLER}: expected group_size to be a positive integer, got {group_size!r}"
-        )
 
 
 def _select(model: nn.Module, where: Where) -> list[tuple[str, nn.Module, str, _BatchNorm]]:

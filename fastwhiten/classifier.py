@@ -23,6 +23,9 @@ def whiten_classifier_input(
 ) -> Changes:
     """Put a :class:`ChannelWhitening` in front of a model's classifier, in place.
 
+    Where Zhang, "Covariance-corrected Whitening Alleviates Network Degeneration on Imbalanced
+    Classification", arXiv 2408.17197, whitens.
+
     The classifier, an ``nn.Linear`` or a subclass (or a 1 x 1 ``nn.Conv2d``), stays the object that
     it is, of a subclass of its class with a submodule ``whitening``, as ``torch.nn.utils
     .parametrize`` does it. So its ``weight``, ``bias``, ``in_features`` and hooks, the keys of its

@@ -53,10 +53,10 @@ PATHS = ["1", "2.bn1", "2.bn2", "3.bn1", "3.bn2", "7"]
 @pytest.mark.parametrize(
     "options", [{}, {"kind": "cholesky", "group_size": 2}, {"running": "matrix"}], ids=str
 )
-def test_evaluation_is_that_of_batch_normalisation(options: dict[str, Any], backend: str) -> None:
+def test_evaluation_is_that_of_batch_normalisation(options: dict[str, Any]) -> None:
     model, x = trained()
     before, old = model.eval()(x), dict(model.named_modules())
-    changes = fastwhiten.replace_batchnorm(model, backend=backend, **options)
+    changes = fastwhiten.replace_batchnorm(model, **options)
     assert list(changes.layers) == PATHS
     # Roots of diagonal matrices, through five layers in float64.
     torch.testing.assert_close(model(x), before, rtol=0.0, atol=1e-10)
@@ -71,15 +71,15 @@ def test_evaluation_is_that_of_batch_normalisation(options: dict[str, Any], back
             assert layer.weight.requires_grad == bn.weight.requires_grad
 
 
-def test_training_is_whitening_with_gradients_and_undo_restores(backend: str) -> None:
+def test_training_is_whitening_with_gradients_and_undo_restores() -> None:
     model, x = trained()
     state, mode = copy.deepcopy(model.state_dict()), copy.deepcopy(model)
-    changes = fastwhiten.replace_batchnorm(model, "1", backend=backend)
+    changes = fastwhiten.replace_batchnorm(model, "1")
     layer, y = changes.layer, model[0](x)
     expected = plain.whiten(y, eps=1e-5, gamma=layer.weight, beta=layer.bias)
     # Spectra from 1e-1 to 1e1 in float64.
     torch.testing.assert_close(model[:2](x), expected, rtol=0.0, atol=1e-10)
-    more = fastwhiten.replace_batchnorm(model, ["2.*", "7"], group_size=3, backend=backend)
+    more = fastwhiten.replace_batchnorm(model, ["2.*", "7"], group_size=3)
     assert more.layers["2.bn1"].groups == 2 and more.layers["7"].groups == 5
     model(x).square().sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

@@ -23,9 +23,9 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", LAYERS)
-def test_exact_in_float64(name: str, bias: bool, backend: str) -> None:
+def test_exact_in_float64(name: str, bias: bool) -> None:
     options, shape = LAYERS[name]
-    layer = ChannelWhitening(6, dtype=torch.float64, backend=backend, **options)
+    layer = ChannelWhitening(6, dtype=torch.float64, **options)
     rows = spectra.random(40, 6)
     if name == "map":
         x, linear = plain.from_rows(rows, torch.empty(shape)), nn.Conv2d(6, 3, 1, bias=bias)
