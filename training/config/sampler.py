@@ -66,16 +66,7 @@ def check_sampler(
         ConfigError: Naming the option, the value that came and what is allowed.
     """
     check("sampler", sampler, sampler in SAMPLERS, f"out of {', '.join(SAMPLERS)}")
-    _check_blocks(options)
-    check("sampler_options.q", options.q, 0 <= options.q <= 1, "in [0, 1]")
-    check("sampler_options.r", options.r, 0 <= options.r <= 1, "in [0, 1]")
-    check("sampler_options.b_min", options.b_min, options.b_min >= 0, ">= 0")
-    check(
-        "sampler_options.images_per_class",
-        options.images_per_class,
-        options.images_per_class >= 1,
-        ">= 1",
-    )
+    check_b3rs(options)
     check("bet_period", bet_period, bet_period is None or bet_period >= 0, ">= 0 or null")
     check(
         "sampler_options.bet_start_epoch",
@@ -89,7 +80,23 @@ def check_sampler(
     _check_unused(sampler, bet_period, options)
 
 
-def _check_blocks(options: SamplerOptions) -> None:
+def check_b3rs(options: SamplerOptions) -> None:
+    """Check the ranges of the options of B3RS.
+
+    Raises:
+        ConfigError: Naming the option, the value that came and what is allowed.
+    """
+    for name, values in (
+        ("block_rule", ("classes", "images")),
+        ("reading", ("quotas", "classes-images")),
+    ):
+        value = getattr(options, name)
+        check(f"sampler_options.{name}", value, value in values, f"out of {', '.join(values)}")
+    check("sampler_options.q", options.q, 0 <= options.q <= 1, "in [0, 1]")
+    check("sampler_options.r", options.r, 0 <= options.r <= 1, "in [0, 1]")
+    check("sampler_options.b_min", options.b_min, options.b_min >= 0, ">= 0")
+    images = options.images_per_class
+    check("sampler_options.images_per_class", images, images >= 1, ">= 1")
     check("sampler_options.blocks", options.blocks, options.blocks >= 1, ">= 1")
     sizes, weights = options.block_sizes, options.block_weights
     check(

@@ -17,22 +17,35 @@ from training.config.datasets import DATASETS
 from training.data.augment import Augmentation
 from training.data.base import FileSplit, LongTailedDataset, Split
 from training.data.cifar import load_cifar10_lt, load_cifar100_lt
-from training.data.digits import load_digits_lt
 from training.data.fashion_mnist import load_fashion_mnist_lt
 from training.data.feed import ResidentFeed, TrainFeed
 from training.data.glyphs import load_glyphs_lt
 from training.data.label_noise import add_label_noise
+from training.data.longtail import (
+    Cut,
+    SplitIndices,
+    exponential_counts,
+    long_tailed_split,
+    published_split,
+    step_counts,
+)
 from training.data.options import ResolvedData, resolve_options
 from training.errors import ConfigError
 
 __all__ = [
+    "Cut",
     "FileSplit",
     "LongTailedDataset",
     "Split",
+    "SplitIndices",
     "build_dataset",
     "build_feed",
     "effective_split_seed",
     "evaluation_batches",
+    "exponential_counts",
+    "long_tailed_split",
+    "published_split",
+    "step_counts",
 ]
 
 # Cao et al. draw their splits with this seed.
@@ -79,6 +92,12 @@ def effective_split_seed(config: TrainConfig, split_seed: int) -> int:
     return _PUBLISHED_SEED if published else split_seed
 
 
+def _digits(data: ResolvedData, seed: int, check: bool) -> LongTailedDataset:
+    from training.data.digits import load_digits_lt  # scikit-learn: only where digits are wanted
+
+    return load_digits_lt(data, seed)
+
+
 def _image_folder(data: ResolvedData, seed: int, check: bool) -> LongTailedDataset:
     from training.data.image_folder import load_image_folder  # pillow: only where there are files
 
@@ -97,7 +116,7 @@ def _list_files(data: ResolvedData, seed: int, check: bool) -> LongTailedDataset
 
 
 _LOADERS: dict[str, Callable[[ResolvedData, int, bool], LongTailedDataset]] = {
-    "digits-lt": lambda data, seed, _: load_digits_lt(data, seed),
+    "digits-lt": _digits,
     "fashion-mnist-lt": lambda data, seed, _: load_fashion_mnist_lt(data, seed),
     "glyphs-lt": lambda data, seed, _: load_glyphs_lt(data, seed),
     "cifar10-jpeg-lt": _cifar10_jpeg,

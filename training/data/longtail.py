@@ -1,14 +1,25 @@
-"""Cutting a balanced data set to a long tail, and splitting it."""
+"""Cutting a balanced data set to a long tail, and splitting it: labels in, positions out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.config.checks import check
 from training.config.data import ImbalanceType, ValidationSource
 from training.errors import ConfigError
+
+__all__ = [
+    "Cut",
+    "SplitIndices",
+    "exponential_counts",
+    "long_tailed_split",
+    "published_split",
+    "step_counts",
+]
 
 
 def exponential_counts(n_max: int, num_classes: int, imbalance_factor: float) -> list[int]:
@@ -27,7 +38,7 @@ def exponential_counts(n_max: int, num_classes: int, imbalance_factor: float) ->
         K counts, in descending order.
 
     Raises:
-        ConfigError: If the rarest class would be left without an image.
+        ConfigError: If the factor is below 1, or the rarest class would be left without an image.
 
     Example:
         >>> exponential_counts(500, 5, 100)
@@ -41,8 +52,8 @@ def exponential_counts(n_max: int, num_classes: int, imbalance_factor: float) ->
 def step_counts(n_max: int, num_classes: int, imbalance_factor: float) -> list[int]:
     """Training images per class: n_max for the first K // 2 classes, int(n_max / IF) for the rest.
 
-    The step imbalance of Cao et al. (see `exponential_counts`), whose class numbers are even; for
-    an odd K the class in the middle is a rare one.
+    The step imbalance of Cao et al. (see `exponential_counts`, also for arguments and errors),
+    whose class numbers are even; for an odd K the class in the middle is a rare one.
 
     Example:
         >>> step_counts(500, 5, 100)
@@ -55,6 +66,7 @@ def step_counts(n_max: int, num_classes: int, imbalance_factor: float) -> list[i
 
 
 def _nonempty(counts: list[int], n_max: int, imbalance_factor: float) -> list[int]:
+    check("imbalance_factor", imbalance_factor, imbalance_factor >= 1, ">= 1")
     if counts[-1] < 1:
         raise ConfigError(
             f"imbalance_factor: expected at most {n_max} (the training images of the smallest "
@@ -73,16 +85,31 @@ class Cut:
         imbalance_type: exp, step or natural (every class keeps what it has).
         class_order_seed: Seed of a random order of the classes, most frequent first; null is
             0, 1, 2, ...
+
+    Raises:
+        ConfigError: If there is no such type.
+
+    Example:
+        >>> Cut(imbalance_factor=4).counts(np.array([8, 8, 8]))
+        [8, 4, 2]
     """
 
     imbalance_factor: float
     imbalance_type: ImbalanceType = "exp"
     class_order_seed: int | None = None
 
+    def __post_init__(self) -> None:
+        """Check the type."""
+        kinds, kind = get_args(ImbalanceType), self.imbalance_type
+        check("imbalance_type", kind, kind in kinds, f"out of {', '.join(kinds)}")
+
     def counts(self, available: NDArray[np.int64]) -> list[int]:
         """Return the images that each class keeps, of those available per class [K].
 
         n_max is what the smallest class has, so that the rule holds for every class.
+
+        Raises:
+            ConfigError: As `exponential_counts`.
 
         Example:
             >>> Cut(4, "step").counts(np.array([10, 8, 9, 8]))
@@ -131,6 +158,10 @@ class SplitIndices:
         validation: To choose on.
         test: To test on.
         cut: What the cut has done, for a person; empty if it drops nothing.
+
+    Example:
+        >>> SplitIndices(np.array([0, 2]), np.array([3]), np.array([1])).cut
+        ''
     """
 
     train: NDArray[np.int64]
@@ -164,8 +195,18 @@ def long_tailed_split(
         The positions of the three splits, sorted.
 
     Raises:
-        ConfigError: If a class has too few images.
+        ConfigError: If a class has too few images, or an argument is out of its range.
+
+    Example:
+        >>> labels = np.arange(30) % 3
+        >>> split = long_tailed_split(
+        ...     labels, cut=Cut(4), seed=0, validation_per_class=0, test_per_class=2
+        ... )
+        >>> np.bincount(labels[split.train]).tolist(), np.bincount(labels[split.test]).tolist()
+        ([8, 4, 2], [2, 2, 2])
     """
+    check("test_per_class", test_per_class, test_per_class >= 1, ">= 1")
+    _check_validation(validation_per_class)
     held_out = test_per_class + validation_per_class
     sizes = _class_sizes(labels)
     if sizes.min() <= held_out:
@@ -214,8 +255,20 @@ def published_split(
         The positions of the training split, in their order, and of the validation split, sorted.
 
     Raises:
-        ConfigError: If there are too few images.
+        ConfigError: If there are too few images, or an argument is out of its range.
+
+    Example:
+        >>> labels = np.arange(50_000) % 10
+        >>> split = published_split(
+        ...     labels, cut=Cut(100), seed=0, validation_per_class=0, validation_from="dropped"
+        ... )
+        >>> np.bincount(labels[split.train]).tolist()  # those of CIFAR-10-LT
+        [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     """
+    _check_validation(validation_per_class)
+    sources = get_args(ValidationSource)
+    known = validation_from in sources
+    check("validation_from", validation_from, known, f"out of {', '.join(sources)}")
     sizes = _class_sizes(labels)
     held_out = validation_per_class if validation_from == "held-out" else 0
     if sizes.min() <= held_out:
@@ -242,6 +295,10 @@ def published_split(
     kept, chosen = np.concatenate(train), np.sort(np.concatenate(validation))
     text = cut.sentence(len(labels), len(kept), len(chosen))
     return SplitIndices(kept, chosen, np.empty(0, np.int64), text)
+
+
+def _check_validation(validation_per_class: int) -> None:
+    check("validation_per_class", validation_per_class, validation_per_class >= 0, ">= 0")
 
 
 def _class_sizes(labels: NDArray[np.int64]) -> NDArray[np.int64]:

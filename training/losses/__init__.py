@@ -1,6 +1,7 @@
-"""Training losses. To add one: a subclass of `ClassificationLoss`, and a line in two tables.
+"""Training losses: modules of torch with plain arguments, which need torch and numpy alone.
 
-These are ``LOSS_OPTIONS`` of `training.config.loss` and ``LOSSES`` of `training.losses.build`.
+To add one: a subclass of `ClassificationLoss`, and a line in two tables, ``LOSS_OPTIONS`` of
+`training.config.loss` and ``LOSSES`` of `training.losses.build`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.errors import ConfigError
 from training.samplers.base import BatchKind
 
 
@@ -20,6 +21,13 @@ class ClassificationLoss(nn.Module):
     if all ranks have the same `denominator`. Where they have not, multiply the loss by
     ``denominator * world_size / all_reduced_sum(denominator)`` first: that is exact, for unequal
     shards and for class weights alike.
+
+    Example:
+        >>> class Hinge(ClassificationLoss):
+        ...     def per_row(self, logits, labels, batch_kind):
+        ...         return functional.multi_margin_loss(logits, labels, reduction="none")
+        >>> Hinge()(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([1, 0])).item()
+        0.5
     """
 
     def forward(self, logits: Tensor, labels: Tensor, batch_kind: BatchKind = "ordinary") -> Tensor:
@@ -66,6 +74,30 @@ def wide(logits: Tensor) -> Tensor:
     return logits.float() if logits.element_size() < 4 else logits
 
 
+def check_positive(name: str, values: Tensor) -> None:
+    """Check what a loss divides by or takes the logarithm of.
+
+    Args:
+        name: What the values are called.
+        values: One per class, [K].
+
+    Raises:
+        ConfigError: Naming the classes without a value above 0.
+    """
+    missing = (~(values > 0)).nonzero().flatten().tolist()
+    if missing:
+        raise ConfigError(
+            f"{name}: expected a number above 0 for every class, which this loss divides by or "
+            f"takes the logarithm of, got none of the classes {missing[:10]}; remove these "
+            "classes, or use cross-entropy (--loss ce)."
+        )
+
+
 def evaluation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the cross-entropy over rows, the same for every training loss: [B, K], [B] -> []."""
+    """Sum of the cross-entropy over rows, the same for every training loss: [B, K], [B] -> [].
+
+    Example:
+        >>> round(evaluation_loss(torch.zeros(3, 4), torch.tensor([0, 1, 2])).item(), 4)  # 3 log 4
+        4.1589
+    """
     return functional.cross_entropy(wide(logits), labels, reduction="sum")

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from training.config import TrainConfig
 from training.config.checks import check
-from training.errors import ConfigError
 from training.losses.base import ClassificationLoss
 from training.losses.cross_entropy import ClassBalanced, CrossEntropy, Focal
 from training.losses.margins import LDAM, LogitAdjusted
@@ -28,20 +27,17 @@ def build_loss(
     Raises:
         ConfigError: If there is no such loss in ``LOSSES``, or a class without images, or one that
             is never drawn, makes a prior 0.
+
+    Example:
+        >>> import torch
+        >>> build_loss(TrainConfig(loss="logit-adjusted"), torch.tensor([3, 1]))
+        LogitAdjusted()
     """
     check("loss", config.loss, config.loss in LOSSES, f"out of {', '.join(LOSSES)} (LOSSES)")
     return LOSSES[config.loss](config, class_counts, sampler)
 
 
-def _class_balanced(
-    config: TrainConfig, counts: Tensor, sampler: BatchSampler | None
-) -> ClassificationLoss:
-    _check_positive(counts, config.loss)
-    return ClassBalanced(counts, config.loss_options.beta)
-
-
 def _ldam(config: TrainConfig, counts: Tensor, sampler: BatchSampler | None) -> ClassificationLoss:
-    _check_positive(counts, config.loss)
     options = config.loss_options
     if config.loss == "ldam":
         return LDAM(counts, options.max_m, options.s)
@@ -52,18 +48,15 @@ def _ldam(config: TrainConfig, counts: Tensor, sampler: BatchSampler | None) -> 
 def _logit_adjusted(
     config: TrainConfig, counts: Tensor, sampler: BatchSampler | None
 ) -> ClassificationLoss:
-    _check_positive(counts, config.loss)
     options = config.loss_options  # tau is 1, its default, where the loss has no such option
     prior, balanced_prior = _priors(options.prior, counts, sampler)
-    for frequencies in (prior, balanced_prior):
-        _check_positive(frequencies, f"{config.loss} with loss_options.prior {options.prior}")
     return LogitAdjusted(prior, options.tau, balanced_prior)
 
 
 LOSSES: dict[str, Callable[[TrainConfig, Tensor, BatchSampler | None], ClassificationLoss]] = {
     "ce": lambda config, counts, sampler: CrossEntropy(),
     "focal": lambda config, counts, sampler: Focal(config.loss_options.gamma),
-    "cb": _class_balanced,
+    "cb": lambda config, counts, sampler: ClassBalanced(counts, config.loss_options.beta),
     "ldam": _ldam,
     "ldam-drw": _ldam,
     "balanced-softmax": _logit_adjusted,
@@ -97,13 +90,3 @@ def _priors(name: str, class_counts: Tensor, sampler: BatchSampler | None) -> tu
         sampler.class_frequencies(kinds[0]),
         sampler.class_frequencies(kinds[-1]),
     )
-
-
-def _check_positive(values: Tensor, loss: str) -> None:
-    if not bool((values > 0).all()):
-        missing = (values <= 0).nonzero().flatten().tolist()
-        raise ConfigError(
-            f"loss: expected every class to have training images, with --loss {loss}, which "
-            f"divides by their number or takes its logarithm, got none of the classes "
-            f"{missing[:10]}; remove these classes, or use --loss ce."
-        )

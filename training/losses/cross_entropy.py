@@ -6,12 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.losses.base import ClassificationLoss
+from training.config.checks import check
+from training.losses.base import ClassificationLoss, check_positive
 from training.samplers.base import BatchKind
 
 
 class CrossEntropy(ClassificationLoss):
-    """Softmax cross-entropy."""
+    """Softmax cross-entropy, -log p of the label's probability p.
+
+    Example:
+        >>> loss = CrossEntropy()
+        >>> round(loss(torch.zeros(1, 2), torch.tensor([1])).item(), 4)  # log 2
+        0.6931
+    """
 
     def per_row(self, logits: Tensor, labels: Tensor, batch_kind: BatchKind) -> Tensor:
         """Logits [B, K] and labels [B] -> losses [B]."""
@@ -25,10 +32,12 @@ class Focal(ClassificationLoss):
     of the sigmoid, as in the usual long-tail tables.
 
     Args:
-        gamma: >= 0; 0 is cross-entropy.
+        gamma: >= 0; 0 is cross-entropy. 2 is that of the paper.
+
+    Raises:
+        ConfigError: If gamma is out of its range.
 
     Example:
-        >>> import torch
         >>> loss = Focal(gamma=2.0)
         >>> round(loss(torch.zeros(1, 2), torch.tensor([1])).item(), 4)  # 1/4 log 2
         0.1733
@@ -37,6 +46,7 @@ class Focal(ClassificationLoss):
     def __init__(self, gamma: float = 1.0) -> None:
         """Remember the exponent."""
         super().__init__()
+        check("gamma", gamma, gamma >= 0, ">= 0")
         self.gamma = gamma
 
     def per_row(self, logits: Tensor, labels: Tensor, batch_kind: BatchKind) -> Tensor:
@@ -59,6 +69,15 @@ class ClassBalanced(CrossEntropy):
     Args:
         class_counts: Training images per class, [K], all >= 1.
         beta: See `effective_weights`.
+
+    Raises:
+        ConfigError: If a class has no image, or beta is out of its range.
+
+    Example:
+        >>> loss = ClassBalanced(torch.tensor([2, 1]), beta=0.5)  # weights 0.8 and 1.2
+        >>> logits = torch.tensor([[0.0, 0.0], [100.0, 0.0]])  # losses log 2 and 0
+        >>> round(loss(logits, torch.tensor([1, 0])).item(), 4)  # 1.2 log 2 / (1.2 + 0.8)
+        0.4159
     """
 
     weights: Tensor
@@ -80,9 +99,14 @@ def effective_weights(class_counts: Tensor, beta: float) -> Tensor:
         class_counts: Images per class, [K], all >= 1.
         beta: In [0, 1): 0 is weight 1 for all, towards 1 it is the inverse count.
 
+    Raises:
+        ConfigError: If a class has no image, or beta is out of its range.
+
     Example:
         >>> effective_weights(torch.tensor([2, 1]), 0.5).tolist()  # effective numbers 3/2 and 1
         [0.800000011920929, 1.2000000476837158]
     """
+    check("beta", beta, 0 <= beta < 1, "in [0, 1)")
+    check_positive("class_counts", class_counts)
     effective = (1 - beta ** class_counts.double()) / (1 - beta)  # [K]
     return (effective.mean() / effective / (effective.mean() / effective).mean()).float()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.losses.base import ClassificationLoss
+from training.config.checks import check
+from training.losses.base import ClassificationLoss, check_positive
 from training.losses.cross_entropy import effective_weights
 from training.samplers.base import BatchKind
 
@@ -21,10 +22,12 @@ class LogitAdjusted(ClassificationLoss):
     Args:
         prior: How often each class comes, [K], all > 0, any scale (counts will do).
         tau: Strength; >= 0, and 0 is cross-entropy.
-        balanced_prior: The same for balanced batches; null is ``prior``.
+        balanced_prior: The same for batches of the kind "balanced"; null is ``prior``.
+
+    Raises:
+        ConfigError: If a prior has a value that is not above 0, or tau is out of its range.
 
     Example:
-        >>> import torch
         >>> loss = LogitAdjusted(torch.tensor([3, 1]), tau=1.0)
         >>> round(loss(torch.zeros(1, 2), torch.tensor([1])).item(), 4)  # -log(1/4)
         1.3863
@@ -38,9 +41,11 @@ class LogitAdjusted(ClassificationLoss):
     ) -> None:
         """Compute the adjustments once."""
         super().__init__()
+        check("tau", tau, tau >= 0, ">= 0")
         balanced_prior = prior if balanced_prior is None else balanced_prior
-        self.register_buffer("adjustment", _adjustment(prior, tau))  # [K]
-        self.register_buffer("balanced_adjustment", _adjustment(balanced_prior, tau))  # [K]
+        self.register_buffer("adjustment", _adjustment("prior", prior, tau))  # [K]
+        balanced = _adjustment("balanced_prior", balanced_prior, tau)
+        self.register_buffer("balanced_adjustment", balanced)  # [K]
 
     def per_row(self, logits: Tensor, labels: Tensor, batch_kind: BatchKind) -> Tensor:
         """Logits [B, K] and labels [B] -> losses [B]."""
@@ -49,7 +54,8 @@ class LogitAdjusted(ClassificationLoss):
         return functional.cross_entropy(logits + adjustment, labels, reduction="none")
 
 
-def _adjustment(prior: Tensor, tau: float) -> Tensor:
+def _adjustment(name: str, prior: Tensor, tau: float) -> Tensor:
+    check_positive(name, prior)
     return (tau * (prior.double() / prior.sum()).log()).float()
 
 
@@ -68,10 +74,12 @@ class LDAM(ClassificationLoss):
         max_m: Margin of the rarest class, in cosine; > 0.
         s: Scale of the classifier; > 0.
         beta: Of the weights; null is LDAM without re-weighting.
-        drw_epoch: First epoch, from 1, with weights.
+        drw_epoch: First epoch, from 1, with weights; the loop says which it is by `set_epoch`.
+
+    Raises:
+        ConfigError: If a class has no image, or an argument is out of its range.
 
     Example:
-        >>> import torch
         >>> loss = LDAM(torch.tensor([16, 1]), max_m=0.5, s=2.0)  # margins 1/4 and 1/2
         >>> round(loss(torch.tensor([[0.0, 1.0]]), torch.tensor([1])).item(), 4)  # log 2
         0.6931
@@ -90,6 +98,10 @@ class LDAM(ClassificationLoss):
     ) -> None:
         """Compute margins and weights once."""
         super().__init__()
+        check("max_m", max_m, max_m > 0, "> 0")
+        check("s", s, s > 0, "> 0")
+        check("drw_epoch", drw_epoch, drw_epoch >= 1, ">= 1")
+        check_positive("class_counts", class_counts)
         roots = class_counts.double() ** -0.25  # [K]
         self.register_buffer("margins", (s * max_m * roots / roots.max()).float())  # [K], in logits
         weights = None if beta is None else effective_weights(class_counts, beta)  # [K]

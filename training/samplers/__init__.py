@@ -1,4 +1,8 @@
-"""Batch samplers. To add one: a stream (or a class of its own) and a line in `build.py`."""
+"""Batch samplers: plain arguments, torch and numpy alone.
+
+`InstanceSampler`, and `ScheduledSampler` of a `B3RSStream` or a `ClasswiseStream`. To add one: a
+stream (or a class of its own) and a line in `build.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,12 @@ from training.samplers.base import (
     rank_rows,
 )
 from training.samplers.build import build_sampler
+from training.samplers.classwise import (
+    ClasswiseStream,
+    class_balanced,
+    progressive,
+    square_root,
+)
 from training.samplers.cursor import PlanCursor
 from training.samplers.instance import InstanceSampler
 from training.samplers.scheduled import Schedule, ScheduledSampler
@@ -23,6 +33,7 @@ __all__ = [
     "Batch",
     "BatchKind",
     "BatchSampler",
+    "ClasswiseStream",
     "InstanceSampler",
     "PlanCursor",
     "Schedule",
@@ -30,5 +41,8 @@ __all__ = [
     "batch_bounds",
     "build_sampler",
     "check_world_size",
+    "class_balanced",
+    "progressive",
     "rank_rows",
+    "square_root",
 ]

@@ -8,9 +8,12 @@ has a fixed quota of rows of every block, between the block's share of the image
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 
-from training.config.sampler import SamplerOptions
+from training.config.sampler import SamplerOptions, check_b3rs
 from training.errors import ConfigError
 from training.reproducibility import derive_seed
 from training.samplers.apportion import (
@@ -48,10 +51,21 @@ class B3RSStream:
 
     Args:
         members: Positions of the images of each class, [n_k] each; empty ones are allowed.
-        options: See `SamplerOptions`.
-        batch_size: B, rows per batch.
+        rows: B, rows per batch.
         batches: Number of batches per epoch.
-        seed: Seed of everything.
+        seed: Seed of everything; >= 0.
+        blocks: Number of blocks; in [1, number of classes with images].
+        block_rule: "classes" cuts blocks of equally many classes, "images" of about equally many
+            images.
+        block_sizes: Number of classes of each block, from the most frequent on; null is by
+            block_rule.
+        block_weights: a_g of each block, > 0; null is 1.
+        q: Exponent of a block's number of images; in [0, 1]: 0 makes blocks equal, 1 follows the
+            data.
+        r: Exponent of a class's number of images inside its block; in [0, 1].
+        b_min: Smallest quota of a block; >= 0.
+        reading: See above.
+        images_per_class: K of the reading "classes-images"; >= 1.
 
     Attributes:
         blocks: The classes of each block.
@@ -59,21 +73,51 @@ class B3RSStream:
         frequencies: Long-run class frequencies, float64 [K], sum 1.
 
     Raises:
-        ConfigError: If blocks or quotas do not fit the data or the batch.
+        ConfigError: If an option is out of its range, or blocks or quotas do not fit the data or
+            the batch.
+
+    Example:
+        >>> members = np.split(np.arange(100), [60, 85, 96])  # 60, 25, 11 and 4 images
+        >>> stream = B3RSStream(members, 16, lambda epoch: 6, seed=0, blocks=2, q=0.5)
+        >>> [classes.tolist() for classes in stream.blocks], stream.quotas.tolist()
+        ([[0, 1], [2, 3]], [11, 5])
+        >>> stream.positions(epoch=1).shape
+        (6, 16)
     """
 
     def __init__(
         self,
         members: list[Ints],
-        options: SamplerOptions,
-        batch_size: int,
+        rows: int,
         batches: BatchCount,
         seed: int,
+        *,
+        blocks: int = 5,
+        block_rule: Literal["classes", "images"] = "classes",
+        block_sizes: Sequence[int] | None = None,
+        block_weights: Sequence[float] | None = None,
+        q: float = 0.5,
+        r: float = 1.0,
+        b_min: int = 1,
+        reading: Literal["quotas", "classes-images"] = "quotas",
+        images_per_class: int = 4,
     ) -> None:
         """Cut the blocks, round the quotas, make a stream per block."""
+        options = SamplerOptions(
+            blocks=blocks,
+            block_rule=block_rule,
+            block_sizes=None if block_sizes is None else list(block_sizes),
+            block_weights=None if block_weights is None else list(block_weights),
+            q=q,
+            r=r,
+            b_min=b_min,
+            reading=reading,
+            images_per_class=images_per_class,
+        )
+        check_b3rs(options)
         counts = np.array([len(m) for m in members], dtype=np.int64)  # [K]
         self.blocks = _blocks(counts, options)
-        self.quotas = _quotas(counts, self.blocks, options, batch_size)
+        self.quotas = _quotas(counts, self.blocks, options, rows)
         self.frequencies: Floats = np.zeros(len(counts))
         self._streams: list[Stream] = []
         for number, (classes, quota) in enumerate(zip(self.blocks, self.quotas, strict=True)):
@@ -83,7 +127,7 @@ class B3RSStream:
             block_seed = derive_seed(seed, number)
             stream, shares = _block_stream(images, options, int(quota), batches, block_seed)
             self._streams.append(stream)
-            self.frequencies[classes] = shares * (quota / batch_size)
+            self.frequencies[classes] = shares * (quota / rows)
 
     def positions(self, epoch: int) -> Ints:
         """Return positions of the epoch's batches, [batches, B]."""

@@ -29,6 +29,11 @@ class Batch:
         index: Number of the batch within its epoch, from 0.
         kind: "ordinary" for instance-balanced sampling, "balanced" for every other sampler; with
             Batch Embedded Training an epoch has both.
+
+    Example:
+        >>> import torch
+        >>> Batch(torch.tensor([4, 0]), index=0)
+        Batch(positions=tensor([4, 0]), index=0, kind='ordinary')
     """
 
     positions: Tensor
@@ -94,6 +99,9 @@ def rank_rows(rank: int, world_size: int) -> slice:
         rank: In [0, world_size).
         world_size: Number of ranks; >= 1.
 
+    Raises:
+        ValueError: If there is no such rank.
+
     Example:
         >>> import torch
         >>> positions = torch.tensor([5, 6, 7, 8, 9])
@@ -110,6 +118,10 @@ def check_world_size(sampler: BatchSampler, world_size: int) -> None:
 
     Raises:
         ConfigError: If a rank would get fewer than `MIN_ROWS` rows of the smallest batch.
+
+    Example:
+        >>> from training.samplers import InstanceSampler
+        >>> check_world_size(InstanceSampler(9, 4, seed=0), world_size=2)
     """
     smallest = sampler.smallest_batch()
     if world_size > 1 and smallest // world_size < MIN_ROWS:

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from training.config import TrainConfig
 from training.config.checks import check
 from training.errors import ConfigError
-from training.reproducibility import derive_seed
-from training.samplers.apportion import Floats, Ints
 from training.samplers.b3rs import B3RSStream
 from training.samplers.base import BatchSampler
+from training.samplers.classwise import (
+    ClassRule,
+    ClasswiseStream,
+    class_balanced,
+    progressive,
+    square_root,
+)
 from training.samplers.instance import InstanceSampler, checked_bounds
 from training.samplers.scheduled import Schedule, ScheduledSampler
-from training.samplers.streams import BatchCount, DeckStream, ImageStream, Stream
+from training.samplers.streams import MakeStream
 
-BuildStream = Callable[[TrainConfig, list[Ints], BatchCount, int], tuple[Stream, Floats]]
-"""Configuration, the images of each class, batches of an epoch, seed -> the stream of a sampler and
-its long-run class frequencies [K]."""
-ClassProbabilities = Callable[[Floats, int, int], Floats]
-"""Images of each class [K], the epoch from 1, the run's epochs -> probability of each class [K]."""
-
-# The position is part of the seed: append, never reorder.
-_STREAMS = ("ordinary", "balanced", "schedule")
+BuildStream = Callable[[TrainConfig], MakeStream]
+"""Configuration -> what makes the stream of balanced batches."""
 
 
 def build_sampler(
@@ -37,9 +36,8 @@ def build_sampler(
     """Return the configured sampler of the training images with these labels [N].
 
     Without Batch Embedded Training (``bet_period`` null) every batch comes from ``sampler``. With a
-    period T >= 1 its batches are embedded between instance-balanced ones, which go through the
-    images in passes of their own; a period of 0 stands for infinity: ordinary batches alone, the
-    same as ``sampler`` instance.
+    period T >= 1 its batches are embedded between instance-balanced ones (`ScheduledSampler`); a
+    period of 0 stands for infinity: ordinary batches alone, the same as ``sampler`` instance.
 
     Args:
         config: The configuration.
@@ -49,114 +47,70 @@ def build_sampler(
 
     Raises:
         ConfigError: If there is no such sampler in ``STREAMS``, or the batches do not fit the data.
+
+    Example:
+        >>> import torch
+        >>> config = TrainConfig(sampler="class-balanced")
+        >>> len(build_sampler(config, torch.arange(300) % 10, seed=0))  # of 128 images
+        2
     """
     known = ("instance", *STREAMS)
     check(
         "sampler", config.sampler, config.sampler in known, f"out of {', '.join(known)} (STREAMS)"
     )
-    labels = labels.cpu()
-    counts = torch.bincount(labels, minlength=num_classes or 0)  # [K]
     batch_size, drop_last = config.data.batch_size, config.data.drop_last
     if config.sampler == "instance" or config.bet_period == 0:
+        counts = torch.bincount(labels.cpu(), minlength=num_classes or 0)  # [K]
         return InstanceSampler(len(labels), batch_size, seed, drop_last, counts)
-    batches = len(checked_bounds(len(labels), batch_size, drop_last))
-    schedule = _schedule(config, batches, derive_seed(seed, _STREAMS.index("schedule")))
-    everything = np.arange(len(labels))
-    ordinary_seed = derive_seed(seed, _STREAMS.index("ordinary"))
-    balanced, frequencies = STREAMS[config.sampler](
-        config,
-        np.split(np.argsort(labels.numpy(), kind="stable"), counts.cumsum(0)[:-1].numpy()),
-        schedule.balanced_count,
-        derive_seed(seed, _STREAMS.index("balanced")),
-    )
-    return ScheduledSampler(
-        schedule,
-        ImageStream(everything, batch_size, schedule.ordinary_count, ordinary_seed),
-        balanced,
-        {
-            "ordinary": counts.double() / counts.sum(),
-            "balanced": torch.from_numpy(frequencies),
-        },
-        batch_size,
-        _parameters(config, len(labels), seed, batches),
-    )
-
-
-def _schedule(config: TrainConfig, batches: int, seed: int) -> Schedule:
     options = config.sampler_options
-    period = config.bet_period or 1
-    random = options.bet_schedule == "random"
-    schedule = Schedule(batches, period, options.bet_start_epoch, random, seed)
+    batches = len(checked_bounds(len(labels), batch_size, drop_last))
+    sampler = ScheduledSampler(
+        labels,
+        batch_size,
+        STREAMS[config.sampler](config),
+        seed=seed,
+        drop_last=drop_last,
+        num_classes=num_classes,
+        bet_period=config.bet_period or 1,
+        bet_start_epoch=options.bet_start_epoch,
+        bet_schedule=options.bet_schedule,
+        parameters=_parameters(config, len(labels), seed, batches),
+    )
+    _check_statistics(config, sampler.schedule)
+    return sampler
+
+
+def _check_statistics(config: TrainConfig, schedule: Schedule) -> None:
+    epochs = config.optim.epochs
     if config.statistics_batches == "balanced" and not any(
-        schedule.balanced_count(epoch) for epoch in range(1, config.optim.epochs + 1)
+        schedule.balanced_count(epoch) for epoch in range(1, epochs + 1)
     ):
         raise ConfigError(
             f"statistics_batches: expected 'all' or 'ordinary', got 'balanced' in a run of "
-            f"{config.optim.epochs * batches} batches that has no balanced one with --bet-period "
-            f"{period}; use a smaller period."
+            f"{epochs * schedule.batches} batches that has no balanced one with --bet-period "
+            f"{schedule.period}; use a smaller period."
         )
-    return schedule
 
 
-def _b3rs(
-    config: TrainConfig, members: list[Ints], batches: BatchCount, seed: int
-) -> tuple[Stream, Floats]:
-    options, batch_size = config.sampler_options, config.data.batch_size
-    stream = B3RSStream(members, options, batch_size, batches, seed)
-    return stream, stream.frequencies
+def _b3rs(config: TrainConfig) -> MakeStream:
+    options = asdict(config.sampler_options)
+    return partial(
+        B3RSStream, **{name: options[name] for name in options if not name.startswith("bet_")}
+    )
 
 
-def by_class(rule: ClassProbabilities) -> BuildStream:
+def by_class(rule: ClassRule) -> BuildStream:
     """Return the builder of a sampler that draws a class, then an image of it, by a rule.
 
     The probabilities of the rule have to be linear in the epoch.
     """
-
-    def build(
-        config: TrainConfig, members: list[Ints], batches: BatchCount, seed: int
-    ) -> tuple[Stream, Floats]:
-        present = [k for k, images in enumerate(members) if len(images)]
-        images = [members[k] for k in present]
-        counts = np.array([len(m) for m in images], dtype=np.float64)
-        epochs = config.optim.epochs
-
-        def probabilities(epoch: int) -> Floats:
-            return rule(counts, epoch, epochs)
-
-        frequencies = np.zeros(len(members))
-        # The mean of first and last epoch is that of the run.
-        frequencies[present] = (probabilities(1) + probabilities(epochs)) / 2
-        stream = DeckStream(images, probabilities, config.data.batch_size, batches, seed)
-        return stream, frequencies
-
-    return build
-
-
-# Kang et al., ICLR 2020, section 4.1: p_k is proportional to n_k^r with r = 0 (class-balanced) or
-# 1/2 (sqrt).
-
-
-def _class_balanced(counts: Floats, epoch: int, epochs: int) -> Floats:
-    return np.full(len(counts), 1 / len(counts))
-
-
-def _sqrt(counts: Floats, epoch: int, epochs: int) -> Floats:
-    return np.sqrt(counts) / np.sqrt(counts).sum()
-
-
-def _progressive(counts: Floats, epoch: int, epochs: int) -> Floats:
-    """From instance-balanced in the first epoch to class-balanced in the last one, linearly.
-
-    A run of one epoch stays instance-balanced.
-    """
-    t = min((epoch - 1) / max(epochs - 1, 1), 1.0)
-    return (1 - t) * (counts / counts.sum()) + t * _class_balanced(counts, epoch, epochs)
+    return lambda config: partial(ClasswiseStream, rule=rule, epochs=config.optim.epochs)
 
 
 STREAMS: dict[str, BuildStream] = {
-    "class-balanced": by_class(_class_balanced),
-    "sqrt": by_class(_sqrt),
-    "progressive": by_class(_progressive),
+    "class-balanced": by_class(class_balanced),
+    "sqrt": by_class(square_root),
+    "progressive": by_class(progressive),
     "b3rs": _b3rs,
 }
 """Every sampler but "instance"."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.config.checks import check
 from training.errors import ConfigError
 from training.reproducibility import generator
 from training.samplers.base import MIN_ROWS, Batch, BatchKind, batch_bounds
@@ -19,21 +20,26 @@ class InstanceSampler:
     Args:
         num_samples: Number N of training images; >= 2.
         batch_size: Images per batch; >= 2.
-        seed: Seed of the order; the epoch is mixed in.
+        seed: Seed of the order, >= 0; the epoch is mixed in.
         drop_last: Leave out the last batch if it is smaller than batch_size. Otherwise it is used,
             but a last batch of one image joins the batch before.
         class_counts: Images per class, [K]; for `class_frequencies` alone.
 
     Raises:
         ConfigError: If no batch would be left.
+
+    Example:
+        >>> sampler = InstanceSampler(num_samples=9, batch_size=4)
+        >>> [len(batch.positions) for batch in sampler.batches(epoch=1)]
+        [4, 4]
     """
 
     def __init__(
         self,
         num_samples: int,
         batch_size: int,
-        seed: int,
-        drop_last: bool,
+        seed: int = 0,
+        drop_last: bool = True,
         class_counts: Tensor | None = None,
     ) -> None:
         """Check that the data fills a batch."""
@@ -89,11 +95,12 @@ class InstanceSampler:
 
 
 def checked_bounds(num_samples: int, batch_size: int, drop_last: bool) -> list[tuple[int, int]]:
-    """Return `batch_bounds`, after a check that there is a batch.
+    """Return `batch_bounds`, after a check that there is a batch, and that it can be whitened.
 
     Raises:
         ConfigError: If no batch would be left.
     """
+    check("batch_size", batch_size, batch_size >= MIN_ROWS, f">= {MIN_ROWS}")
     if num_samples < MIN_ROWS or (drop_last and num_samples < batch_size):
         raise ConfigError(
             f"data.batch_size: expected at most the {num_samples} images left to train on with "

@@ -3,46 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from training.config.checks import check
+from training.reproducibility import derive_seed
 from training.samplers.base import Batch, BatchKind
-from training.samplers.streams import Stream, hash_words
+from training.samplers.instance import checked_bounds
+from training.samplers.streams import ImageStream, MakeStream, Stream, hash_words
+
+# The position is part of the seed: append, never reorder.
+_STREAMS = ("ordinary", "balanced", "schedule")
 
 
 class ScheduledSampler:
-    """Balanced batches, alone or embedded between ordinary ones (see `Schedule`).
+    """Balanced batches, alone or embedded between instance-balanced ones (see `Schedule`).
 
-    Every batch has batch_size rows and every epoch as many batches as instance sampling.
+    Every batch has batch_size rows and every epoch as many batches as instance sampling. The
+    instance-balanced ("ordinary") ones go through the images in passes of their own. Embedding is
+    BET, Batch Embedded Training (arXiv 2112.05958), of which the text is not public.
 
     Args:
-        schedule: Which batches are balanced.
-        ordinary: Stream of the others (not used if there are none).
-        balanced: Stream of the balanced batches.
-        frequencies: Long-run class frequencies of each kind of batch, float64 [K] each.
-        batch_size: Rows per batch.
-        parameters: What the plan depends on, but epoch and labels.
+        labels: Class of every training image, int64 [N].
+        batch_size: Rows per batch; >= 2.
+        balanced: What balanced batches come from: `B3RSStream` or `ClasswiseStream`, their options
+            filled in by `functools.partial`, or a class like them.
+        seed: Seed of everything; >= 0.
+        drop_last: Whether an epoch is N / batch_size batches, rounded down, or one more for the
+            rest.
+        num_classes: K; by default the largest label + 1.
+        bet_period: T; see `Schedule`, as for the next two.
+        bet_start_epoch: First epoch, from 1, with balanced batches.
+        bet_schedule: "periodic" or "random".
+        parameters: What the plan depends on, but epoch and labels, by the names of the recipe's
+            options; null is by those of the arguments.
+
+    Raises:
+        ConfigError: If an argument is out of its range, or the batches do not fit the data.
+
+    Example:
+        >>> from functools import partial
+        >>> from training.samplers import B3RSStream
+        >>> labels = torch.tensor([0] * 60 + [1] * 25 + [2] * 11 + [3] * 4)
+        >>> b3rs = partial(B3RSStream, blocks=2, q=0.5)
+        >>> sampler = ScheduledSampler(labels, 16, b3rs, bet_period=3)
+        >>> for batch in sampler.batches(epoch=1):
+        ...     print(batch.kind, torch.bincount(labels[batch.positions], minlength=4).tolist())
+        ordinary [10, 4, 2, 0]
+        ordinary [10, 3, 1, 2]
+        balanced [6, 5, 3, 2]
+        ordinary [10, 1, 4, 1]
+        ordinary [9, 5, 1, 1]
+        balanced [8, 3, 3, 2]
     """
 
     def __init__(
         self,
-        schedule: Schedule,
-        ordinary: Stream,
-        balanced: Stream,
-        frequencies: dict[BatchKind, Tensor],
+        labels: Tensor,
         batch_size: int,
-        parameters: dict[str, Any],
+        balanced: MakeStream,
+        *,
+        seed: int = 0,
+        drop_last: bool = True,
+        num_classes: int | None = None,
+        bet_period: int = 1,
+        bet_start_epoch: int = 1,
+        bet_schedule: Literal["periodic", "random"] = "periodic",
+        parameters: dict[str, Any] | None = None,
     ) -> None:
-        """Remember the parts."""
-        self.schedule = schedule
-        self._streams: dict[BatchKind, Stream] = {"ordinary": ordinary, "balanced": balanced}
-        self._frequencies = frequencies
+        """Make the schedule and both streams."""
+        labels = labels.cpu()
+        counts = torch.bincount(labels, minlength=num_classes or 0)  # [K]
+        members = np.split(np.argsort(labels.numpy(), kind="stable"), counts.cumsum(0)[:-1].numpy())
+        batches = len(checked_bounds(len(labels), batch_size, drop_last))
+        schedule_seed, ordinary_seed, balanced_seed = (
+            derive_seed(seed, _STREAMS.index(name)) for name in ("schedule", "ordinary", "balanced")
+        )
+        allowed = ("periodic", "random")
+        check("bet_schedule", bet_schedule, bet_schedule in allowed, f"out of {', '.join(allowed)}")
+        random = bet_schedule == "random"
+        self.schedule = Schedule(batches, bet_period, bet_start_epoch, random, schedule_seed)
+        ordinary = ImageStream(
+            np.arange(len(labels)), batch_size, self.schedule.ordinary_count, ordinary_seed
+        )
+        stream = balanced(members, batch_size, self.schedule.balanced_count, balanced_seed)
+        self._streams: dict[BatchKind, Stream] = {"ordinary": ordinary, "balanced": stream}
+        self._frequencies: dict[BatchKind, Tensor] = {
+            "ordinary": counts.double() / counts.sum(),
+            "balanced": torch.from_numpy(stream.frequencies),
+        }
         self._batch_size = batch_size
-        self._parameters = parameters
+        self._parameters = parameters or {
+            "seed": seed,
+            "num_samples": len(labels),
+            "batch_size": batch_size,
+            "batches": batches,
+            "bet_period": bet_period,
+            "bet_start_epoch": bet_start_epoch,
+            "bet_schedule": bet_schedule,
+        }
 
     def __len__(self) -> int:
         """Return the number of batches of every epoch."""
@@ -103,6 +166,9 @@ class Schedule:
         random: Each batch is balanced with probability 1 / T instead, independently.
         seed: Seed of the random choice.
 
+    Raises:
+        ConfigError: If period or start_epoch is below 1.
+
     Example:
         >>> schedule = Schedule(batches=4, period=3)
         >>> [schedule.balanced(epoch).astype(int).tolist() for epoch in (1, 2, 3)]
@@ -118,6 +184,8 @@ class Schedule:
         seed: int = 0,
     ) -> None:
         """Remember the parts."""
+        check("bet_period", period, period >= 1, ">= 1")
+        check("bet_start_epoch", start_epoch, start_epoch >= 1, ">= 1")
         self.batches = batches
         self.period = period
         self.start_epoch = start_epoch

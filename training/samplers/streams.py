@@ -30,6 +30,21 @@ class Stream(Protocol):
         ...
 
 
+class BatchStream(Stream, Protocol):
+    """A stream of whole batches, not of the rows of one block.
+
+    Attributes:
+        frequencies: How often each class is drawn in the long run, [K], sum 1.
+    """
+
+    frequencies: Floats
+
+
+MakeStream = Callable[[list[Ints], int, BatchCount, int], BatchStream]
+"""The images of each class ([n_k] each, empty ones allowed), rows of a batch, batches of an epoch,
+seed -> a stream. Most are classes whose other arguments `functools.partial` has filled in."""
+
+
 class Fold(Generic[State]):
     """What the epochs before an epoch add up to; the newest result is kept.
 
