@@ -280,7 +280,7 @@ def train(options: argparse.Namespace, report: bool = True) -> dict[str, float]:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser = argparse.ArgumentParser(description="Long-tailed recognition in one file.")
     add = parser.add_argument
     add("--data", default="digits", help="digits, or a folder of four gzipped IDX files")
     add("--imbalance-factor", type=float, default=50.0, help="largest class / rarest; >= 1")
