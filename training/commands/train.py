@@ -29,7 +29,7 @@ from training.errors import TrainingStopped
 from training.evaluation.evaluate import epoch_record, evaluate_epoch
 from training.evaluation.metrics import ShotGroups
 from training.models import check_groups
-from training.report.loggers import check_loggers, with_loggers
+from training.report.loggers import EpochLog, check_loggers, open_log
 from training.report.progress import Reporter, build_reporter
 from training.report.summary import finish_run
 from training.reproducibility import (
@@ -125,13 +125,14 @@ def train(
     started = time.perf_counter()
     seeds = resolve_seeds(config.seed, config.seeds)
     run = _open_run(config, seeds, device, processes, console, load or build_dataset)
-    shown = build_reporter(console, config.optim.epochs, len(run.trainer.sampler))
+    reporter = build_reporter(console, config.optim.epochs, len(run.trainer.sampler))
     with (
         closing(run.trainer.feed),
-        closing(with_loggers(shown, config, run.folder, run.trainer)) as reporter,
+        closing(open_log(config, run.folder, run.trainer)) as log,
+        closing(reporter),
     ):
         reporter.start(run.trainer.step)
-        yield from _train(run, reporter, signals)
+        yield from _train(run, reporter, log, signals)
     return finish_run(config, run.trainer, run.history, run.folder, console, started)
 
 
@@ -208,7 +209,9 @@ def _as_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def _train(run: Run, reporter: Reporter, signals: StopSignals) -> Generator[bool, None, None]:
+def _train(
+    run: Run, reporter: Reporter, log: EpochLog, signals: StopSignals
+) -> Generator[bool, None, None]:
     """Run the epochs that are left; save after epochs and steps as configured."""
     config, trainer, history = run.config, run.trainer, run.history
     groups = ShotGroups.from_counts(trainer.dataset.class_counts.tolist())
@@ -237,6 +240,7 @@ def _train(run: Run, reporter: Reporter, signals: StopSignals) -> Generator[bool
         history.wall_seconds = time.perf_counter() - started
         if trainer.processes.first:
             append_record(run.folder, history)
-        reporter.epoch(record)  # before it is saved: what a checkpoint knows was logged
+        log.add(record)  # before it is saved: what a checkpoint knows was logged
         if is_best or epoch % config.checkpoint_every == 0 or epoch == config.optim.epochs:
             run.save(best=is_best)
+        reporter.epoch(record)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from training.config import TrainConfig, flatten, is_number, to_dict
 from training.errors import ConfigError
 from training.evaluation.diagnose import diagnose
-from training.report.progress import Reporter
 from training.runs.folder import RunFolder, append_json_line, write_text
 
 if TYPE_CHECKING:
@@ -190,12 +189,11 @@ _HESSIAN_ROWS = 512
 """Images for the Hessian's condition number: fewer than the command's, it is computed often."""
 
 
-class ScalarReporter:
-    """Passes everything on to another reporter, and each epoch's figures to the loggers.
+class EpochLog:
+    """Tells the loggers the figures of every epoch, and diagnoses some epochs for them.
 
     Args:
-        inner: The reporter that people see.
-        loggers: Take the figures; closed with the reporter.
+        loggers: None on all processes but the first; closed with the log.
         diagnose: Returns the diagnostics of the model as it is after an epoch, nested.
         every: Epochs from one diagnosis to the next; 0 is never.
         epochs: The last epoch is diagnosed too.
@@ -203,29 +201,21 @@ class ScalarReporter:
 
     def __init__(
         self,
-        inner: Reporter,
         loggers: Sequence[Logger],
         diagnose: Callable[[int], Mapping[str, Any]],
         every: int,
         epochs: int,
     ) -> None:
         """Remember the parts."""
-        self._inner = inner
         self._loggers = loggers
         self._diagnose = diagnose
         self._every = every
         self._epochs = epochs
 
-    def start(self, step: int) -> None:
-        """Training begins."""
-        self._inner.start(step)
-
-    def step(self, loss: float) -> None:
-        """One training step is done."""
-        self._inner.step(loss)
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Log the figures of an epoch."""
+    def add(self, record: dict[str, Any]) -> None:
+        """Log an epoch by its record of metrics.jsonl."""
+        if not self._loggers:
+            return
         epoch = record["epoch"]
         figures = {name: value for name, value in record.items() if name != "epoch"}
         if self._every and (epoch % self._every == 0 or epoch == self._epochs):
@@ -233,12 +223,10 @@ class ScalarReporter:
         values = dict(scalars(figures))
         for logger in self._loggers:
             logger.add_scalars(epoch, values)
-        self._inner.epoch(record)
 
     def close(self) -> None:
         """Training is over, or has failed."""
         with ExitStack() as stack:  # one that fails leaves the others to be closed
-            stack.callback(self._inner.close)
             for logger in self._loggers:
                 stack.callback(logger.close)
 
@@ -255,12 +243,8 @@ def scalars(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield tag, float(value)
 
 
-def with_loggers(
-    reporter: Reporter, config: TrainConfig, folder: RunFolder, trainer: Trainer
-) -> Reporter:
-    """Return the reporter, with ``output.loggers`` beside it on the first process.
-
-    Every process calls this.
+def open_log(config: TrainConfig, folder: RunFolder, trainer: Trainer) -> EpochLog:
+    """Make the loggers of ``output.loggers``, on the first process; every process calls this.
 
     Raises:
         ConfigError: On every process, if a logger cannot be made.
@@ -268,8 +252,6 @@ def with_loggers(
     loggers: list[Logger] = []
     run = LoggedRun(folder.path, flatten(to_dict(config)), trainer.cursor.epoch)
     trainer.processes.on_first(lambda: loggers.extend(_open(config.output.loggers, run)))
-    if not loggers:
-        return reporter
 
     def figures(epoch: int) -> dict[str, Any]:
         split = "validation" if trainer.dataset.has_validation else "test"
@@ -278,5 +260,4 @@ def with_loggers(
         result["classifier"]["weight_norm_ratio"] = max(norms) / min(norms) if min(norms) else None
         return {name: result[name] for name in ("before", "after", "classifier", "batches")}
 
-    every = config.output.diagnostics_every
-    return ScalarReporter(reporter, loggers, figures, every, config.optim.epochs)
+    return EpochLog(loggers, figures, config.output.diagnostics_every, config.optim.epochs)
