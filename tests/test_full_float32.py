@@ -192,7 +192,7 @@ def test_operators_set_it_themselves() -> None:
         seen.append(torch.get_float32_matmul_precision())
         return reference.eigh(a, start)
 
-    op = operators.operator("fastwhiten_test", "eigh", eigh)
+    op = operators.operator("test", "eigh", eigh)
     torch.set_float32_matmul_precision("high")
     op(torch.eye(3).unsqueeze(0))
     assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"

@@ -172,7 +172,8 @@ def test_every_op_is_checked() -> None:
     }
     of_python = {f"{backend}_{op}" for backend in ("native", "reference", "triton") for op in OPS}
     of_python |= {"blended_in", "population_matrix", "product"}
-    assert stages - of_python == set(OPS)
+    of_tests = {name for name in stages if name.startswith("test_")}
+    assert stages - of_python - of_tests == set(OPS)
 
 
 def _x() -> Tensor:
