@@ -113,6 +113,10 @@ def test_a_label_of_the_last_axis_is_the_baseline_within_every_setting(results: 
     assert _row(section, "narrow-fused")[2] == "+10.0 ± -"
     assert _row(section, "wide-fused")[2] == "+20.0 ± -"
     assert "| wide-none" not in section
+    grid = {"baseline": "none", "arms": arms, "pairs": [["wide-none", "narrow-fused"]]}
+    (folder / "grid.json").write_text(json.dumps(grid))
+    text = build_results(results)
+    assert _row(text[text.index("Differences:") :], "wide-none - narrow-fused")[2] == "+10.0 ± -"
 
 
 def test_verdicts_are_taken_in_as_they_are_and_the_file_regenerates(
@@ -143,6 +147,8 @@ def test_what_cannot_be_reported_is_named(results: Path, tmp_path: Path):
         build_results(results)
     with pytest.raises(ConfigError, match=r"digests of runs, .* has none"):
         build_results(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="two arms in each"):
+        run_report(ReportConfig(str(results), collect=str(tmp_path), pairs=[["ce"]]))
     with pytest.raises(ConfigError, match="folder of an `ablate` grid"):
         run_report(ReportConfig(str(results), collect=str(tmp_path)))
 

@@ -26,7 +26,7 @@ def run_report(config: ReportConfig, console: Console | None = None) -> int:
     check_report(config)
     results = Path(config.results)
     if config.collect is not None:
-        files = collect(Path(config.collect), results, config.baseline)
+        files = collect(Path(config.collect), results, config.baseline, config.pairs)
         say(console, f"  {files[0].parent}: {len(files) - 1} digests")
     path = results.resolve().parent / "RESULTS.md"
     text = build_results(results)

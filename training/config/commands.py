@@ -311,19 +311,26 @@ class ReportConfig:
         baseline: Arm that the others are compared with, or a label of the grid's last axis: every
             arm is compared with the one that has it and is otherwise the same. null is what
             grid.json says, at first the grid's first arm. (with collect)
+        pairs: More differences, of two arms each: --pairs "[[ours, ce+crt], [ours, ce-fused]]".
+            null is what grid.json says. (with collect)
         check: Write nothing; fail (exit status 1) if RESULTS.md is not what it would become.
     """
 
     results: str = field(metadata=POSITIONAL)
     collect: str | None = None
     baseline: str | None = None
+    pairs: list[list[str]] | None = None
     check: bool = False
 
 
 def check_report(config: ReportConfig) -> None:
     """Check what goes together."""
     if config.collect is None:
-        check_unused("baseline", config.baseline, None, "without --collect", "--collect FOLDER")
+        for name in ("baseline", "pairs"):
+            value = getattr(config, name)
+            check_unused(name, value, None, "without --collect", "--collect FOLDER")
+    two = all(len(pair) == 2 for pair in config.pairs or [])
+    check("pairs", config.pairs, two, "that has two arms in each of its lists")
     if config.check:
         check_unused("collect", config.collect, None, "with --check, which writes nothing")
 

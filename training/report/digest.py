@@ -17,13 +17,16 @@ GRID = "grid.json"
 LARGEST = 2048  # bytes
 
 
-def collect(folder: Path, results: Path, baseline: str | None) -> list[Path]:
+def collect(
+    folder: Path, results: Path, baseline: str | None, pairs: list[list[str]] | None = None
+) -> list[Path]:
     """Write the digests of a grid's finished runs, and of the stage2 runs made from them.
 
     Args:
         folder: Of an `ablate` grid.
         results: Folder of all grids.
         baseline: Name of an arm; null keeps what was chosen before, at first the grid's first arm.
+        pairs: Arms to compare with each other; null keeps what was chosen before.
 
     Returns:
         The files, grid.json first.
@@ -52,14 +55,16 @@ def collect(folder: Path, results: Path, baseline: str | None) -> list[Path]:
         raise ConfigError(f"collect: expected finished runs in {folder / 'runs'}, found none.")
     target = results / manifest["name"]
     target.mkdir(parents=True, exist_ok=True)
-    grid = _grid(target / GRID, order, baseline)
+    grid = _grid(target / GRID, order, baseline, pairs)
     write_text(target / GRID, json.dumps(grid, indent=1) + "\n")
     for name, content in files.items():
         _write(target / f"{name}.json", content)
     return [target / GRID, *(target / f"{name}.json" for name in files)]
 
 
-def _grid(path: Path, arms: list[str], baseline: str | None) -> dict[str, Any]:
+def _grid(
+    path: Path, arms: list[str], baseline: str | None, pairs: list[list[str]] | None
+) -> dict[str, Any]:
     """What grid.json becomes."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     chosen = baseline or before.get("baseline", arms[0])
@@ -68,7 +73,11 @@ def _grid(path: Path, arms: list[str], baseline: str | None) -> dict[str, Any]:
             f"baseline: expected one of the arms {', '.join(arms)}, or what several of them "
             f"end in, got {chosen}."
         )
-    return {"baseline": chosen, "arms": arms}
+    pairs = before.get("pairs", []) if pairs is None else pairs
+    unknown = [arm for pair in pairs for arm in pair if arm not in arms]
+    if unknown:
+        raise ConfigError(f"pairs: expected arms of {', '.join(arms)}, got {', '.join(unknown)}.")
+    return {"baseline": chosen, "arms": arms, "pairs": pairs}
 
 
 def baseline_of(arm: str, baseline: str, arms: Collection[str]) -> str | None:

@@ -87,7 +87,7 @@ def build_results(results: Path) -> str:
         parts.append(f"## {folder.name}")
         for data in read_grid(folder):
             parts.append(f"### {data.title}")
-            parts.extend(_tables(data.arms, data.baseline))
+            parts.extend(_tables(data.arms, data.baseline, data.pairs))
             parts.append(f"![{data.title}]({name}/{folder.name}/{data.picture})")
     return "\n\n".join(parts) + "\n"
 
@@ -119,12 +119,14 @@ class GridData:
         picture: Name of the picture's file.
         arms: Digests, in the grid's order.
         baseline: See `baseline_of`.
+        pairs: Arms that are compared with each other.
     """
 
     title: str
     picture: str
     arms: Arms
     baseline: str
+    pairs: list[list[str]]
 
 
 def read_grid(folder: Path) -> list[GridData]:
@@ -150,7 +152,9 @@ def read_grid(folder: Path) -> list[GridData]:
         cut = "" if factor is None else f", imbalance {factor:g}"
         picture = f"{dataset}.png" if factor is None else f"{dataset}-{factor:g}.png"
         ordered = {arm: arms[arm] for arm in grid["arms"] if arm in arms}
-        found.append(GridData(f"{title or dataset}{cut}", picture, ordered, grid["baseline"]))
+        pairs = [pair for pair in grid.get("pairs", []) if ordered.keys() >= set(pair)]
+        shown = f"{title or dataset}{cut}"
+        found.append(GridData(shown, picture, ordered, grid["baseline"], pairs))
     return found
 
 
@@ -174,7 +178,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _tables(arms: Arms, baseline: str) -> list[str]:
+def _tables(arms: Arms, baseline: str, pairs: Sequence[Sequence[str]]) -> list[str]:
     heads = ["arm", "weight decay", "epochs", "n", *_ACCURACIES, "minutes"]
     rows = []
     for arm, runs in arms.items():
@@ -187,12 +191,13 @@ def _tables(arms: Arms, baseline: str) -> list[str]:
     others = [
         _difference(arm, arms[arm], arms[to])
         for arm, to in compared.items()
-        if to not in (None, arm)
+        if to is not None and to != arm
     ]
-    if others:
-        which = "" if baseline in arms else ", all else equal"
-        heads = ["arm", "n", *_ACCURACIES]
-        parts += [f"Difference to {baseline}{which}:", table(heads, others, left=1)]
+    which = "" if baseline in arms else ", all else equal"
+    more = [_difference(f"{a} - {b}", arms[a], arms[b]) for a, b in pairs]
+    for title, rows in ((f"Difference to {baseline}{which}:", others), ("Differences:", more)):
+        if rows:
+            parts += [title, table(["arm", "n", *_ACCURACIES], rows, left=1)]
     parts += _mechanism(arms)
     parts += _ood(arms)
     return parts
