@@ -3,15 +3,17 @@
     python -m benchmarks.whitener_rivals --folder /fast/disk
 
 prints two tables: how far the covariance of everybody's output is from the identity on data that
-are hard (eigenvalues of it against 1, and 0 in null directions), and seconds and peak memory on a
+are hard (eigenvalues of it against 1, and 0 in null directions), and time and peak memory on a
 memory map of 1,000,000 x 768 float32, of 3 GB, which is written to the folder and removed. Every
 rival is run on the input's dtype, scaled to the divisor n - 1, with as small an eps as it takes.
-Seconds are those of the clock, and of all processors in brackets, which say more on a machine that
-others use. Memory is what is allocated (RssAnon) beyond the imports; pages of the file, which the
-system takes back at will, do not count. scikit-learn, kornia, welford-torch and pycytominer are
-measured where they are installed. ``--errors`` prints the first table alone, which is committed:
+Times are multiples of those of the first, by the clock, and in brackets of all processors, which
+say more on a machine that others use. Memory is what is allocated (RssAnon) beyond the imports;
+pages of the file, which the system takes back at will, do not count. scikit-learn, kornia,
+welford-torch and pycytominer are measured where they are installed. One table alone, as they are
+committed:
 
     python -m benchmarks.whitener_rivals --errors > benchmarks/results/whitener-errors.md
+    python -m benchmarks.whitener_rivals --speed > benchmarks/results/whitener-speed.md
 """
 
 from __future__ import annotations
@@ -251,8 +253,11 @@ def speed(folder: Path, rows: int, columns: int) -> None:
     """Print the second table."""
     path, white = folder / "rivals.npy", folder / "white.npy"
     write(path, rows, columns)
-    print(f"\n{rows:,} x {columns} float32, {torch.get_num_threads()} threads\n")
-    print("| | fit, s | transform, s | fit, MB | transform, MB | error |")
+    first: dict[str, float] = {}
+    capability = torch.backends.cpu.get_cpu_capability()
+    threads = torch.get_num_threads()
+    print(f"\n{rows:,} x {columns} float32, {threads} threads, {capability}\n")
+    print("| | fit | transform | fit, MB | transform, MB | error |")
     print("| --- | --- | --- | --- | --- | --- |")
     try:
         for name in FITS:
@@ -268,7 +273,11 @@ def speed(folder: Path, rows: int, columns: int) -> None:
                 continue
             f = json.loads(done.stdout.splitlines()[-1])
             memory = [f"{f[f'{what} bytes'] / 1e6:.0f}" for what in ("fit", "transform")]
-            both = [f"{f[what]:.1f} ({f[f'{what} busy']:.1f})" for what in ("fit", "transform")]
+            first = first or f
+            both = [
+                f"{f[what] / first[what]:.2f} ({f[f'{what} busy'] / first[f'{what} busy']:.2f})"
+                for what in ("fit", "transform")
+            ]
             cells = [*both, *memory, f"{f['error']:.0e}"]
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     finally:
@@ -282,15 +291,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--columns", type=int, default=768)
-    parser.add_argument("--errors", action="store_true", help="the first table alone")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--errors", action="store_true", help="the first table alone")
+    one.add_argument("--speed", action="store_true", help="the second one alone")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(*options.serve)
-    else:
+        return
+    if not options.speed:
         accuracy()
-        if options.errors:
-            return
+    if not options.errors:
         speed(options.folder, options.rows, options.columns)
 
 
