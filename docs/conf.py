@@ -14,6 +14,8 @@ HERE = ROOT / "docs"
 # For autodoc and the gallery, and for the kernels that run the pages' cells.
 sys.path[:0] = [str(ROOT), str(HERE)]
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, sys.path[:2]))
+# `python` in a cell is the one that builds the site.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 # IPython as it comes, whatever the user's startup files do, and without its warnings of sockets.
 profile = HERE / "_build" / "ipython" / "profile_default"
 profile.mkdir(parents=True, exist_ok=True)
