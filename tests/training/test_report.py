@@ -205,7 +205,8 @@ def test_the_digests_of_a_grid_with_a_second_stage_and_a_diagnosis(
     )
     assert stage2["minutes"] > stage1["minutes"]
     found = json.loads((results / "small" / "grid.json").read_text())
-    assert found == {"baseline": "batchnorm", "arms": ["none", "batchnorm", "batchnorm+ncm"]}
+    arms = ["none", "batchnorm", "batchnorm+ncm"]
+    assert found == {"baseline": "batchnorm", "arms": arms, "pairs": []}
     assert "Difference to batchnorm:" in (tmp_path / "RESULTS.md").read_text()
     with pytest.raises(ConfigError, match="expected one of the arms none, batchnorm"):
         run_report(ReportConfig(str(results), collect=str(grid), baseline="nothing"), console)
