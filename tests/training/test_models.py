@@ -42,6 +42,15 @@ def test_resnet_32_has_the_published_size():  # "0.46 M" of He et al.
     assert _parameters(backbone) + 65 * 10 == 464_154
 
 
+def test_small_resnet_has_as_many_features_as_asked():
+    narrow, wide = ModelConfig(), ModelConfig(features=256)
+    plain, widened = build_backbone(narrow, 3), build_backbone(wide, 3)
+    assert (feature_dim(narrow), feature_dim(wide)) == (64, 256)
+    assert _parameters(widened) - _parameters(plain) == 64 * 256 + 2 * 256
+    features = widened(torch.randn(2, 3, 32, 32))
+    assert features.shape == (2, 256) and (features >= 0).all() and (features > 0).any()
+
+
 # The sizes of torchvision's documentation, with a classifier for 1000 classes; resnet-10 by hand.
 @pytest.mark.parametrize(
     ("name", "dim", "parameters"),
@@ -103,6 +112,8 @@ def test_groups_are_checked_against_the_feature_dimension_of_every_model(name: s
         (ModelConfig("timm:"), "got 'timm:'"),
         (ModelConfig("resnet-32", width=8), "expected the default 16 with --model.name resnet-32"),
         (ModelConfig("timm:x", blocks=2), "blocks: expected the default 1"),
+        (ModelConfig("resnet-32", features=8), "features: expected the default null with"),
+        (ModelConfig(features=0), "model.features: expected a value >= 1, or null, got 0"),
         (ModelConfig(blocks=0), "model.blocks: expected a value >= 1, got 0"),
     ],
 )

@@ -23,9 +23,10 @@ class ModelConfig:
             features), resnet-50 or resnext-50 (ImageNet-size images, 2048 features), these three by
             torchvision, or a model of another package, its classifier taken off: timm:resnet18,
             torchvision:efficientnet_b0.
-        width: Channels of the first stage, doubled in each of the next two; the feature dimension
-            is 4 * width; >= 1. (small-resnet)
+        width: Channels of the first stage, doubled in each of the next two; >= 1. (small-resnet)
         blocks: Residual blocks per stage; >= 1. (small-resnet)
+        features: The feature dimension, >= 1: a 1 x 1 convolution with batch normalisation and ReLU
+            before the pool makes so many; null is 4 * width, without it. (small-resnet)
         classifier: linear; cosine (``scale`` times the cosine of feature and class weight);
             batchnorm (of a linear layer's logits); null is cosine for LDAM, else linear.
             nearest-mean is what ``stage2 ncm`` makes, and no choice for a training.
@@ -39,6 +40,7 @@ class ModelConfig:
     name: str = "small-resnet"
     width: int = 16
     blocks: int = 1
+    features: int | None = None
     classifier: ClassifierName | None = None
     scale: float = 30.0
     classifier_init: Literal["torch", "kaiming"] = "torch"
@@ -81,5 +83,7 @@ def check_model(model: ModelConfig) -> None:
         )
     check("model.width", model.width, model.width >= 1, ">= 1")
     check("model.blocks", model.blocks, model.blocks >= 1, ">= 1")
-    table = {"small-resnet": ("width", "blocks")}
+    features = model.features
+    check("model.features", features, features is None or features >= 1, ">= 1, or null")
+    table = {"small-resnet": ("width", "blocks", "features")}
     check_unused_options("model.", model, table, "--model.name ", model.name)

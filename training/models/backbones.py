@@ -15,7 +15,9 @@ from training.errors import ConfigError
 from training.models.resnet import CifarResNet, SmallResNet
 
 _BACKBONES: dict[str, Callable[[int, ModelConfig], nn.Module]] = {
-    "small-resnet": lambda channels, model: SmallResNet(channels, model.width, model.blocks),
+    "small-resnet": lambda channels, model: SmallResNet(
+        channels, model.width, model.blocks, model.features
+    ),
     "resnet-32": lambda channels, _: CifarResNet(channels),
     # The small network of the ImageNet-LT protocol (Liu et al., CVPR 2019).
     "resnet-10": lambda channels, _: _imagenet_resnet("BasicBlock", [1, 1, 1, 1], channels),

@@ -36,12 +36,16 @@ class SmallResNet(nn.Module):
         in_channels: Channels of the images.
         width: Channels of the first stage; the next ones have 2 and 4 times as many.
         blocks: Residual blocks per stage.
+        features: D. A 1 x 1 convolution makes so many of the last stage's channels before the pool;
+            None is 4 * width, without it.
     """
 
-    def __init__(self, in_channels: int = 1, width: int = 16, blocks: int = 1) -> None:
+    def __init__(
+        self, in_channels: int = 1, width: int = 16, blocks: int = 1, features: int | None = None
+    ) -> None:
         """Create the layers and draw the weights (He et al., ICCV 2015)."""
         super().__init__()
-        self.feature_dim = 4 * width
+        self.feature_dim = features or 4 * width
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
@@ -55,13 +59,16 @@ class SmallResNet(nn.Module):
                 stride = 2 if stage > 0 and block == 0 else 1
                 stages.append(BasicBlock(channels, out, stride))
                 channels = out
+        if features is not None:
+            convolution = nn.Conv2d(channels, features, 1, bias=False)
+            stages += [convolution, nn.BatchNorm2d(features), nn.ReLU()]
         self.stages = nn.Sequential(*stages)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W] -> pooled features [B, 4 * width], all >= 0."""
+        """Images [B, in_channels, H, W] -> pooled features [B, D], all >= 0."""
         return self.stages(self.stem(images)).mean((2, 3))
 
 
