@@ -267,9 +267,11 @@ def speed(folder: Path, rows: int, columns: int) -> None:
             command += [str(path), str(white)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                lines = [f"more than {LIMIT_SECONDS} s of processors, or killed"]
-                lines += done.stderr.strip().splitlines()
-                print(f"| {name} | {lines[-1]} | | | | |", flush=True)
+                said = [f"more than {LIMIT_SECONDS} s of processors, or killed"]
+                said += done.stderr.strip().splitlines()
+                large = f"more than {LIMIT_BYTES >> 30} GiB of address space"
+                why = large if "MemoryError" in said[-1] else said[-1]
+                print(f"| {name} | {why} | | | | |", flush=True)
                 continue
             f = json.loads(done.stdout.splitlines()[-1])
             memory = [f"{f[f'{what} bytes'] / 1e6:.0f}" for what in ("fit", "transform")]
