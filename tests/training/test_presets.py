@@ -39,7 +39,8 @@ def test_every_preset_is_a_configuration_that_makes_sense(protocol: str, parser:
         config = TrainConfig(**values)
         validate(config)
         check_groups(config)
-        expected = {"ours": "fused", "batchnorm": "batchnorm"}.get(method, "none")
+        heads = {"ours": "fused", "batchnorm": "batchnorm", "b3rs": "batchnorm"}
+        expected = heads.get(method, "none")
         assert config.whitening == expected, f"methods/{method}.yaml"
 
 
