@@ -42,11 +42,13 @@ def accuracies(
         grid: folder in results/.
         data: its data set.
         arms: those that are shown, from top to bottom; all that have runs by default.
-        figures: names in a digest's "last", a panel each.
+        figures: names in a digest's "last", a panel each; one that the data have not, as the
+            accuracy on classes of few images, is left out.
     """
     runs = [run for run in _digests(grid) if run["dataset"] == data]
     known = json.loads((ROOT / "results" / grid / "grid.json").read_text())["arms"]
     arms = arms or [arm for arm in known if arm in {run["arm"] for run in runs}]
+    figures = [name for name in figures if any(run["last"][name] is not None for run in runs)]
     figure, panels = plt.subplots(
         1, len(figures), sharey=True, squeeze=False, figsize=(8, 0.5 + 0.4 * len(arms))
     )
