@@ -45,24 +45,26 @@ void pack(bool transposed, int64_t width, int64_t k, const T* from, int64_t ld_f
 // f(unit) for every unit of work, by all threads unless a team is at work already.
 template <class F>
 void for_units(int64_t count, const F& f) {
-  torch::stable::parallel_for(0, count, 1, [&f](int64_t begin, int64_t end) {
+  share(count, [&f](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) f(u);
   });
 }
 
-}  // namespace
-
+// Small ones, by the calling thread.
 template <class T>
-bool prefers_blocked_gemm(int64_t m, int64_t n, int64_t k) {
-  // Below, waking the team twice costs more than the faster inner loop gains (128 x 512 x 128 took
-  // 160 us, MKL's one region 130; at 256 x 256 x 256 ours take half of MKL's time). Thin ones are
-  // panels, which the stages multiply themselves.
-  constexpr double kFlops = 2.5e7;
-  const double flops =
-      2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  const bool ours =
-      choice() == Choice::kFaster ? product_kernels<T>().fused : choice() == Choice::kOurs;
-  return ours && flops >= kFlops && std::min({m, n, k}) >= 64;
+void direct_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha,
+                 const T* a, int64_t lda, const T* b, int64_t ldb, bool add, T* c, int64_t ldc,
+                 bool lower) {
+  const int64_t width = padded<T>(n);
+  const bool packs = transpose_b || width != n || alpha != T(1);
+  Buffer<T> right(packs ? k * width : 0);
+  if (packs) {
+    pack(transpose_b, n, k, b, ldb, right.get(), width);
+    for (int64_t e = 0; alpha != T(1) && e < k * width; ++e) right[e] *= alpha;
+  }
+  product_kernels<T>().multiply(m, n, k, a, transpose_a ? 1 : lda, transpose_a ? lda : 1,
+                                packs ? right.get() : b, packs ? width : ldb, c, ldc,
+                                add ? Into::kAdd : Into::kOver, lower);
 }
 
 template <class T>
@@ -115,10 +117,39 @@ void blocked_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int6
   }
 }
 
-#define FASTWHITEN_INSTANTIATE(T)                                                            \
-  template bool prefers_blocked_gemm<T>(int64_t, int64_t, int64_t);                          \
-  template void blocked_gemm<T>(bool, bool, int64_t, int64_t, int64_t, T, const T*, int64_t, \
-                                const T*, int64_t, bool, T*, int64_t, bool);
+}  // namespace
+
+template <class T>
+bool own_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha,
+              const T* a, int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc,
+              bool lower) {
+  // MKL packs what lies in the L1 or L2 cache anyway: on Zen 3 backward_matrix takes .85 of the
+  // time in float32, .5 to .66 in float64. Beyond, a team of MKL's may be faster.
+  constexpr int64_t kDirect = 96;
+  // Between the two, waking the team twice costs more than the faster inner loop gains (128 x 512 x
+  // 128 took 160 us, MKL's one region 130; at 256 x 256 x 256 ours take half of MKL's time). Thin
+  // ones are panels, which the stages multiply themselves.
+  constexpr double kBlocked = 2.5e7;
+  constexpr int64_t kThin = 64;
+  const bool ours =
+      choice() == Choice::kFaster ? product_kernels<T>().fused : choice() == Choice::kOurs;
+  const bool add = beta == T(1);
+  const double flops =
+      2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  if (!ours || !(add || beta == T(0))) return false;
+  if (std::max({m, n, k}) <= kDirect) {
+    direct_gemm(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, add, c, ldc, lower);
+  } else if (flops >= kBlocked && std::min({m, n, k}) >= kThin) {
+    blocked_gemm(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, add, c, ldc, lower);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+#define FASTWHITEN_INSTANTIATE(T)                                                                  \
+  template bool own_gemm<T>(bool, bool, int64_t, int64_t, int64_t, T, const T*, int64_t, const T*, \
+                            int64_t, T, T*, int64_t, bool);
 FASTWHITEN_INSTANTIATE(float)
 FASTWHITEN_INSTANTIATE(double)
 #undef FASTWHITEN_INSTANTIATE

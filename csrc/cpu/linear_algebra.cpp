@@ -200,9 +200,7 @@ void aten_inverse(int64_t n, const T* factor, T* inverse) {  // inverse holds I 
 template <class T>
 void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t lda,
           const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
-  if ((beta == T(0) || beta == T(1)) && prefers_blocked_gemm<T>(m, n, k)) {
-    return blocked_gemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta == T(1), c, ldc, false);
-  }
+  if (own_gemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, false)) return;
   const auto f = routines<T>().gemm;
   if (f == nullptr) return aten_gemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
   const int m32 = static_cast<int>(m), n32 = static_cast<int>(n), k32 = static_cast<int>(k);

@@ -1,12 +1,31 @@
 // Who works: the calling thread, a team over units, or BLAS's own team. Decided by the shape alone.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #include "../common/stable.h"
 #include "linear_algebra.h"
 
 namespace fastwhiten::cpu {
+
+// f(begin, end) over ranges that cover [0, count), by all threads unless a team is at work already.
+// Who is free takes the next range, a fair share of half of what is left: cores are not equally
+// fast, least of all those that a neighbour uses too.
+template <class F>
+void share(int64_t count, const F& f) {
+  const int64_t team = std::min<int64_t>(torch::stable::get_num_threads(), count);
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, team, 1, [&](int64_t, int64_t) {
+    for (int64_t begin = next.load(); begin < count;) {
+      const int64_t end = begin + std::max<int64_t>(1, (count - begin) / (2 * team));
+      if (!next.compare_exchange_weak(begin, end)) continue;
+      f(begin, end);
+      begin = next.load();
+    }
+  });
+}
 
 // Work below this many flops is done by the calling thread: waking a team costs about 5 us here, in
 // which one core does 1 MFLOP.
@@ -20,7 +39,7 @@ void parallel(int64_t count, double flops, const F& f) {
     f(int64_t{0}, count);
     return;
   }
-  torch::stable::parallel_for(0, count, 1, [&f](int64_t begin, int64_t end) {
+  share(count, [&f](int64_t begin, int64_t end) {
     SerialLinearAlgebra serial;
     f(begin, end);
   });
@@ -52,7 +71,7 @@ void for_rows(int64_t rows, int64_t columns, const F& f) {
   constexpr int64_t kRows = 16;  // per unit of work: a whole number of vectors when transposed
   const int64_t units = (rows + kRows - 1) / kRows;
   if (rows * columns < kSharedFrom) return f(int64_t{0}, rows);
-  torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+  share(units, [&](int64_t begin, int64_t end) {
     f(begin * kRows, end * kRows < rows ? end * kRows : rows);
   });
 }

@@ -21,9 +21,8 @@ namespace fastwhiten::cpu {
 template <class T>
 void gemm_lower(bool transpose_a, bool transpose_b, int64_t D, int64_t k, T alpha, const T* a,
                 int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
-  if ((beta == T(0) || beta == T(1)) && prefers_blocked_gemm<T>(D, D, k)) {
-    return blocked_gemm(transpose_a, transpose_b, D, D, k, alpha, a, lda, b, ldb, beta == T(1), c,
-                        ldc, true);
+  if (own_gemm(transpose_a, transpose_b, D, D, k, alpha, a, lda, b, ldb, beta, c, ldc, true)) {
+    return;
   }
   constexpr int64_t kSplitFrom = 96;  // below, two products take longer than one
   if (D < kSplitFrom) {

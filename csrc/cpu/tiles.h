@@ -93,7 +93,7 @@ template <class F>
 void for_pieces(bool wide, int64_t r0, int64_t m, const F& f) {
   constexpr int64_t kPiece = 32;  // rows; with D >= 256 a piece is at least 32 KiB
   if (!wide) return f(r0, m, int64_t{0});
-  torch::stable::parallel_for(0, (m + kPiece - 1) / kPiece, 1, [&](int64_t begin, int64_t end) {
+  share((m + kPiece - 1) / kPiece, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kPiece, last = std::min(m, end * kPiece);
     f(r0 + first, last - first, first);
   });
