@@ -172,8 +172,11 @@ def test_scaling_by_a_power_of_two_changes_no_vector(size: int) -> None:
     assert torch.equal(values * 2.0**40, scaled_values)
 
 
-def test_many_small_matrices_are_each_their_own() -> None:
-    a = torch.stack([rotated(torch.linspace(0.5, 2, 12), seed).float() for seed in range(40)])
+@pytest.mark.parametrize("size", [12, 64])
+def test_many_small_matrices_are_each_their_own(size: int) -> None:
+    """They are solved two at a time, whose sweeps differ in length and number."""
+    a = torch.stack([rotated(torch.linspace(0.5, 2, size), seed).float() for seed in range(40)])
+    a[7], a[12] = 0, torch.eye(size)
     values, vectors = backends.get("native").eigh(a)
     for i in range(a.shape[0]):
         alone = backends.get("native").eigh(a[i : i + 1])
@@ -183,8 +186,10 @@ def test_many_small_matrices_are_each_their_own() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_matrix_that_is_not_finite_spoils_itself_only(bad: float) -> None:
-    a = torch.stack([covariance(20).float(), covariance(20).float()])
-    a[0, 3, 7] = a[0, 7, 3] = bad
+    a = covariance(20).float().expand(20, 20, 20).clone()  # enough to be solved two at a time
+    a[10, 3, 7] = a[10, 7, 3] = bad
     values, vectors = backends.get("native").eigh(a)
-    assert values[0].isnan().all() and vectors[0].isnan().all()
-    assert values[1].isfinite().all() and vectors[1].isfinite().all()
+    assert values[10].isnan().all() and vectors[10].isnan().all()
+    for i in (9, 11, 12):
+        assert torch.equal(values[i], values[0]) and torch.equal(vectors[i], vectors[0])
+    assert values[0].isfinite().all() and vectors[0].isfinite().all()
