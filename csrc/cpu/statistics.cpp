@@ -30,17 +30,15 @@ void tile_mean(const Layout& s, bool wide, const In* x, const T* p, int64_t g, i
   }
   if (wide) {
     constexpr int64_t kChannels = 64;  // per unit of work: four cache lines of every row
-    torch::stable::parallel_for(
-        0, (D + kChannels - 1) / kChannels, 1, [&](int64_t begin, int64_t end) {
-          for (int64_t b = begin; b < end; ++b) {
-            const int64_t c = b * kChannels;
-            Layout part =
-                s;  // the same memory, seen as one group of these channels that starts at g * D + c
-            part.width = std::min(kChannels, D - c);
-            const In* from = x + offset(s, 0, g * D + c);
-            add(part, from, 0, r0, m, first.get() + c, p, sums.get() + c);
-          }
-        });
+    share((D + kChannels - 1) / kChannels, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t c = b * kChannels;
+        Layout part = s;  // the same memory, as one group of these channels that starts at g D + c
+        part.width = std::min(kChannels, D - c);
+        const In* from = x + offset(s, 0, g * D + c);
+        add(part, from, 0, r0, m, first.get() + c, p, sums.get() + c);
+      }
+    });
   } else {
     add(s, x, g, r0, m, first.get(), p, sums.get());
   }
