@@ -277,18 +277,10 @@ void secular_vector(int64_t n, const double* d, const double* z, double base, do
 
 template <class T>
 const EigenKernels<T>& eigen() {
-  static constexpr EigenKernels<T> table = {kMostQl<T>,
-                                            kMostDivided,
-                                            &eigen_work_size<T>,
-                                            &symmetric_ql<T>,
-                                            &symmetric_ql_of_both<T>,
-                                            &next_reflector<T>,
-                                            &multiply_lower<T>,
-                                            &next_pair<T>,
-                                            &solve_leaf<T>,
-                                            &secular_root<T>,
-                                            &secular_weights,
-                                            &secular_vector<T>};
+  static constexpr EigenKernels<T> table = {
+      kMostQl<T>,         kMostDivided,       &eigen_work_size<T>, &symmetric_ql<T>,
+      &next_reflector<T>, &multiply_lower<T>, &next_pair<T>,       &solve_leaf<T>,
+      &secular_root<T>,   &secular_weights,   &secular_vector<T>};
   return table;
 }
 template const EigenKernels<float>& eigen();

@@ -49,18 +49,13 @@ void write_sorted(int64_t n, int64_t K, T* d, const T* z, T* row_of, T* a, T* va
   }
 }
 
-// What symmetric_ql keeps of one matrix.
+// See EigenKernels::solve.
 template <class T>
-struct Work {
-  T *z, *d, *e, *tau;  // z [n, K]
-  int exponent;
-};
-
-// a [n, n] -> d, e: its tridiagonal form, scaled; z: Q^T.
-template <class T>
-Work<T> reduce_to_tridiagonal(int64_t n, int64_t K, const T* a, T* work) {
+bool symmetric_ql(int64_t n, T* a, T* values, T* work) {
+  const int64_t K = eigen_stride<T>(n);
   T *first = work, *second = first + n * K, *vectors = second + n * K;
   T *d = vectors + 3 * K, *e = d + n, *tau = e + n;
+  auto* kept = reinterpret_cast<Rotation<T>*>(tau + n);  // [n]; tau has served by then
   const int exponent = largest_exponent(n * n, a);
   const T scale = std::ldexp(T(1), -exponent / 2), rest = std::ldexp(T(1), exponent / 2 - exponent);
   for (int64_t i = 0; i < n; ++i) {
@@ -71,45 +66,12 @@ Work<T> reduce_to_tridiagonal(int64_t n, int64_t K, const T* a, T* work) {
   form_q(n, K, second, tau, first, vectors);
   fill(n * K, second, T(0));
   transpose(n, n, first, K, second, K);
-  return {second, d, e, tau, exponent};
-}
-
-template <class T>
-void write_eigensystem(int64_t n, int64_t K, const Work<T>& w, T* a, T* values) {
-  write_sorted(n, K, w.d, w.z, w.tau, a, values);
-  const T back = std::ldexp(T(1), w.exponent / 2),
-          rest_back = std::ldexp(T(1), w.exponent - w.exponent / 2);
+  if (!implicit_ql(n, K, d, e, second, kept)) return false;
+  write_sorted(n, K, d, second, tau, a, values);
+  const T back = std::ldexp(T(1), exponent / 2),
+          rest_back = std::ldexp(T(1), exponent - exponent / 2);
   for (int64_t j = 0; j < n; ++j) values[j] = values[j] * back * rest_back;
-}
-
-// See EigenKernels::solve.
-template <class T>
-bool symmetric_ql(int64_t n, T* a, T* values, T* work) {
-  const int64_t K = eigen_stride<T>(n);
-  const Work<T> w = reduce_to_tridiagonal(n, K, a, work);
-  auto* kept = reinterpret_cast<Rotation<T>*>(w.tau + n);  // [n]; tau has served by then
-  if (!implicit_ql(n, K, w.d, w.e, w.z, kept)) return false;
-  write_eigensystem(n, K, w, a, values);
   return true;
-}
-
-// See EigenKernels::solve_both.
-template <class T>
-void symmetric_ql_of_both(int64_t n, T* a, T* values, T* work, bool* found) {
-  const int64_t K = eigen_stride<T>(n), size = eigen_work_size<T>(n);
-  if (K > kTurned * Vector<T>::lanes) {
-    for (int i = 0; i < 2; ++i) found[i] = symmetric_ql(n, a + i * n * n, values + i * n, work);
-    return;
-  }
-  const Work<T> w[2] = {reduce_to_tridiagonal(n, K, a, work),
-                        reduce_to_tridiagonal(n, K, a + n * n, work + size)};
-  Run<T> first(n, K, w[0].d, w[0].e, w[0].z), second(n, K, w[1].d, w[1].e, w[1].z);
-  implicit_ql_of_both(K, &first, &second);
-  found[0] = first.converged();
-  found[1] = second.converged();
-  for (int i = 0; i < 2; ++i) {
-    if (found[i]) write_eigensystem(n, K, w[i], a + i * n * n, values + i * n);
-  }
 }
 
 }  // namespace

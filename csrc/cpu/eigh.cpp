@@ -16,19 +16,13 @@ namespace fastwhiten::cpu {
 template <class T>
 void Device::eigh(int64_t B, int64_t D, const T* a, T* values, T* vectors, const T*,
                   int32_t*) const {
-  for_some_groups(B, matrices_at_once<T>(B, D), eigen_flops<T>(D), [&](int64_t b, int64_t count) {
-    Buffer<T> work(count * D * D);
-    bool found[2];  // the others hold NaN
-    for (int64_t k = 0; k < count; ++k) {
-      const T* from = a + (b + k) * D * D;  // [D, D]
-      T* to = work.get() + k * D * D;
-      for (int64_t i = 0; i < D; ++i) std::copy_n(from + i * D, i + 1, to + i * D);
-      mirror(D, to);
-    }
-    symmetric_eigen(count, D, work.get(), values + b * D, found);
-    for (int64_t k = 0; k < count; ++k) {
-      transpose(D, work.get() + k * D * D, vectors + (b + k) * D * D);
-    }
+  for_groups(B, eigen_flops<T>(D), [&](int64_t b) {
+    Buffer<T> work(D * D);
+    const T* from = a + b * D * D;  // [D, D]
+    for (int64_t i = 0; i < D; ++i) std::copy_n(from + i * D, i + 1, work.get() + i * D);
+    mirror(D, work.get());
+    symmetric_eigen(D, work.get(), values + b * D);
+    transpose(D, work.get(), vectors + b * D * D);
   });
 }
 

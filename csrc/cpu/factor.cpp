@@ -32,11 +32,11 @@ T blend(int64_t D, const T* batch, const T* running, T beta, T* out) {
   return trace / static_cast<T>(D);
 }
 
-// a [D, D]: the eigenvectors of S' as rows on entry, scratch on return. values [D]: its eigenvalues
-// on entry, those of S on return. basis [D, D], matrix [D, D].
+// a [D, D]: S' on entry, scratch on return. values [D], basis [D, D], matrix [D, D].
 template <class T>
 bool factor_eigen(int64_t D, bool zca, T rho, T eps, T mean_diagonal, T* a, T* values, T* basis,
                   T* matrix) {
+  if (!symmetric_eigen(D, a, values)) return false;
   const T shift = rho * mean_diagonal + eps;
   for (int64_t j = 0; j < D; ++j) {
     const T shifted = (1 - rho) * values[j] + shift;
@@ -78,36 +78,23 @@ template <class T>
 void run_factor(const Device&, const Factor<T>& args) {
   const double flops = args.kind == kCholesky ? 8.0 * static_cast<double>(args.D * args.D * args.D)
                                               : eigen_flops<T>(args.D);
-  const int64_t D = args.D, size = D * D;
-  const int64_t at_once = args.kind == kCholesky ? 1 : matrices_at_once<T>(args.G, D);
-  const T e = static_cast<T>(args.eps), beta = static_cast<T>(args.batch_weight);
-  for_some_groups(args.G, at_once, flops, [&](int64_t first, int64_t count) {
-    Buffer<T> work(count * size);
-    T mean_diagonal[2];
-    bool found[2];
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t at = (first + k) * size;
-      const T* old = args.running == nullptr ? nullptr : args.running + at;
-      mean_diagonal[k] = blend(D, args.covariance + at, old, beta, work.get() + k * size);
+  for_groups(args.G, flops, [&](int64_t g) {
+    const int64_t at = g * args.D * args.D;
+    Buffer<T> work(args.D * args.D);
+    const T* old = args.running == nullptr ? nullptr : args.running + at;
+    const T mean_diagonal =
+        blend(args.D, args.covariance + at, old, static_cast<T>(args.batch_weight), work.get());
+    const T r = args.rho == nullptr ? T(0) : args.rho[g], e = static_cast<T>(args.eps);
+    if (args.kind == kCholesky) {
+      if (!factor_cholesky(args.D, r, e, mean_diagonal, work.get(), args.matrix + at))
+        fill_nan(args.matrix + at, args.D * args.D);
+      return;
     }
-    if (args.kind != kCholesky) {
-      symmetric_eigen(count, D, work.get(), args.eigenvalues + first * D, found);
-    }
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t g = first + k, at = g * size;
-      const T r = args.rho == nullptr ? T(0) : args.rho[g];
-      T* const a = work.get() + k * size;
-      if (args.kind == kCholesky) {
-        if (!factor_cholesky(D, r, e, mean_diagonal[k], a, args.matrix + at))
-          fill_nan(args.matrix + at, size);
-        continue;
-      }
-      if (!found[k] || !factor_eigen(D, args.kind == kZca, r, e, mean_diagonal[k], a,
-                                     args.eigenvalues + g * D, args.basis + at, args.matrix + at)) {
-        fill_nan(args.eigenvalues + g * D, D);
-        fill_nan(args.basis + at, size);
-        fill_nan(args.matrix + at, size);
-      }
+    if (!factor_eigen(args.D, args.kind == kZca, r, e, mean_diagonal, work.get(),
+                      args.eigenvalues + g * args.D, args.basis + at, args.matrix + at)) {
+      fill_nan(args.eigenvalues + g * args.D, args.D);
+      fill_nan(args.basis + at, args.D * args.D);
+      fill_nan(args.matrix + at, args.D * args.D);
     }
   });
 }

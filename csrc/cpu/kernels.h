@@ -77,9 +77,6 @@ struct EigenKernels {
   // a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending. False when it
   // did not converge.
   bool (*solve)(int64_t n, T* a, T* values, T* work);
-  // The same of two matrices, a [2, n, n] and values [2, n], with twice the scratch memory: to the
-  // same bits, in less time than one after the other.
-  void (*solve_both)(int64_t n, T* a, T* values, T* work, bool* found);
 
   // The rest is of divide_and_conquer.
   // row [k + 1] of a += the pairs [2 pairs, ld], sum_r right[r][k] left[r]; then d = row[k], and

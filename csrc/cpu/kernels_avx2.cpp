@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -34,6 +33,8 @@ constexpr int64_t kMostQl = std::is_same_v<T, float> ? 128 : 64;
 constexpr int64_t kMostDivided = 1024;  // 1.4 to 2 times as fast as ssyevd from 129 on
 inline __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 inline void stream(float* p, __m256 v) { _mm256_stream_ps(p, v); }
 inline void stream(double* p, __m256d v) { _mm256_stream_pd(p, v); }
 inline void end_stream() { _mm_sfence(); }

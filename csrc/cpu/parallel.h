@@ -50,23 +50,17 @@ void parallel(int64_t count, double flops, const F& f) {
 constexpr double kTeamFlops = 3e7, kTeamFlopsAlone = 1e7;
 constexpr double kMostFlopsOfOneThread = kTeamFlops - 1;
 
-// f(first, count) over all groups, at_once of them or fewer at a time. Products of kTeamFlops and
-// more take all threads one after another; smaller ones are made by one thread each, groups side by
-// side.
-template <class F>
-void for_some_groups(int64_t groups, int64_t at_once, double flops_of_group, const F& f) {
-  const int64_t units = (groups + at_once - 1) / at_once;
-  const auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; ++u) f(u * at_once, std::min(at_once, groups - u * at_once));
-  };
-  if (flops_of_group >= (groups == 1 ? kTeamFlopsAlone : kTeamFlops)) return run(0, units);
-  parallel(units, flops_of_group * static_cast<double>(groups), run);
-}
-
-// f(g) for every group.
+// f(g) for every group. Products of kTeamFlops and more take all threads one after another; smaller
+// ones are made by one thread each, groups side by side.
 template <class F>
 void for_groups(int64_t groups, double flops_of_group, const F& f) {
-  for_some_groups(groups, 1, flops_of_group, [&f](int64_t g, int64_t) { f(g); });
+  if (flops_of_group >= (groups == 1 ? kTeamFlopsAlone : kTeamFlops)) {
+    for (int64_t g = 0; g < groups; ++g) f(g);
+    return;
+  }
+  parallel(groups, flops_of_group * static_cast<double>(groups), [&f](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) f(g);
+  });
 }
 
 // f(begin, end) over the rows of a matrix that a few operations per element go through; shared by

@@ -95,67 +95,47 @@ T largest_magnitude(const T* p, int64_t count) {
   return reduce(p, count, [&](T most, T x) { return larger(most, std::abs(x)); }, larger);
 }
 
-// By QL: a [count, n, n] symmetric and finite, count 1 or 2, -> eigenvectors as rows, values
-// [count, n] ascending.
-template <class T>
-void solve_by_ql(int64_t count, int64_t n, T* a, T* values, bool* found) {
-  const EigenKernels<T>& own = eigen_kernels<T>();
-  Buffer<T> work(count * own.work_size(n));
-  if (count == 2) return own.solve_both(n, a, values, work.get(), found);
-  *found = own.solve(n, a, values, work.get());
-}
-
-// The same in float64: a gradient through close eigenvalues multiplies the vectors' errors by one
-// over their distance.
-inline void solve_in_double(int64_t count, int64_t n, float* a, float* values, bool* found) {
-  Buffer<double> wide(count * n * n), l(count * n);
-  std::copy_n(a, count * n * n, wide.get());
-  solve_by_ql(count, n, wide.get(), l.get(), found);
+// a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending, in float64: a
+// gradient through close eigenvalues multiplies the vectors' errors by one over their distance.
+inline bool eigensystem_in_double(int64_t n, float* a, float* values) {
+  const EigenKernels<double>& own = eigen_kernels<double>();
+  Buffer<double> wide(n * n), l(n), work(own.work_size(n));
+  std::copy_n(a, n * n, wide.get());
+  if (!own.solve(n, wide.get(), l.get(), work.get())) return false;
   const auto narrow = [](double x) { return static_cast<float>(x); };
-  std::transform(wide.get(), wide.get() + count * n * n, a, narrow);
-  std::transform(l.get(), l.get() + count * n, values, narrow);
+  std::transform(wide.get(), wide.get() + n * n, a, narrow);
+  std::transform(l.get(), l.get() + n, values, narrow);
+  return true;
 }
 
-// The same: by whom is fastest. QL up to kExact in float64, which takes 1.2 (n = 8) to 1.6 times (n
-// = 32) as long and is still faster than LAPACK in float32.
+// The same: by whom is fastest; false when it did not converge. QL up to kExact in float64, which
+// takes 1.2 (n = 8) to 1.6 times (n = 32) as long and is still faster than LAPACK in float32.
 template <class T>
-void eigensystems(int64_t count, int64_t n, T* a, T* values, bool* found) {
+bool eigensystem(int64_t n, T* a, T* values) {
   constexpr int64_t kExact = 32;
   const Solver solver = eigen_solver<T>(n);
-  if (solver == Solver::kQl) {
-    if constexpr (std::is_same_v<T, float>) {
-      if (n <= kExact) return solve_in_double(count, n, a, values, found);
-    }
-    return solve_by_ql(count, n, a, values, found);
+  if (solver == Solver::kDivide && divide_and_conquer(n, a, values)) return true;
+  if (solver != Solver::kQl) return syevd(n, a, values);  // a is as it was where the other failed
+  if constexpr (std::is_same_v<T, float>) {
+    if (n <= kExact) return eigensystem_in_double(n, a, values);
   }
-  for (int64_t i = 0; i < count; ++i, a += n * n, values += n) {
-    found[i] = solver == Solver::kDivide && divide_and_conquer(n, a, values);
-    if (!found[i]) found[i] = syevd(n, a, values);  // a is as it was where the other failed
-  }
+  const EigenKernels<T>& own = eigen_kernels<T>();
+  Buffer<T> work(own.work_size(n));
+  return own.solve(n, a, values, work.get());
 }
 
-// a [count, n, n] symmetric, count 1 or 2, -> eigenvectors as rows, values [count, n] ascending.
-// The component of largest magnitude (the first one on ties) of every eigenvector is made positive,
-// so equal matrices give equal vectors. A matrix that is not finite, or on which the solver fails,
-// gives found = false and NaN in both.
+// a [n, n] symmetric -> its eigenvectors as rows, values [n] ascending. The component of largest
+// magnitude (the first one on ties) of every eigenvector is made positive, so equal matrices give
+// equal vectors. A matrix that is not finite, or on which the solver fails, gives false and NaN in
+// both.
 template <class T>
-void symmetric_eigen(int64_t count, int64_t n, T* a, T* values, bool* found) {
-  if (all_finite(a, count * n * n)) {
-    eigensystems(count, n, a, values, found);
-  } else if (count == 1) {
-    *found = false;
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      symmetric_eigen(1, n, a + i * n * n, values + i * n, found + i);
-    }
-    return;
+bool symmetric_eigen(int64_t n, T* a, T* values) {
+  if (!all_finite(a, n * n) || !eigensystem(n, a, values)) {
+    fill_nan(a, n * n);
+    fill_nan(values, n);
+    return false;
   }
-  for (int64_t i = 0; i < count; ++i) {
-    if (found[i]) continue;
-    fill_nan(a + i * n * n, n * n);
-    fill_nan(values + i * n, n);
-  }
-  for_rows(count * n, n, [&](int64_t first, int64_t last) {
+  for_rows(n, n, [&](int64_t first, int64_t last) {
     for (int64_t j = first; j < last; ++j) {
       T* v = a + j * n;  // [n]
       const T largest = largest_magnitude(v, n);
@@ -166,14 +146,7 @@ void symmetric_eigen(int64_t count, int64_t n, T* a, T* values, bool* found) {
       }
     }
   });
-}
-
-// How many matrices symmetric_eigen takes at once: two where that is faster, QL, and where no
-// thread is left without any.
-template <class T>
-int64_t matrices_at_once(int64_t count, int64_t n) {
-  const bool enough = count >= 2 * static_cast<int64_t>(torch::stable::get_num_threads());
-  return enough && eigen_solver<T>(n) == Solver::kQl ? 2 : 1;
+  return true;
 }
 
 // The eigensolve in flops of a product that takes as long, to choose who works. LAPACK: 4/3 n^3 to
