@@ -105,30 +105,22 @@ void run_backward_reduce(const Device&, const BackwardReduce<In, T>& args) {
   T* products = plan.chunks == 1 ? args.cross : partial.get();  // [G, chunks, D, D]
   std::fill_n(zeros.get(), D, T(0));
   const bool flipped = args.s.planes() && !plan.wide;
-  const auto unit = [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; ++u) {
-      const int64_t g = u / plan.chunks, k = u % plan.chunks;
-      reduce_chunk(args.s, plan, args.x, args.grad, args.mean, zeros.get(), g,
-                   k * plan.tiles / plan.chunks, (k + 1) * plan.tiles / plan.chunks,
-                   products + u * D * D, sums.get() + u * D);
-    }
+  const auto unit = [&](int64_t g, int64_t k) {
+    const int64_t u = g * plan.chunks + k;
+    reduce_chunk(args.s, plan, args.x, args.grad, args.mean, zeros.get(), g,
+                 k * plan.tiles / plan.chunks, (k + 1) * plan.tiles / plan.chunks,
+                 products + u * D * D, sums.get() + u * D);
   };
-  if (plan.wide) {
-    unit(0, units);
-  } else {
-    parallel(units, 2.0 * static_cast<double>(args.s.numel()) * static_cast<double>(D), unit);
-  }
-  parallel(G, static_cast<double>(units * D * D), [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      add_up(plan.chunks, D, sums.get() + g * plan.chunks * D, args.grad_sum + g * D);
-      T* cross = args.cross + g * D * D;
-      if (plan.chunks > 1) add_up(plan.chunks, D * D, products + g * plan.chunks * D * D, cross);
-      if (!flipped) continue;
-      Buffer<T> as_summed(D * D);
-      std::copy_n(cross, D * D, as_summed.get());
-      transpose(D, as_summed.get(), cross);
-    }
-  });
+  const auto finish = [&](int64_t g) {
+    add_up(plan.chunks, D, sums.get() + g * plan.chunks * D, args.grad_sum + g * D);
+    T* cross = args.cross + g * D * D;
+    if (plan.chunks > 1) add_up(plan.chunks, D * D, products + g * plan.chunks * D * D, cross);
+    if (!flipped) return;
+    Buffer<T> as_summed(D * D);
+    std::copy_n(cross, D * D, as_summed.get());
+    transpose(D, as_summed.get(), cross);
+  };
+  for_chunks(args.s, plan, unit, finish);
 }
 
 #define FASTWHITEN_INSTANTIATE(In, T) \

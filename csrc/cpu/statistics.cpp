@@ -50,7 +50,7 @@ void tile_mean(const Layout& s, bool wide, const In* x, const T* p, int64_t g, i
 // mirrored.
 template <class T>
 void combine(const Plan& plan, int64_t D, const double* tile_means, const double* tile_weights,
-             const T* partial, T scale, T* mean, T* covariance) {
+             const T* partial, double scale, T* mean, T* covariance) {
   Buffer<double> center(D);
   double total = 0;
   for (int64_t t = 0; t < plan.tiles; ++t) total += tile_weights[t];
@@ -64,11 +64,11 @@ void combine(const Plan& plan, int64_t D, const double* tile_means, const double
   }
   std::copy_n(partial, D * D, covariance);
   product_kernels<T>().add_rows(plan.chunks - 1, D * D, partial + D * D, D * D, covariance);
-  for (int64_t i = 0; i < D * D; ++i) covariance[i] *= scale;
+  for (int64_t i = 0; i < D * D; ++i) covariance[i] *= static_cast<T>(scale);
   if (plan.tiles > 1) {
     Buffer<T> deviation(plan.tiles * D);  // [tiles, D]
     for (int64_t t = 0; t < plan.tiles; ++t) {
-      const double root = std::sqrt(tile_weights[t]);
+      const double root = std::sqrt(scale * tile_weights[t]);
       for (int64_t c = 0; c < D; ++c) {
         deviation[t * D + c] = static_cast<T>(root * (tile_means[t * D + c] - center[c]));
       }
@@ -125,34 +125,19 @@ void run_statistics(const Device&, const Statistics<In, T>& args) {
       root[r] = std::sqrt(args.p[r]);
     }
   }
-  const auto unit = [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; ++u) {
-      const int64_t g = u / plan.chunks, k = u % plan.chunks;
-      reduce_chunk(args.s, plan, args.x, args.p, args.p == nullptr ? nullptr : root.get(), g,
-                   k * plan.tiles / plan.chunks, (k + 1) * plan.tiles / plan.chunks,
-                   tile_weights.get(), tile_means.get() + g * plan.tiles * D,
-                   partial.get() + u * D * D);
-    }
+  const double scale = args.p == nullptr ? 1 / static_cast<double>(M) : 1;
+  const auto unit = [&](int64_t g, int64_t k) {
+    reduce_chunk(args.s, plan, args.x, args.p, args.p == nullptr ? nullptr : root.get(), g,
+                 k * plan.tiles / plan.chunks, (k + 1) * plan.tiles / plan.chunks,
+                 tile_weights.get(), tile_means.get() + g * plan.tiles * D,
+                 partial.get() + (g * plan.chunks + k) * D * D);
   };
-  const double flops = 2.0 * static_cast<double>(args.s.numel()) * static_cast<double>(D);
-  if (plan.wide) {
-    unit(0, G);
-  } else {
-    parallel(G * plan.chunks, flops, unit);
-  }
-  const T scale = args.p == nullptr ? T(1) / static_cast<T>(M) : T(1);
-  if (args.p == nullptr) {
-    for (int64_t t = 0; t < plan.tiles; ++t) tile_weights[t] /= static_cast<double>(M);
-  }
-  const double finish =
-      static_cast<double>(G * D * D) * static_cast<double>(plan.chunks + plan.tiles);
-  parallel(G, finish, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      combine(plan, D, tile_means.get() + g * plan.tiles * D, tile_weights.get(),
-              partial.get() + g * plan.chunks * D * D, scale, args.mean + g * D,
-              args.covariance + g * D * D);
-    }
-  });
+  const auto finish = [&](int64_t g) {
+    combine(plan, D, tile_means.get() + g * plan.tiles * D, tile_weights.get(),
+            partial.get() + g * plan.chunks * D * D, scale, args.mean + g * D,
+            args.covariance + g * D * D);
+  };
+  for_chunks(args.s, plan, unit, finish);
 }
 
 #define FASTWHITEN_INSTANTIATE(In, T) \

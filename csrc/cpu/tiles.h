@@ -6,7 +6,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "kernels.h"
 #include "parallel.h"
@@ -58,6 +60,22 @@ inline Plan make_plan(const Layout& s) {
   plan.tiles = (rows + plan.tile_rows - 1) / plan.tile_rows;
   plan.chunks = plan.wide ? 1 : std::min(plan.tiles, std::max<int64_t>(1, kUnits / s.groups));
   return plan;
+}
+
+// unit(g, k) for chunk k of group g, then finish(g) by the thread that did the group's last chunk.
+template <class U, class F>
+void for_chunks(const Layout& s, const Plan& plan, const U& unit, const F& finish) {
+  std::vector<std::atomic<int64_t>> done(s.groups);
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t g = u / plan.chunks;
+      unit(g, u % plan.chunks);
+      if (done[g].fetch_add(1) + 1 == plan.chunks) finish(g);
+    }
+  };
+  const int64_t units = s.groups * plan.chunks;
+  if (plan.wide) return run(0, units);
+  parallel(units, 2.0 * static_cast<double>(s.numel()) * static_cast<double>(s.width), run);
 }
 
 // The row stride of a panel of K channels. Planes: not a multiple of 256 bytes, else the rows of a
