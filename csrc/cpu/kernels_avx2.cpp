@@ -26,7 +26,7 @@ constexpr int kVectorBytes = 32;
 constexpr int kBlockRows = 6;  // 12 sums, 2 vectors of b and a broadcast in 16 registers
 constexpr int kBlockVectors = 2;
 constexpr bool kFused = true;
-// 1.6 times as fast as MKL's ssyevd at 128, 2.2 at 64 (Zen 5; Zen 3: 1.4 and 2.1). In float64
+// 1.6 times as fast as MKL's ssyevd at 128, 2.2 at 64 (Zen 5; Zen 3: 1.5 and 2 to 3.5). In float64
 // divide and conquer takes over earlier: 1.2 times as fast at 80.
 template <class T>
 constexpr int64_t kMostQl = std::is_same_v<T, float> ? 128 : 64;

@@ -2,7 +2,7 @@
 // FASTWHITEN_ISA of the including file, after kernels_impl.h.
 //
 // A sweep chases a bulge through the tridiagonal matrix by plane rotations, each of which waits for
-// the one before (about 36 cycles: a square root, a division and three products), and turns two
+// the one before (about 40 cycles: a square root, a division and four operations), and turns two
 // rows of z (the eigenvectors as rows). The rows are turned in the same loop, in the shadow of that
 // wait: for n up to 8 vectors they cost nothing.
 // A block whose smaller end comes first is taken from its other end (QR instead of QL), which keeps
@@ -86,19 +86,18 @@ struct Block {
   T& E(int64_t i) const { return e[i * step]; }
 };
 
-// One sweep over the rows [l, m] of the block. In its textbook form a rotation waits for twelve
-// more operations of the one before: r = (d_i - d) s + 2 c b is summed up here before it is divided
-// by the root, and f^2 comes from the squares of s and e_i.
+// One sweep over the rows [l, m] of the block. r, in its textbook form (d_i - d) s + 2 c b, is
+// summed up before it is divided by the root, while the root is computed.
 template <class T>
 void sweep(const Block<T>& t, int64_t l, int64_t m, Rotation<T>* kept) {
   T g = (t.D(l + 1) - t.D(l)) / (2 * t.E(l));
   const T root = std::sqrt(g * g + 1);  // |g| < 1 / eps: else e_l had been negligible
   g = t.D(m) - t.D(l) + t.E(l) / (g + (g < 0 ? -root : root));
-  T s = 1, c = 1, p = 0, s_squared = 1;
+  T s = 1, c = 1, p = 0;
   turn_all<T>(t.K, m - l, t.step * t.K, t.z + l * t.step * t.K, kept, [&](int64_t j) {
     const int64_t i = l + j;
     const T e = t.E(i), f = s * e, b = c * e, d = t.D(i + 1) - p;
-    const T square = fma(g, g, s_squared * (e * e));
+    const T square = fma(g, g, f * f);
     T r = fma(t.D(i) - d, f, 2 * b * g);
     if (square > std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon()) {
       const T inverse = inverse_root(square);
@@ -106,7 +105,6 @@ void sweep(const Block<T>& t, int64_t l, int64_t m, Rotation<T>* kept) {
       s = f * inverse;
       c = g * inverse;
       r *= inverse;
-      s_squared = f * f / square;
     } else {  // squares underflow: scale first; (0, 0) is turned by nothing
       const T scale = std::max(std::abs(f), std::abs(g));
       const T fs = scale > 0 ? f / scale : T(0), gs = scale > 0 ? g / scale : T(1);
@@ -115,7 +113,6 @@ void sweep(const Block<T>& t, int64_t l, int64_t m, Rotation<T>* kept) {
       s = fs / norm;
       c = gs / norm;
       r = (t.D(i) - d) * s + 2 * c * b;
-      s_squared = s * s;
     }
     p = s * r;
     t.D(i + 1) = d + p;
