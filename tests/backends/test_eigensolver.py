@@ -174,7 +174,6 @@ def test_scaling_by_a_power_of_two_changes_no_vector(size: int) -> None:
 
 @pytest.mark.parametrize("size", [12, 64])
 def test_many_small_matrices_are_each_their_own(size: int) -> None:
-    """They are solved two at a time, whose sweeps differ in length and number."""
     a = torch.stack([rotated(torch.linspace(0.5, 2, size), seed).float() for seed in range(40)])
     a[7], a[12] = 0, torch.eye(size)
     values, vectors = backends.get("native").eigh(a)
@@ -186,7 +185,7 @@ def test_many_small_matrices_are_each_their_own(size: int) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_matrix_that_is_not_finite_spoils_itself_only(bad: float) -> None:
-    a = covariance(20).float().expand(20, 20, 20).clone()  # enough to be solved two at a time
+    a = covariance(20).float().expand(20, 20, 20).clone()
     a[10, 3, 7] = a[10, 7, 3] = bad
     values, vectors = backends.get("native").eigh(a)
     assert values[10].isnan().all() and vectors[10].isnan().all()
