@@ -164,32 +164,60 @@ void transpose(int64_t rows, int64_t columns, const T* from, int64_t ld_from, T*
 // sum of sums with its two lengths.
 constexpr int64_t kShortSum = 32;
 
-// sums [n] += the sums over rows i < m of term(i, j), in blocks of rows and of columns.
+// The element at p, or the vector from there on, as U.
+template <class U, class In>
+inline U read(const In* p) {
+  if constexpr (std::is_arithmetic_v<U>) {
+    return static_cast<U>(*p);
+  } else {
+    using T = std::remove_reference_t<decltype(U{}[0])>;
+    alignas(kVectorBytes) T run[Vector<T>::lanes];
+    for (int64_t k = 0; k < Vector<T>::lanes; ++k) run[k] = static_cast<T>(p[k]);
+    return load(run);
+  }
+}
+
+// sums [kCount of U] += the sums over rows first <= i < last of term(U(), i, j).
+template <class U, int kCount, class T, class F>
+inline void add_block_sums(int64_t first, int64_t last, int64_t j, const F& term, T* sums) {
+  constexpr int64_t width = sizeof(U) / sizeof(T);
+  U block[kCount] = {};
+  for (int64_t i = first; i < last; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kCount; ++v) block[v] += term(U(), i, j + v * width);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kCount; ++v) {
+    T* to = sums + j + v * width;
+    if constexpr (width == 1) {
+      *to += block[v];
+    } else {
+      store(to, load(to) + block[v]);
+    }
+  }
+}
+
+// sums [n] += the sums over rows i < m of term(U(), i, j): row i's element j where U is T, or its
+// vector from j on. In blocks of rows and of columns.
 template <class T, class F>
 inline void add_column_sums(int64_t m, int64_t n, const F& term, T* sums) {
-  constexpr int64_t kColumns = 256 / sizeof(T);  // four vectors of 64 bytes
-  for (int64_t i0 = 0; i0 < m; i0 += kShortSum) {
-    const int64_t end = std::min(m, i0 + kShortSum);
-    int64_t j0 = 0;
-    for (; j0 + kColumns <= n; j0 += kColumns) {
-      T block[kColumns] = {};
-      for (int64_t i = i0; i < end; ++i) {
-        for (int64_t j = 0; j < kColumns; ++j) block[j] += term(i, j0 + j);
-      }
-      for (int64_t j = 0; j < kColumns; ++j) sums[j0 + j] += block[j];
-    }
-    if (j0 == n) continue;
-    T block[kColumns] = {};
-    for (int64_t i = i0; i < end; ++i) {
-      for (int64_t j = 0; j < n - j0; ++j) block[j] += term(i, j0 + j);
-    }
-    for (int64_t j = 0; j < n - j0; ++j) sums[j0 + j] += block[j];
+  using V = typename Vector<T>::type;
+  constexpr int64_t lanes = Vector<T>::lanes;
+  for (int64_t i = 0; i < m; i += kShortSum) {
+    const int64_t end = least(m, i + kShortSum);
+    int64_t j = 0;
+    for (; j + 4 * lanes <= n; j += 4 * lanes) add_block_sums<V, 4>(i, end, j, term, sums);
+    for (; j + lanes <= n; j += lanes) add_block_sums<V, 1>(i, end, j, term, sums);
+    for (; j < n; ++j) add_block_sums<T, 1>(i, end, j, term, sums);
   }
 }
 
 template <class T>
 void add_rows(int64_t m, int64_t n, const T* a, int64_t ld, T* sums) {
-  add_column_sums<T>(m, n, [a, ld](int64_t i, int64_t j) { return a[i * ld + j]; }, sums);
+  const auto term = [=](auto type, int64_t i, int64_t j) {
+    return read<decltype(type)>(a + i * ld + j);
+  };
+  add_column_sums<T>(m, n, term, sums);
 }
 
 // ---- tiles: runs of contiguous elements, of channels (rows) or of positions (planes). ----
@@ -343,47 +371,41 @@ void store_tile(const Layout& s, const T* buffer, int64_t ld, int64_t g, int64_t
   });
 }
 
-// The sum of p_l (x_l - shift) over a run of positions of one channel.
-template <class In, class T>
-T run_sum(const In* from, const T* p, int64_t length, T shift) {
-  constexpr int kLanes = 64;  // independent partial sums: vectorisable without reassociation
+// The sum over l < length of term(U(), l): the element l where U is T, or the vector from l on.
+template <class T, class F>
+inline T run_sum(int64_t length, const F& term) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t lanes = Vector<T>::lanes, kSums = 4;
   T total = 0;
-  for (int64_t l0 = 0; l0 < length; l0 += kLanes * kShortSum) {
-    const int64_t end = std::min(length, l0 + kLanes * kShortSum);
-    T lanes[kLanes] = {};
-    int64_t l = l0;
-    for (; l + kLanes <= end; l += kLanes) {
-      for (int k = 0; k < kLanes; ++k) {
-        const T v = value<In, T>(from, l + k) - shift;
-        lanes[k] += p == nullptr ? v : p[l + k] * v;
-      }
+  for (int64_t l = 0; l < length;) {
+    const int64_t end = least(length, l + kSums * lanes * kShortSum);
+    V sum[kSums] = {};
+    for (; l + kSums * lanes <= end; l += kSums * lanes) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kSums; ++v) sum[v] += term(V(), l + v * lanes);
     }
-    for (int k = 0; l < end; ++l, ++k) {
-      const T v = value<In, T>(from, l) - shift;
-      lanes[k] += p == nullptr ? v : p[l] * v;
+    for (; l + lanes <= end; l += lanes) sum[0] += term(V(), l);
+    alignas(kVectorBytes) T parts[lanes];
+    store(parts, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (int64_t k = 0; l < end; ++l, ++k) parts[k] += term(T(), l);
+    for (int64_t k = lanes / 2; k > 0; k /= 2) {
+      for (int64_t j = 0; j < k; ++j) parts[j] += parts[j + k];
     }
-    for (int k = kLanes / 2; k > 0; k /= 2) {
-      for (int j = 0; j < k; ++j) lanes[j] += lanes[j + k];
-    }
-    total += lanes[0];
+    total += parts[0];
   }
   return total;
 }
 
-template <class In, class T>
-void add_sums(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m, const T* shift,
-              const T* p, T* sums) {
+template <bool kWeighted, class In, class T>
+void add_shifted_sums(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m,
+                      const T* shift, const T* p, T* sums) {
   const int64_t D = s.width;
   if (!s.planes()) {
     const In* from = x + r0 * s.channels + g * D;  // [m, D] of row stride C
-    if (p == nullptr) {
-      const auto term = [=](int64_t i, int64_t c) {
-        return value<In, T>(from, i * s.channels + c) - shift[c];
-      };
-      return add_column_sums<T>(m, D, term, sums);
-    }
-    const auto term = [=](int64_t i, int64_t c) {
-      return p[r0 + i] * (value<In, T>(from, i * s.channels + c) - shift[c]);
+    const auto term = [=](auto type, int64_t i, int64_t c) {
+      using U = decltype(type);
+      const U v = read<U>(from + i * s.channels + c) - read<U>(shift + c);
+      return kWeighted ? v * p[r0 + i] : v;
     };
     return add_column_sums<T>(m, D, term, sums);
   }
@@ -391,10 +413,22 @@ void add_sums(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m, co
     const In* first = x + (r / s.length * s.channels + g * D) * s.length + r % s.length;
     for (int64_t c = 0; c < D; ++c) {
       prefetch_run(first + (c + kAhead) * s.length, length);
-      sums[c] +=
-          run_sum<In, T>(first + c * s.length, p == nullptr ? nullptr : p + r, length, shift[c]);
+      const In* from = first + c * s.length;
+      const T b = shift[c];
+      sums[c] += run_sum<T>(length, [=](auto type, int64_t l) {
+        using U = decltype(type);
+        const U v = read<U>(from + l) - b;
+        return kWeighted ? v * read<U>(p + r + l) : v;
+      });
     }
   });
+}
+
+template <class In, class T>
+void add_sums(const Layout& s, const In* x, int64_t g, int64_t r0, int64_t m, const T* shift,
+              const T* p, T* sums) {
+  const auto add = p == nullptr ? &add_shifted_sums<false, In, T> : &add_shifted_sums<true, In, T>;
+  add(s, x, g, r0, m, shift, p, sums);
 }
 
 }  // namespace
