@@ -45,10 +45,11 @@ void run_apply(const Device&, const Apply<In, T>& args) {
     }
     for (int64_t u = begin; u < end; ++u) {
       const int64_t g = u % G, first = u / G * plan.tile_rows;
+      Ahead ahead = u + 1 < end ? ahead_of(args.s, plan, u + 1, args.x) : Ahead{};
       for_panels(plan, first, std::min(first + plan.tile_rows, M), [&](int64_t r, int64_t m) {
         load_panel<In, T>(args.s, plan, Scale::kNone, args.x, g, r, m, args.mean + g * D, nullptr,
                           panel.get(), ld);
-        multiply_panel(args.s, plan, panel.get(), ld, K, B + g * K * ldb, g, r, m, args.y);
+        multiply_panel(args.s, plan, panel.get(), ld, K, B + g * K * ldb, g, r, m, args.y, ahead);
       });
     }
   };

@@ -51,13 +51,14 @@ void run_backward_apply(const Device&, const BackwardApply<In, T>& args) {
     T* x_part = panel.get() + (args.s.planes() ? D * ld : D);
     for (int64_t u = begin; u < end; ++u) {
       const int64_t g = u % G, first = u / G * plan.tile_rows;
+      Ahead ahead = u + 1 < end ? ahead_of(args.s, plan, u + 1, args.grad, args.x) : Ahead{};
       for_panels(plan, first, std::min(first + plan.tile_rows, M), [&](int64_t r, int64_t m) {
         load_panel(args.s, plan, Scale::kShift, args.grad, g, r, m, grad_shift.get() + g * D,
                    args.p, panel.get(), ld);
         load_panel(args.s, plan, Scale::kResult, args.x, g, r, m, args.mean + g * D, args.p, x_part,
                    ld);
         multiply_panel<In, T>(args.s, plan, panel.get(), ld, 2 * D, B.get() + g * 2 * D * ldb, g, r,
-                              m, args.dx);
+                              m, args.dx, ahead);
       });
     }
   };

@@ -22,7 +22,7 @@ struct Panels {  // one thread's buffers
 template <class In, class T>
 void add_rows_cross(const Layout& s, const Plan& plan, const Panels<T>& panels, const In* grad,
                     const T* zeros, int64_t g, int64_t r0, int64_t m, bool add, T* cross,
-                    T* grad_sum) {
+                    T* grad_sum, Ahead& ahead) {
   const int64_t D = s.width;
   const T* right = panels.grad;
   int64_t ld = panels.ld_grad;
@@ -32,7 +32,7 @@ void add_rows_cross(const Layout& s, const Plan& plan, const Panels<T>& panels, 
   } else {
     load_panel<In, T>(s, plan, Scale::kNone, grad, g, r0, m, zeros, nullptr, panels.grad, ld);
   }
-  add_rows_product(plan.wide, D, m, panels.x, panels.ld_x, right, ld, cross, add, false);
+  add_rows_product(plan.wide, D, m, panels.x, panels.ld_x, right, ld, cross, add, false, ahead);
   product_kernels<T>().add_rows(m, D, right, ld, grad_sum);
 }
 
@@ -40,7 +40,7 @@ void add_rows_cross(const Layout& s, const Plan& plan, const Panels<T>& panels, 
 template <class In, class T>
 void add_planes_cross(const Layout& s, const Plan& plan, const Panels<T>& panels, const In* grad,
                       const T* zeros, int64_t g, int64_t r0, int64_t m, bool add, T* cross,
-                      T* grad_sum) {
+                      T* grad_sum, Ahead& ahead) {
   const int64_t D = s.width;
   tile_kernels<In, T>().add_sums(s, grad, g, r0, m, zeros, nullptr, grad_sum);
   const T* of_grad = panels.grad;  // [D, m]
@@ -55,7 +55,7 @@ void add_planes_cross(const Layout& s, const Plan& plan, const Panels<T>& panels
     gemm(false, true, D, D, m, T(1), panels.x, panels.ld_x, of_grad, ld, add ? T(1) : T(0), cross,
          D);
   } else {
-    add_narrow_product(D, m, of_grad, ld, 1, panels.x, panels.ld_x, cross, add, false);
+    add_narrow_product(D, m, of_grad, ld, 1, panels.x, panels.ld_x, cross, add, false, ahead);
   }
 }
 
@@ -72,9 +72,10 @@ void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const In* grad
   }
   const Panels<T> panels = {x_panel.get(), grad_panel.get(), plan.wide ? ld : K, ld};
   std::fill_n(grad_sum, s.width, T(0));
-  const int64_t begin = first * plan.tile_rows, end = std::min(last * plan.tile_rows, s.rows());
-  for (int64_t tile = begin; tile < end; tile += plan.tile_rows) {
-    for_panels(plan, tile, std::min(tile + plan.tile_rows, end), [&](int64_t r, int64_t m) {
+  for (int64_t t = first; t < last; ++t) {
+    const int64_t r0 = t * plan.tile_rows, r1 = std::min(r0 + plan.tile_rows, s.rows());
+    Ahead ahead = t + 1 < last ? ahead_of(s, plan, (t + 1) * s.groups + g, x, grad) : Ahead{};
+    for_panels(plan, r0, r1, [&](int64_t r, int64_t m) {
       const T* shift = mean + g * s.width;
       if (!plan.wide) {
         tile_kernels<In, T>().load_rows(s, x, g, r, m, shift, nullptr, panels.x, K);
@@ -82,7 +83,7 @@ void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const In* grad
         load_panel<In, T>(s, plan, Scale::kNone, x, g, r, m, shift, nullptr, panels.x, ld);
       }
       const auto add = s.planes() ? &add_planes_cross<In, T> : &add_rows_cross<In, T>;
-      add(s, plan, panels, grad, zeros, g, r, m, r > begin, cross, grad_sum);
+      add(s, plan, panels, grad, zeros, g, r, m, t > first || r > r0, cross, grad_sum, ahead);
     });
   }
 }

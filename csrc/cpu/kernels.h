@@ -22,6 +22,14 @@ enum class Into {  // what a product does with the matrix that it is written to
           // overwritten
 };
 
+// What is read next, fetched into the L2 cache while products run: equal runs of memory, of one or
+// two tensors. Counted down by every one of the products that share it.
+struct Ahead {
+  const char* from[2];                    // null: none
+  int64_t runs, lines, stride, products;  // lines: of 64 bytes in a run; stride: in bytes
+  int64_t line;                           // the next one of this run
+};
+
 // Vectors are at most 64 bytes: a right factor's rows are padded to a multiple of this many
 // elements.
 template <class T>
@@ -39,6 +47,9 @@ struct ProductKernels {
   // the caller's blocking of m and n.
   void (*multiply)(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_k,
                    const T* b, int64_t ldb, T* c, int64_t ldc, Into into, bool lower);
+  void (*multiply_fetching)(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_k,
+                            const T* b, int64_t ldb, T* c, int64_t ldc, Into into, bool lower,
+                            Ahead& ahead);
   // to [columns, rows] of row stride ld_to = the transpose of from [rows, columns] of row stride
   // ld_from.
   void (*transpose)(int64_t rows, int64_t columns, const T* from, int64_t ld_from, T* to,

@@ -93,6 +93,7 @@ void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const T* p, co
     const int64_t r0 = t * plan.tile_rows, r1 = std::min(r0 + plan.tile_rows, s.rows());
     tile_mean(s, plan.wide, x, p, g, r0, r1 - r0, tile_weights[t], tile_means + t * D);
     for (int64_t c = 0; c < D; ++c) shift[c] = static_cast<T>(tile_means[t * D + c]);
+    Ahead ahead = t + 1 < last ? ahead_of(s, plan, (t + 1) * s.groups + g, x) : Ahead{};
     for_panels(plan, r0, r1, [&](int64_t r, int64_t m) {
       const bool add = t > first || r > r0;
       if (!plan.wide) {
@@ -103,7 +104,8 @@ void reduce_chunk(const Layout& s, const Plan& plan, const In* x, const T* p, co
       if (plan.wide && s.planes()) {
         gemm_symmetric(false, D, m, T(1), panel.get(), ld, add ? T(1) : T(0), partial, D);
       } else {
-        add_rows_product(plan.wide, D, m, panel.get(), ld, panel.get(), ld, partial, add, true);
+        add_rows_product(plan.wide, D, m, panel.get(), ld, panel.get(), ld, partial, add, true,
+                         ahead);
       }
     });
   }

@@ -127,4 +127,23 @@ void load_panel(const Layout& s, const Plan& plan, Scale mode, const In* x, int6
   });
 }
 
+// Tile unit / G of group unit % G, of x and of y if it is not null: as far as it lies in one image.
+// Rows and whole images are long runs, which the hardware sees coming; wide groups are read by all
+// threads.
+template <class In>
+Ahead ahead_of(const Layout& s, const Plan& plan, int64_t unit, const In* x,
+               const In* y = nullptr) {
+  Ahead ahead{};
+  const int64_t r0 = unit / s.groups * plan.tile_rows, within = r0 % s.length;
+  const int64_t m = std::min(plan.tile_rows, s.rows() - r0);
+  if (plan.wide || (within == 0 && m >= s.length)) return ahead;
+  const int64_t size = sizeof(In), first = offset(s, r0, unit % s.groups * s.width);
+  ahead.runs = s.width;
+  ahead.lines = (std::min(m, s.length - within) * size + 63) / 64;
+  ahead.stride = s.length * size;
+  ahead.from[0] = reinterpret_cast<const char*>(x + first);
+  if (y != nullptr) ahead.from[1] = reinterpret_cast<const char*>(y + first);
+  return ahead;
+}
+
 }  // namespace fastwhiten::cpu
