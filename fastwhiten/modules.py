@@ -379,17 +379,23 @@ class ChannelWhitening(SyncModule):
         square = self._running_square()
         batch = result.covariance if self.running == "covariance" else result.matrix
         assert batch is not None
-        # A sum is finite only if all its terms are: one flag on the device, nothing is read back
-        # to the host.
+        # A sum is finite only if all its terms are: one flag. On a GPU the host would wait for it.
         finite = torch.isfinite(result.mean.sum() + batch.sum())
+        on_host = finite.device.type == "cpu" and not torch.compiler.is_compiling()
+        known = on_host and evaluation.can_read(finite)
+        if known and not finite:
+            return
         self.num_batches_tracked.add_(finite)
         if self.momentum is None:
             step = 1.0 / self.num_batches_tracked.clamp(min=1).to(result.mean.dtype)
         else:
             step = torch.full_like(result.mean[0], self.momentum)
         for running, new in ((self.running_mean, result.mean), (square, batch)):
-            safe = torch.where(finite, new, running.to(new.dtype))
-            running.copy_(torch.lerp(running.to(new.dtype), safe, step))
+            safe = new if known else torch.where(finite, new, running.to(new.dtype))
+            if running.dtype == new.dtype:
+                running.lerp_(safe, step)
+            else:
+                running.copy_(torch.lerp(running.to(new.dtype), safe, step))
         if self.last_basis is not None and result.basis is not None:
             warm_start.remember(self.last_basis, result.basis)
 

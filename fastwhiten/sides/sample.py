@@ -25,17 +25,21 @@ WEIGHT_FLOOR = 1e-12
 
 
 class SampleWhiten(GroupFunction):
-    """``(x, row_weight, options) -> (y, mean, scaled, ...)``."""
+    """``(x, row_weight, options, need) -> (y, mean, covariance, ...)``."""
 
-    RESULTS = ("y", "mean", "scaled", "eigenvalues", "eigenvectors", "projected", "rho")
+    RESULTS = ("y", "mean", "covariance", "eigenvalues", "eigenvectors", "projected", "rho")
 
     @staticmethod
     def forward(
         x: Tensor,  # [M, C] contiguous
         row_weight: Tensor | None,  # [M] T, strictly positive
         options: Options,
+        need: str | None,
     ) -> tuple[Tensor, ...]:
-        """Return what ``RESULTS`` names; ``rho`` is ``[0]`` without shrinkage."""
+        """Return what ``RESULTS`` names.
+
+        ``rho`` is ``[0]`` without shrinkage, ``covariance`` where ``need`` does not ask for it.
+        """
         stages, groups = backends.get(options.backend), options.groups
         mean, scaled, gram = stages.sample_statistics(
             x, row_weight, groups, options.double_precision
@@ -46,12 +50,15 @@ class SampleWhiten(GroupFunction):
             scaled, eigenvalues, eigenvectors, row_weight, rho, options.eps, x.dtype
         )
         rho = mean.new_empty(0) if rho is None else rho
-        return y, mean, scaled, eigenvalues, eigenvectors, projected, rho
+        covariance = mean.new_empty(0)
+        if need == "covariance":  # half the work of scaled^T scaled, and symmetric as it comes
+            _, covariance = stages.statistics(x, row_weight, groups, options.double_precision)
+        return y, mean, covariance, eigenvalues, eigenvectors, projected, rho
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep the inputs of the backward; only ``y`` is differentiable."""
-        x, row_weight, ctx.options = inputs
+        x, row_weight, ctx.options, _ = inputs
         _, _, _, eigenvalues, eigenvectors, projected, rho = output
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
@@ -120,17 +127,16 @@ def whiten(batch: Batch) -> Whitened:
     if p is not None:
         p = torch.maximum(p, WEIGHT_FLOOR * p.max())
         p = p / p.sum()
-    y, mean, scaled, eigenvalues, _, projected, rho = run(SampleWhiten, view, p, options)
-    covariance = matrix = None
-    with torch.no_grad():
-        if batch.need == "covariance":
-            grouped = reference.to_groups(scaled, options.groups, scaled.dtype)
-            covariance = reference.symmetrize(product(grouped.mT, grouped))
-        elif batch.need == "matrix":
+    y, mean, covariance, eigenvalues, _, projected, rho = run(
+        SampleWhiten, view, p, options, batch.need
+    )
+    matrix = None
+    if batch.need == "matrix":
+        with torch.no_grad():
             matrix = _matrix(eigenvalues, projected, optional(rho), options.eps)
     if batch.slots is not None:
         y = run(distributed.OwnRows, y, batch.slots)
-    return Whitened(affine(restore(y, batch.x), batch), mean, covariance, matrix)
+    return Whitened(affine(restore(y, batch.x), batch), mean, optional(covariance), matrix)
 
 
 def _matrix(eigenvalues: Tensor, projected: Tensor, rho: Tensor | None, eps: float) -> Tensor:
