@@ -25,7 +25,7 @@ INEXACT = ("iternorm", "batchnorm")
 ROTATED = ("cholesky",)
 # Adds no eps to the covariance: whiter than the others, NaN where the covariance is singular.
 WITHOUT_EPS = ("welford-torch",)
-OURS = ("closed-form", "fused", "triton")
+OURS = ("closed-form", "fused", "layer", "triton")
 # Packages of the extra "bench" by provider.
 PACKAGES = {
     "torchspd": "torchspd",
@@ -38,6 +38,11 @@ PACKAGES = {
 def fused(scene: Scene) -> Forward:
     """Return `fastwhiten.whiten` on the compiled backend."""
     return lambda x: fastwhiten.whiten(x, groups=scene.groups, eps=EPS, backend="native")
+
+
+def layer(scene: Scene) -> Forward:
+    """Return `fastwhiten.ChannelWhitening` in training, so with its running statistics."""
+    return fastwhiten.ChannelWhitening(scene.shape[1], groups=scene.groups, eps=EPS)
 
 
 def triton(scene: Scene) -> Forward:
@@ -149,6 +154,7 @@ PROVIDERS: dict[str, Callable[[Scene], Forward]] = {
     "welford-torch": welford_torch,
     "kornia": kornia,
     "fused": fused,
+    "layer": layer,
     "triton": triton,
 }
 
