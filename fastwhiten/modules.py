@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -379,19 +380,21 @@ class ChannelWhitening(SyncModule):
         square = self._running_square()
         batch = result.covariance if self.running == "covariance" else result.matrix
         assert batch is not None
-        # A sum is finite only if all its terms are: one flag. On a GPU the host would wait for it.
-        finite = torch.isfinite(result.mean.sum() + batch.sum())
-        on_host = finite.device.type == "cpu" and not torch.compiler.is_compiling()
-        known = on_host and evaluation.can_read(finite)
-        if known and not finite:
+        # A sum is finite only if all its terms are. On a GPU the flag stays there: the host would
+        # have to wait for it.
+        total = result.mean.sum() + batch.sum()
+        finite = None
+        on_host = total.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not (on_host and evaluation.can_read(total)):
+            finite = torch.isfinite(total)
+        elif not math.isfinite(total.item()):
             return
-        self.num_batches_tracked.add_(finite)
-        if self.momentum is None:
-            step = 1.0 / self.num_batches_tracked.clamp(min=1).to(result.mean.dtype)
-        else:
-            step = torch.full_like(result.mean[0], self.momentum)
+        self.num_batches_tracked.add_(1 if finite is None else finite)
+        step: float | Tensor | None = self.momentum
+        if step is None:
+            step = 1.0 / self.num_batches_tracked.clamp(min=1).to(total.dtype)
         for running, new in ((self.running_mean, result.mean), (square, batch)):
-            safe = new if known else torch.where(finite, new, running.to(new.dtype))
+            safe = new if finite is None else torch.where(finite, new, running.to(new.dtype))
             if running.dtype == new.dtype:
                 running.lerp_(safe, step)
             else:
