@@ -1,8 +1,8 @@
 // a = U diag(l) U^T for every matrix: l ascending, eigenvectors as columns of U, signs made unique.
 //
 // Up to D = 128 or so QL (tridiagonal_impl.h, ql_impl.h; up to 32 in float64), up to 1024 divide
-// and conquer (divide.h), above it LAPACK's syevd. Matrices go side by side, and of those for QL
-// two at a time; from D = 192 or so one matrix takes all threads. A non-finite matrix gives NaN for
+// and conquer (divide.h), above it LAPACK's syevd. Matrices go side by side; from
+// D = 192 or so one matrix takes all threads. A non-finite matrix gives NaN for
 // itself alone. Bytes: a once, U twice (LAPACK's rows are transposed).
 #include <algorithm>
 

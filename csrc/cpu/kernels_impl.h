@@ -262,8 +262,8 @@ inline T shifted(T v, T shift, T scale) {
   return v - shift * scale;
 }
 
-// Planes are read in runs, a plane apart from each other: no hardware sees the next one coming. What
-// no product has fetched (Ahead) is asked for this many channels before it is summed up.
+// Planes are read in runs, a plane apart from each other: no hardware sees the next one coming.
+// What no product has fetched (Ahead) is asked for this many channels before it is summed up.
 constexpr int64_t kAhead = 8;
 
 template <class In>

@@ -46,8 +46,8 @@ void tile_mean(const Layout& s, bool wide, const In* x, const T* p, int64_t g, i
   for (int64_t c = 0; c < D; ++c) mean[c] = static_cast<double>(first[c]) + scale * sums[c];
 }
 
-// covariance [D, D] = sum over chunks of partial [chunks, D, D], scaled, + between-tile term;
-// mirrored.
+// covariance [D, D] = sum over chunks of partial [chunks, D, D] (of one: already there), scaled, +
+// between-tile term; mirrored.
 template <class T>
 void combine(const Plan& plan, int64_t D, const double* tile_means, const double* tile_weights,
              const T* partial, double scale, T* mean, T* covariance) {
@@ -62,9 +62,15 @@ void combine(const Plan& plan, int64_t D, const double* tile_means, const double
     center[c] = tile_means[c] + sum;
     mean[c] = static_cast<T>(center[c]);
   }
-  std::copy_n(partial, D * D, covariance);
-  product_kernels<T>().add_rows(plan.chunks - 1, D * D, partial + D * D, D * D, covariance);
-  for (int64_t i = 0; i < D * D; ++i) covariance[i] *= static_cast<T>(scale);
+  if (plan.chunks > 1) {
+    std::copy_n(partial, D * D, covariance);
+    product_kernels<T>().add_rows(plan.chunks - 1, D * D, partial + D * D, D * D, covariance);
+  }
+  for_rows(D, D, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j <= i; ++j) covariance[i * D + j] *= static_cast<T>(scale);
+    }
+  });
   if (plan.tiles > 1) {
     Buffer<T> deviation(plan.tiles * D);  // [tiles, D]
     for (int64_t t = 0; t < plan.tiles; ++t) {
@@ -118,7 +124,9 @@ void run_statistics(const Device&, const Statistics<In, T>& args) {
   const Plan plan = make_plan(args.s);
   const int64_t D = args.s.width, M = args.s.rows(), G = args.s.groups;
   Buffer<double> tile_weights(plan.tiles), tile_means(G * plan.tiles * D);
-  Buffer<T> root(args.p == nullptr ? 0 : M), partial(G * plan.chunks * D * D);
+  Buffer<T> root(args.p == nullptr ? 0 : M),
+      partial(plan.chunks == 1 ? 0 : G * plan.chunks * D * D);
+  T* products = plan.chunks == 1 ? args.covariance : partial.get();  // [G, chunks, D, D]
   for (int64_t t = 0; t < plan.tiles; ++t) {
     const int64_t r0 = t * plan.tile_rows, m = std::min(plan.tile_rows, M - r0);
     tile_weights[t] = args.p == nullptr ? static_cast<double>(m) : 0;
@@ -132,11 +140,11 @@ void run_statistics(const Device&, const Statistics<In, T>& args) {
     reduce_chunk(args.s, plan, args.x, args.p, args.p == nullptr ? nullptr : root.get(), g,
                  k * plan.tiles / plan.chunks, (k + 1) * plan.tiles / plan.chunks,
                  tile_weights.get(), tile_means.get() + g * plan.tiles * D,
-                 partial.get() + (g * plan.chunks + k) * D * D);
+                 products + (g * plan.chunks + k) * D * D);
   };
   const auto finish = [&](int64_t g) {
     combine(plan, D, tile_means.get() + g * plan.tiles * D, tile_weights.get(),
-            partial.get() + g * plan.chunks * D * D, scale, args.mean + g * D,
+            products + g * plan.chunks * D * D, scale, args.mean + g * D,
             args.covariance + g * D * D);
   };
   for_chunks(args.s, plan, unit, finish);

@@ -46,20 +46,24 @@ void gemm_symmetric(bool transposed, int64_t D, int64_t m, T alpha, const T* b, 
 // to [D, D] = from^T.
 template <class T>
 void transpose(int64_t D, const T* from, T* to) {
-  product_kernels<T>().transpose(D, D, from, D, to, D);
+  for_rows(D, D, [&](int64_t begin, int64_t end) {
+    product_kernels<T>().transpose(end - begin, D, from + begin * D, D, to + begin, D);
+  });
 }
 
 // Copies the lower triangle of c [D, D] onto the upper one.
 template <class T>
 void mirror(int64_t D, T* c) {
   constexpr int64_t kBlock = 16;  // a vector of float
-  for (int64_t i = 0; i < D; i += kBlock) {
-    const int64_t rows = std::min(kBlock, D - i);
-    product_kernels<T>().transpose(rows, i, c + i * D, D, c + i, D);  // left of the diagonal block
-    for (int64_t r = i + 1; r < i + rows; ++r) {
-      for (int64_t k = i; k < r; ++k) c[k * D + r] = c[r * D + k];
+  for_rows(D, D, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kBlock) {
+      const int64_t rows = std::min(kBlock, end - i);
+      product_kernels<T>().transpose(rows, i, c + i * D, D, c + i, D);  // left of the diagonal
+      for (int64_t r = i + 1; r < i + rows; ++r) {
+        for (int64_t k = i; k < r; ++k) c[k * D + r] = c[r * D + k];
+      }
     }
-  }
+  });
 }
 
 template <class T>
