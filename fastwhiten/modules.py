@@ -380,6 +380,8 @@ class ChannelWhitening(SyncModule):
         square = self._running_square()
         batch = result.covariance if self.running == "covariance" else result.matrix
         assert batch is not None
+        if self.last_basis is not None and result.basis is not None:
+            warm_start.remember(self.last_basis, result.basis)  # of the groups that are finite
         # A sum is finite only if all its terms are. On a GPU the flag stays there: the host would
         # have to wait for it.
         total = result.mean.sum() + batch.sum()
@@ -399,8 +401,6 @@ class ChannelWhitening(SyncModule):
                 running.lerp_(safe, step)
             else:
                 running.copy_(torch.lerp(running.to(new.dtype), safe, step))
-        if self.last_basis is not None and result.basis is not None:
-            warm_start.remember(self.last_basis, result.basis)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, and what follows from it: settings, the covariance to export."""

@@ -92,11 +92,13 @@ def test_digits_run_with_our_preset_file_and_what_is_typed_wins(tmp_path: Path):
 
 def test_the_orders_of_the_classes_are_one_arm_and_choose_one_weight_decay():
     config = parse(["ablate", "--config", str(FOLDER / "grids" / "fashion-mnist-lt-100.yaml")])[1]
+    decays = {"optim.weight_decay": [2e-4, 5e-4, 1e-3, 5e-3]}
+    config = replace(config, choose=decays, choose_seeds=[1000])
     trial = plan(trial_config(config))
     assert len(trial.runs) == 6 * 3 * 4 and len({run.arm for run in trial.runs}) == 6
     chosen = {("fashion-mnist-lt", run.arm): {"optim.weight_decay": 1e-3} for run in trial.runs}
     grid = plan(config, chosen)
-    assert len(grid.runs) == 6 * 3 * 5
+    assert len(grid.runs) == 6 * 3 * len(config.seeds)
     assert {run.config.data.class_order_seed for run in grid.runs} == {0, 1, 2}
     assert {run.config.optim.weight_decay for run in grid.runs} == {1e-3}
 
