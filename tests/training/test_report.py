@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def test_the_digests_of_a_grid_with_a_second_stage_and_a_diagnosis(
     train.optim.epochs = 1
     train.optim.warmup_epochs = 0
     train.output.plots = False
-    config = AblateConfig(
+    ablation = AblateConfig(
         axes={"data.class_order_seed": [1], "whitening": ["none", "batchnorm"]},
         seeds=[4],
         train=train,
@@ -170,7 +171,7 @@ def test_the_digests_of_a_grid_with_a_second_stage_and_a_diagnosis(
         name="small",
     )
     console = Console(file=io.StringIO(), width=120)
-    assert run_ablate(config, console) == 0
+    assert run_ablate(ablation, console) == 0
     grid = tmp_path / "small"
     name = "digits-lt-class_order_seed=1-batchnorm-4"
     run = str(grid / "runs" / name)
@@ -210,6 +211,16 @@ def test_the_digests_of_a_grid_with_a_second_stage_and_a_diagnosis(
     assert "Difference to batchnorm:" in (tmp_path / "RESULTS.md").read_text()
     with pytest.raises(ConfigError, match="expected one of the arms none, batchnorm"):
         run_report(ReportConfig(str(results), collect=str(grid), baseline="nothing"), console)
+
+    # Another seed, of fewer arms, from another machine: what was collected before stays.
+    more = replace(ablation, seeds=[5], root=str(tmp_path / "elsewhere"))
+    more.axes["whitening"] = ["batchnorm"]
+    assert run_ablate(more, console) == 0
+    config = ReportConfig(str(results), collect=str(tmp_path / "elsewhere" / "small"))
+    assert run_report(config, console) == 0
+    assert json.loads((results / "small" / "grid.json").read_text()) == found
+    row = _row((tmp_path / "RESULTS.md").read_text(), "batchnorm")
+    assert row[3] == "2"  # n
 
 
 def test_the_committed_results_are_those_of_their_digests() -> None:

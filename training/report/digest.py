@@ -22,6 +22,9 @@ def collect(
 ) -> list[Path]:
     """Write the digests of a grid's finished runs, and of the stage2 runs made from them.
 
+    They join what was collected before, perhaps on another machine, and replace runs of the same
+    name.
+
     Args:
         folder: Of an `ablate` grid.
         results: Folder of all grids.
@@ -55,6 +58,9 @@ def collect(
         raise ConfigError(f"collect: expected finished runs in {folder / 'runs'}, found none.")
     target = results / manifest["name"]
     target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(target.glob("*.json")):
+        if path.name != GRID and path.stem not in files:
+            order.append(json.loads(path.read_text(encoding="utf-8"))["arm"])
     grid = _grid(target / GRID, order, baseline, pairs)
     write_text(target / GRID, json.dumps(grid, indent=1) + "\n")
     for name, content in files.items():
@@ -67,6 +73,7 @@ def _grid(
 ) -> dict[str, Any]:
     """What grid.json becomes."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    arms = list(dict.fromkeys([*(arm for arm in before.get("arms", []) if arm in arms), *arms]))
     chosen = baseline or before.get("baseline", arms[0])
     if all(baseline_of(arm, chosen, arms) is None for arm in arms):
         raise ConfigError(
