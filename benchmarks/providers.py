@@ -22,10 +22,10 @@ Forward = Callable[[Tensor], Tensor]
 # Approximate or not whitening at all: timed as landmarks, not held to the exact result.
 INEXACT = ("iternorm", "batchnorm")
 # A Cholesky-whitened output is a rotation of the ZCA one: it is verified by its covariance.
-ROTATED = ("cholesky",)
+ROTATED = ("cholesky", "fused-cholesky")
 # Adds no eps to the covariance: whiter than the others, NaN where the covariance is singular.
 WITHOUT_EPS = ("welford-torch",)
-OURS = ("closed-form", "fused", "layer", "triton")
+OURS = ("closed-form", "fused", "fused-cholesky", "layer", "triton")
 # Packages of the extra "bench" by provider.
 PACKAGES = {
     "torchspd": "torchspd",
@@ -38,6 +38,12 @@ PACKAGES = {
 def fused(scene: Scene) -> Forward:
     """Return `fastwhiten.whiten` on the compiled backend."""
     return lambda x: fastwhiten.whiten(x, groups=scene.groups, eps=EPS, backend="native")
+
+
+def fused_cholesky(scene: Scene) -> Forward:
+    """Return `fastwhiten.whiten` by Cholesky on the compiled backend: "cholesky"'s counterpart."""
+    options = {"kind": "cholesky", "groups": scene.groups, "eps": EPS, "backend": "native"}
+    return lambda x: fastwhiten.whiten(x, **options)
 
 
 def layer(scene: Scene) -> Forward:
@@ -154,6 +160,7 @@ PROVIDERS: dict[str, Callable[[Scene], Forward]] = {
     "welford-torch": welford_torch,
     "kornia": kornia,
     "fused": fused,
+    "fused-cholesky": fused_cholesky,
     "layer": layer,
     "triton": triton,
 }
@@ -174,7 +181,7 @@ def unavailable(name: str, device: str) -> str | None:
         return "Triton kernels run on an NVIDIA GPU: --device cuda"
     if name == "triton":
         return triton_backend.unserved(torch.device(device))
-    if name in ("fused", "native") and device != "cpu":
+    if name in ("fused", "fused-cholesky", "native") and device != "cpu":
         return cuda_module.import_error
     if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
         return "not installed: pip install '.[bench]'"

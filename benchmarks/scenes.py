@@ -16,7 +16,8 @@ class Scene:
         shape: ``[N, C, *spatial]``.
         groups: channel groups.
         target: how many times faster than eager eigh + autograd forward + backward has to be.
-        beats_cholesky: whether it also has to be faster than Cholesky whitening in eager PyTorch.
+        beats_cholesky: whether ZCA, too, has to be faster than Cholesky whitening in eager PyTorch,
+            as our Cholesky whitening has to be.
     """
 
     name: str
