@@ -4,8 +4,8 @@
 // zca: V = U diag(1/s), Q = U, w_ij = s_i / (s_i + s_j) in (0, 1): no gap between eigenvalues is
 // divided by. pca: V = W, Q = I, w_ij = l_i / (l_i - l_j), a tied pair takes the symmetric part.
 // cholesky: V = W, Q = I, w = 1 above the diagonal, 0 below, 1/2 on it. Four products of 2 D^3
-// flops (pca three), one of them symmetric. cholesky: V is upper triangular, and so is P, R = P +
-// P^T, of which core = V P V^T + (V P V^T)^T is made: 5/3 D^3 flops, in blocks.
+// flops, two of them symmetric (pca: three, one). cholesky: V is upper triangular, and so is P, R =
+// P + P^T, of which core = V P V^T + (V P V^T)^T is made: 5/3 D^3 flops, in blocks.
 #include <cmath>
 
 #include "parallel.h"
@@ -16,7 +16,7 @@
 namespace fastwhiten::cpu {
 namespace {
 
-// F [D, D] = U^T A U -> diag(1/s) R diag(1/s), in place, where R is built from diag(1/s) F.
+// The lower triangle of F [D, D] = U^T (A + A^T) U -> diag(1/s) R diag(1/s), whole, in place.
 template <class T>
 void weigh_zca(int64_t D, const T* eigenvalues, T* F) {
   Buffer<T> s(D), inverse(D);
@@ -24,17 +24,12 @@ void weigh_zca(int64_t D, const T* eigenvalues, T* F) {
     s[i] = std::sqrt(eigenvalues[i]);
     inverse[i] = 1 / s[i];
   }
-  Buffer<T> flipped(D * D);
-  transpose(D, F, flipped.get());
   for (int64_t i = 0; i < D; ++i) {
-    T* row = F + i * D;                       // [D]
-    const T* column = flipped.get() + i * D;  // [D]
-    for (int64_t j = 0; j < D; ++j) {
-      // w / s_i = 1 / (s_i + s_j) = (1 - w) / s_j: both terms share one weight, and every factor is
-      // the same for (j, i), so the result is symmetric to the last bit
-      row[j] = (row[j] + column[j]) / (s[i] + s[j]) * (inverse[i] * inverse[j]);
-    }
+    T* row = F + i * D;  // [D]
+    // R is built from diag(1/s) U^T A U, and w_ij / s_i = 1 / (s_i + s_j) = (1 - w_ij) / s_j.
+    for (int64_t j = 0; j <= i; ++j) row[j] = row[j] / (s[i] + s[j]) * (inverse[i] * inverse[j]);
   }
+  mirror(D, F);
 }
 
 // F [D, D] -> R, in place.
@@ -63,8 +58,10 @@ template <class T>
 void core_eigen(int64_t D, const Group<T>& in, bool zca, T beta, T* A, T* F, T* inner) {
   const T* V = zca ? in.basis : in.matrix;  // zca: diag(1/s) is applied by weigh_zca
   if (zca) {
+    transpose(D, A, F);
+    for (int64_t i = 0; i < D * D; ++i) A[i] += F[i];  // all that counts of A: half a product less
     gemm(true, false, D, D, D, T(1), V, D, A, D, T(0), inner, D);
-    gemm(false, false, D, D, D, T(1), inner, D, in.basis, D, T(0), F, D);
+    gemm_lower(false, false, D, D, T(1), inner, D, V, D, T(0), F, D);
     weigh_zca(D, in.eigenvalues, F);
   } else {
     gemm(true, false, D, D, D, T(1), V, D, A, D, T(0), F, D);
