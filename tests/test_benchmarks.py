@@ -74,7 +74,10 @@ def test_machines_stand_side_by_side_and_the_worst_is_named() -> None:
     assert [line.split(": ")[0] for line in missed] == ["(128, 64)", last]
     assert missed[0].endswith("1.40 x floor, target 1.3")
     bad["both"]["(512, 64)"]["cholesky"]["seconds"] = [0.0001]
-    bad["both"]["(512, 512)"] |= {"fused-cholesky": {"seconds": [0.3]}, "cholesky": {"seconds": [0.2]}}
+    bad["both"]["(512, 512)"] |= {
+        "fused-cholesky": {"seconds": [0.3]},
+        "cholesky": {"seconds": [0.2]},
+    }
     found = [line for line in report.misses(bad) if "of eager Cholesky's time" in line]
     assert ["fused takes" in line for line in found] == [True, False]
     assert found[1].startswith("(512, 512): fused-cholesky takes 1.50 ")
