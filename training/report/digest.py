@@ -111,7 +111,8 @@ def digest(run: Run, arm: str) -> dict[str, Any]:
     seconds = summary["wall_seconds"]
     stage2 = summary.get("stage2")
     if stage2:  # a method costs both of its stages
-        seconds += read_run(stage2["source"]).summary["wall_seconds"]
+        source = run.folder.path.parent / Path(stage2["source"]).name  # the path may be relative
+        seconds += read_run(source).summary["wall_seconds"]
     environment = json.loads(run.folder.environment.read_text(encoding="utf-8"))
     found: dict[str, Any] = {
         "arm": arm,
