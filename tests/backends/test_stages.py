@@ -277,6 +277,26 @@ def test_factor(
     assert (rebuilt - total).norm() <= tolerance * total.norm()
 
 
+@pytest.mark.parametrize("size", [129, 300])
+def test_cholesky_of_several_blocks(size: int) -> None:
+    """The factor's inverse is made by halves, the matrix of the gradient of triangular blocks."""
+    native = backends.get("native")
+    s, a = covariances(1, size, torch.float64), symmetric(1, size, torch.float64).triu(-size // 2)
+    empty = a.new_empty(0)
+    rho = torch.tensor([0.3], dtype=torch.float64)
+    matrix = native.factor(s, None, rho, 1.0, 1e-3, KIND["cholesky"])[2]
+    assert torch.equal(matrix, matrix.triu())
+    identity = torch.eye(size, dtype=torch.float64)
+    total = 0.7 * s + (0.3 * s.diagonal(0, 1, 2).mean() + 1e-3) * identity
+    assert (matrix.mT @ total @ matrix - identity).norm() < 1e-12 * size
+    inner = native.backward_matrix(a, empty, empty, matrix, None, rho, 0.4, KIND["cholesky"])[0]
+    upper = (matrix.mT @ a).triu()
+    core = matrix @ (upper + upper.triu(1).mT) @ matrix.mT
+    expected = 0.4 * (0.7 * core + 0.3 * core.diagonal(0, 1, 2).mean() * identity)
+    assert torch.equal(inner, inner.mT)
+    assert (inner - expected).norm() < 1e-12 * expected.norm()
+
+
 @pytest.mark.parametrize("kind", KIND)
 def test_factor_of_broken_groups(kind: str, backend: str) -> None:
     """Non-finite (and, for Cholesky, indefinite) groups are NaN, others keep their bits."""
