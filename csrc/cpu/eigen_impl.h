@@ -24,8 +24,20 @@ int64_t eigen_work_size(int64_t n) {
 // The power of two by which the matrix is divided: its largest element is then in [1/2, 1).
 template <class T>
 int largest_exponent(int64_t count, const T* a) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t lanes = Vector<T>::lanes;
+  const auto larger = [](const auto& x, const auto& y) { return x > y ? x : y; };
+  V most = {};
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const V v = load(a + i);
+    most = larger(most, larger(v, -v));
+  }
+  alignas(kVectorBytes) T parts[lanes];
+  store(parts, most);
   T largest = 0;
-  for (int64_t i = 0; i < count; ++i) largest = std::abs(a[i]) > largest ? std::abs(a[i]) : largest;
+  for (const T& part : parts) largest = larger(largest, part);
+  for (; i < count; ++i) largest = larger(largest, std::abs(a[i]));
   int exponent = 0;
   std::frexp(largest, &exponent);
   return exponent;
