@@ -104,6 +104,7 @@ def compile_flags(folders: list[str], sanitize: str) -> list[str]:
         "-O3",
         # torch's own default differs between versions; its stable headers need no more than this.
         "-std=c++17",
+        "-fno-math-errno",  # a root is one instruction, not one and a call that sets errno
         "-fvisibility=hidden",
         "-Wall",
         "-Wextra",

@@ -18,7 +18,7 @@ int64_t eigen_stride(int64_t n) {
 
 template <class T>
 int64_t eigen_work_size(int64_t n) {
-  return (2 * n + 3) * eigen_stride<T>(n) + 5 * n;
+  return (2 * n + 3) * eigen_stride<T>(n) + 3 * n + 2 * n * int64_t{sizeof(double) / sizeof(T)};
 }
 
 // The power of two by which the matrix is divided: its largest element is then in [1/2, 1).
@@ -46,18 +46,19 @@ int largest_exponent(int64_t count, const T* a) {
 // values [n] and the rows of z in ascending order, into a [n, n], each of norm 1: a thousand
 // rotations leave a row's norm off by a few roundings, three times as far as its angles.
 template <class T>
-void write_sorted(int64_t n, int64_t K, T* d, const T* z, T* row_of, T* a, T* values) {
+void write_sorted(int64_t n, int64_t K, double* d, const T* z, T* row_of, T* a, T* values) {
   for (int64_t i = 0; i < n; ++i) row_of[i] = static_cast<T>(i);
   for (int64_t j = 0; j < n; ++j) {
     int64_t least = j;
     for (int64_t i = j + 1; i < n; ++i) least = d[i] < d[least] ? i : least;
-    const T value = d[least], index = row_of[least];
+    const double value = d[least];
+    const T index = row_of[least];
     d[least] = d[j];
     row_of[least] = row_of[j];
     const T* row = z + static_cast<int64_t>(index) * K;
     const T norm = std::sqrt(dot(K, row, row));
     for (int64_t i = 0; i < n; ++i) a[j * n + i] = row[i] / norm;
-    values[j] = value;
+    values[j] = static_cast<T>(value);
   }
 }
 
@@ -66,8 +67,10 @@ template <class T>
 bool symmetric_ql(int64_t n, T* a, T* values, T* work) {
   const int64_t K = eigen_stride<T>(n);
   T *first = work, *second = first + n * K, *vectors = second + n * K;
-  T *d = vectors + 3 * K, *e = d + n, *tau = e + n;
-  auto* kept = reinterpret_cast<Rotation<T>*>(tau + n);  // [n]; tau has served by then
+  auto* d = reinterpret_cast<double*>(vectors + 3 * K);  // [n]
+  double* e = d + n;                                     // [n]
+  T* tau = reinterpret_cast<T*>(e + n);
+  auto* kept = reinterpret_cast<Rotation<T>*>(tau + n);  // [n]
   const int exponent = largest_exponent(n * n, a);
   const T scale = std::ldexp(T(1), -exponent / 2), rest = std::ldexp(T(1), exponent / 2 - exponent);
   for (int64_t i = 0; i < n; ++i) {

@@ -38,10 +38,6 @@ inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c);
 inline void stream(float* p, __m256 v) { _mm256_stream_ps(p, v); }
 inline void stream(double* p, __m256d v) { _mm256_stream_pd(p, v); }
 inline void end_stream() { _mm_sfence(); }
-template <class T>
-inline T inverse_root(T x) {
-  return 1 / std::sqrt(x);
-}
 }  // namespace
 }  // namespace fastwhiten::cpu::avx2
 

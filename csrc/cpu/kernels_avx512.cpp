@@ -41,14 +41,6 @@ inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c);
 inline void stream(float* p, __m512 v) { _mm512_stream_ps(p, v); }
 inline void stream(double* p, __m512d v) { _mm512_stream_pd(p, v); }
 inline void end_stream() { _mm_sfence(); }
-inline double inverse_root(double x) { return 1 / std::sqrt(x); }
-// 14 bits and one Newton step, its correction rounded last: 17 cycles instead of the 26 of a square
-// root and a division.
-inline float inverse_root(float x) {
-  const __m128 v = _mm_set_ss(x), y = _mm_rsqrt14_ss(v, v);
-  const float r = _mm_cvtss_f32(y);
-  return r + r * 0.5f * __builtin_fmaf(-x * r, r, 1.0f);
-}
 }  // namespace
 }  // namespace fastwhiten::cpu::avx512
 

@@ -27,10 +27,6 @@ inline void stream(T* p, V v) {
   *reinterpret_cast<V*>(p) = v;
 }
 inline void end_stream() {}
-template <class T>
-inline T inverse_root(T x) {
-  return 1 / std::sqrt(x);
-}
 }  // namespace
 }  // namespace fastwhiten::cpu::baseline
 

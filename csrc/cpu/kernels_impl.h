@@ -1,9 +1,9 @@
 // The inner kernels, in the namespace FASTWHITEN_ISA of the including file, which has set the
 // target and defines: kVectorBytes; kBlockRows x kBlockVectors, the block of c that multiply keeps
 // in registers; fma(a, b, c) for its vectors and for numbers; stream(p, v), a store past the caches
-// to an aligned address, and end_stream() after the last one; inverse_root(x); kFused, kMostQl and
-// kMostDivided, for the tables at the end. No include guard and no includes here: all headers are
-// read before the target is set, so that nothing shared with other files is compiled for it.
+// to an aligned address, and end_stream() after the last one; kFused, kMostQl and kMostDivided, for
+// the tables at the end. No include guard and no includes here: all headers are read before the
+// target is set, so that nothing shared with other files is compiled for it.
 //
 // multiply: c_ij += sum_l a_il b_lj, one broadcast of a and kBlockVectors vectors of b for
 // kBlockRows * kBlockVectors fused multiply-adds. Nothing is packed: callers hold tiles that fit

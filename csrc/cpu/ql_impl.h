@@ -1,13 +1,15 @@
-// T = Z diag(l) Z^T by the implicit QL method with Wilkinson's shift; in the namespace
-// FASTWHITEN_ISA of the including file, after kernels_impl.h.
+// T = Z diag(l) Z^T by QL with Wilkinson's shift, free of roots (Pal, Walker and Kahan); in the
+// namespace FASTWHITEN_ISA of the including file, after kernels_impl.h.
 //
 // A sweep chases a bulge through the tridiagonal matrix by plane rotations, each of which waits for
-// the one before (about 40 cycles: a square root, a division and four operations), and turns two
-// rows of z (the eigenvectors as rows). The rows are turned in the same loop, in the shadow of that
-// wait: for n up to 8 vectors they cost nothing.
-// A block whose smaller end comes first is taken from its other end (QR instead of QL), which keeps
-// small eigenvalues of graded matrices accurate. Convergence: e_i^2 <= eps^2 |d_i d_{i+1}|.
-// (Golub and Van Loan, section 8.3.3; EISPACK tql2; the direction as in LAPACK's steqr.)
+// the one before, and turns two rows of z (the eigenvectors as rows). The squares of cosine, sine
+// and off-diagonal element follow from those before by a division and three operations, about 22
+// cycles of Zen 5; themselves, by a root and a division, about 36. The roots that z wants are taken
+// aside, and rows turned in the same loop, in the shadow of the wait: n up to 8 vectors cost
+// little. d and e are in float64, for which the squares of float32 are no small numbers. A block
+// whose smaller end comes first is taken from its other end (QR instead of QL), which keeps small
+// eigenvalues of graded matrices accurate. Convergence: e_i^2 <= eps^2 |d_i d_{i+1}|. (Parlett, The
+// Symmetric Eigenvalue Problem, section 8.15; LAPACK's sterf.)
 
 namespace fastwhiten::cpu::FASTWHITEN_ISA {
 namespace {
@@ -15,17 +17,20 @@ namespace {
 // Vectors of a row that are turned while the next rotation is computed, and how many of them stay
 // in registers, of which AVX-512 has 32 and the others 16.
 constexpr int kTurned = 8, kHeld = kVectorBytes == 64 ? 8 : 4;
+// By how many rotations the rows are behind.
+constexpr int64_t kBehind = 3;
 
 template <class T>
 struct Rotation {
   T c, s;
 };
 
-// z [rows apart by step, turned vectors]: the rows i and i + 1 are turned by rotation i, from i =
-// count - 1 down to 0. next(i) gives the rotation, and is called before the one before is applied:
-// products that wait for the same rotation as the next one's would be done first, being older.
+// z [rows apart by step, turned vectors]: kept[i] turns the rows i and i + 1, from the last of
+// count down to 0. make(i) makes it, kBehind rotations before: its roots are done by then, and no
+// product stands waiting for them in the way of the rotations that follow.
 template <class T, int kVectors, class F>
-[[gnu::always_inline]] inline void turn_rows(int64_t count, int64_t step, T* z, const F& next) {
+[[gnu::always_inline]] inline void turn_rows(int64_t count, int64_t step, T* z,
+                                             const Rotation<T>* kept, const F& make) {
   using V = typename Vector<T>::type;
   constexpr int64_t lanes = Vector<T>::lanes;
   constexpr int held = kVectors < kHeld ? kVectors : kHeld;
@@ -49,107 +54,121 @@ template <class T, int kVectors, class F>
       }
     }
   };
-  Rotation<T> rotation = next(count - 1);
-  for (int64_t i = count - 2; i >= 0; --i) {
-    const Rotation<T> following = next(i);
-    turn(rotation);
-    rotation = following;
+  for (int64_t i = count - 1; i >= 0 && i >= count - kBehind; --i) make(i);
+  for (int64_t i = count - 1; i >= 0; --i) {
+    if (i >= kBehind) make(i - kBehind);
+    turn(kept[i]);
   }
-  turn(rotation);
 #pragma GCC unroll 8
   for (int b = 0; b < held; ++b) store(row + b * lanes, upper[b]);
 }
 
-// turn_rows for a row of K elements: the first vectors with rotations as they are computed, which
-// are kept in `kept` when there are more.
+// turn_rows for a row of K elements: the first vectors while the rotations are made.
 template <class T, class F>
 [[gnu::always_inline]] inline void turn_all(int64_t K, int64_t count, int64_t step, T* z,
-                                            Rotation<T>* kept, const F& compute) {
+                                            Rotation<T>* kept, const F& make) {
   constexpr int64_t lanes = Vector<T>::lanes;
   const int64_t vectors = K / lanes;
-  if (vectors == 1) return turn_rows<T, 1>(count, step, z, compute);
-  if (vectors == 2) return turn_rows<T, 2>(count, step, z, compute);
-  if (vectors == 4) return turn_rows<T, 4>(count, step, z, compute);
-  if (vectors == kTurned) return turn_rows<T, kTurned>(count, step, z, compute);
-  turn_rows<T, kTurned>(count, step, z, [&](int64_t i) { return kept[i] = compute(i); });
+  if (vectors == 1) return turn_rows<T, 1>(count, step, z, kept, make);
+  if (vectors == 2) return turn_rows<T, 2>(count, step, z, kept, make);
+  if (vectors == 4) return turn_rows<T, 4>(count, step, z, kept, make);
+  turn_rows<T, kTurned>(count, step, z, kept, make);
   for (int64_t c = kTurned * lanes; c < K; c += kTurned * lanes) {
-    turn_rows<T, kTurned>(count, step, z + c, [&](int64_t i) { return kept[i]; });
+    turn_rows<T, kTurned>(count, step, z + c, kept, [](int64_t) {});
   }
 }
 
 // The tridiagonal block that a run of QL works on: d and e with a step of 1, or of -1 from its end.
 template <class T>
 struct Block {
-  T *d, *e, *z;  // d[i * step], e[i * step] between i and i + 1, row z[i * step * K]
+  double *d, *e;  // d[i * step]; e[i * step]: the square of what is between i and i + 1, positive
+  T* z;           // row z[i * step * K]
   int64_t n, step, K;
-  T& D(int64_t i) const { return d[i * step]; }
-  T& E(int64_t i) const { return e[i * step]; }
+  double& D(int64_t i) const { return d[i * step]; }
+  double& E(int64_t i) const { return e[i * step]; }
 };
 
-// One sweep over the rows [l, m] of the block. r, in its textbook form (d_i - d) s + 2 c b, is
-// summed up before it is divided by the root, while the root is computed.
+// Whether an off-diagonal element, of square e, is not negligible beside its neighbours.
 template <class T>
-void sweep(const Block<T>& t, int64_t l, int64_t m, Rotation<T>* kept) {
-  T g = (t.D(l + 1) - t.D(l)) / (2 * t.E(l));
-  const T root = std::sqrt(g * g + 1);  // |g| < 1 / eps: else e_l had been negligible
-  g = t.D(m) - t.D(l) + t.E(l) / (g + (g < 0 ? -root : root));
-  T s = 1, c = 1, p = 0;
+inline bool couples(double e, double d, double next) {
+  constexpr double eps = std::numeric_limits<T>::epsilon() / 2;
+  return e > eps * eps * std::abs(d * next) + std::numeric_limits<T>::min();
+}
+
+// One sweep over the rows [l, m] of the block, of which m is not coupled to the next one. Returns
+// the first row from l on of which that holds. cosine and sine: the squares, of the rotation
+// before; gamma and pi = gamma / cosine (not its square), of square p: what is to be turned next.
+template <class T>
+int64_t sweep(const Block<T>& t, int64_t l, int64_t m, Rotation<T>* kept) {
+  constexpr double tiny = 1e-290;
+  const double first = std::sqrt(t.E(l)), g = (t.D(l + 1) - t.D(l)) / (2 * first);
+  const double root = std::sqrt(g * g + 1), shift = t.D(l) - first / (g + (g < 0 ? -root : root));
+  double gamma = t.D(m) - shift, p = gamma * gamma, cosine = 1, sine = 1, done = 0;
+  double sign = std::copysign(1.0, gamma), sign_before = 1;  // of cosines; sines are positive
+  int64_t split = m;
   turn_all<T>(t.K, m - l, t.step * t.K, t.z + l * t.step * t.K, kept, [&](int64_t j) {
     const int64_t i = l + j;
-    const T e = t.E(i), f = s * e, b = c * e, d = t.D(i + 1) - p;
-    const T square = fma(g, g, f * f);
-    T r = fma(t.D(i) - d, f, 2 * b * g);
-    if (square > std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon()) {
-      const T inverse = inverse_root(square);
-      if (i != m - 1) t.E(i + 1) = square * inverse;
-      s = f * inverse;
-      c = g * inverse;
-      r *= inverse;
-    } else {  // squares underflow: scale first; (0, 0) is turned by nothing
-      const T scale = std::max(std::abs(f), std::abs(g));
-      const T fs = scale > 0 ? f / scale : T(0), gs = scale > 0 ? g / scale : T(1);
-      const T norm = std::sqrt(fs * fs + gs * gs);
-      if (i != m - 1) t.E(i + 1) = scale * norm;
-      s = fs / norm;
-      c = gs / norm;
-      r = (t.D(i) - d) * s + 2 * c * b;
+    const double e = t.E(i), d = t.D(i), sum = p + e, inverse = 1 / sum;
+    const double number = fma(p, d - shift, -(e * gamma)), moved = number * inverse;
+    const double turned = gamma + (d - moved), beside = sine * sum;
+    t.D(i + 1) = turned;
+    if (i + 1 < m) {
+      t.E(i + 1) = beside;
+      if (!couples<T>(beside, turned, done)) split = i + 1;
     }
-    p = s * r;
-    t.D(i + 1) = d + p;
-    g = fma(c, r, -b);
-    return Rotation<T>{c, s};
+    done = turned;
+    double next = moved * (number / p), next_sign = std::copysign(sign, sign * moved);
+    if (!(p > tiny)) {  // a cosine of zero
+      next = cosine * e;
+      next_sign = -sign_before;
+    }
+    cosine = p * inverse;
+    sine = e * inverse;
+    kept[j] = {static_cast<T>(sign) * std::sqrt(static_cast<T>(cosine)),
+               std::sqrt(static_cast<T>(sine))};
+    sign_before = sign;
+    sign = next_sign;
+    gamma = moved;
+    p = next;
   });
-  t.D(l) -= p;
-  t.E(l) = g;
+  t.D(l) = shift + gamma;
+  t.E(l) = sine * p;
+  if (sign < 0) {
+    T* row = t.z + l * t.step * t.K;
+    for (int64_t k = 0; k < t.K; ++k) row[k] = -row[k];
+  }
+  return couples<T>(t.E(l), t.D(l), done) ? split : l;
 }
 
 // Diagonalises a block whose off-diagonal elements are not negligible; sweeps: how many are left.
 template <class T>
 bool run_block(const Block<T>& t, int64_t* sweeps, Rotation<T>* kept) {
-  constexpr T eps = std::numeric_limits<T>::epsilon() / 2, tiny = std::numeric_limits<T>::min();
-  for (int64_t l = 0; l + 1 < t.n;) {
+  for (int64_t l = 0; l + 1 < t.n; ++l) {
     int64_t m = l;
-    while (m + 1 < t.n && t.E(m) * t.E(m) > eps * eps * std::abs(t.D(m) * t.D(m + 1)) + tiny) ++m;
-    if (m + 1 < t.n) t.E(m) = 0;
-    if (m == l) {
-      ++l;
-      continue;
+    while (m + 1 < t.n && couples<T>(t.E(m), t.D(m), t.D(m + 1))) ++m;
+    while (m > l) {
+      if (m + 1 < t.n) t.E(m) = 0;
+      if (--*sweeps < 0) return false;
+      m = sweep(t, l, m, kept);
     }
-    if (--*sweeps < 0) return false;
-    sweep(t, l, m, kept);
   }
   return true;
 }
 
-// d [n], e [n] -> eigenvalues in d; z [n, K]: Q^T on entry, eigenvectors as rows on return.
+// d [n], e [n] -> eigenvalues in d; z [n, K]: Q^T on entry, eigenvectors as rows on return. The
+// largest element of the matrix is near 1.
 template <class T>
-bool implicit_ql(int64_t n, int64_t K, T* d, T* e, T* z, Rotation<T>* kept) {
-  constexpr T eps = std::numeric_limits<T>::epsilon() / 2, tiny = std::numeric_limits<T>::min();
+bool implicit_ql(int64_t n, int64_t K, double* d, double* e, T* z, Rotation<T>* kept) {
   int64_t sweeps = 30 * n;  // two per eigenvalue are usual
+  bool flipped = false;
+  for (int64_t i = 0; i + 1 < n; ++i) {
+    flipped = flipped != (e[i] < 0);
+    for (int64_t k = 0; flipped && k < K; ++k) z[(i + 1) * K + k] = -z[(i + 1) * K + k];
+    e[i] *= e[i];
+  }
   for (int64_t first = 0; first < n;) {
     int64_t last = first;
-    while (last + 1 < n && e[last] * e[last] > eps * eps * std::abs(d[last] * d[last + 1]) + tiny)
-      ++last;
+    while (last + 1 < n && couples<T>(e[last], d[last], d[last + 1])) ++last;
     const int64_t count = last - first + 1;
     Block<T> t = {d + first, e + first, z + first * K, count, 1, K};
     if (std::abs(d[last]) < std::abs(d[first])) {

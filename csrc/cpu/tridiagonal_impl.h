@@ -113,7 +113,8 @@ void for_columns(int64_t first, int64_t K, const Four& four, const One& one) {
 // a [n, K] -> d [n], e [n] (n - 1 used), reflectors [n, K] (row k: v of step k), tau [n].
 // vectors [3 K]: scratch. a is overwritten.
 template <class T>
-void tridiagonalize(int64_t n, int64_t K, T* a, T* d, T* e, T* reflectors, T* tau, T* vectors) {
+void tridiagonalize(int64_t n, int64_t K, T* a, double* d, double* e, T* reflectors, T* tau,
+                    T* vectors) {
   T *w = vectors, *p = vectors + K, *zeros = vectors + 2 * K;
   fill(3 * K, vectors, T(0));
   const T* v = zeros;
@@ -126,7 +127,9 @@ void tridiagonalize(int64_t n, int64_t K, T* a, T* d, T* e, T* reflectors, T* ta
     T* next = reflectors + k * K;
     fill(k + 1, next, T(0));
     for (int64_t j = k + 1; j < K; ++j) next[j] = row[j];
-    tau[k] = make_reflector(k + 1, K, next, &e[k]);
+    T beside;
+    tau[k] = make_reflector(k + 1, K, next, &beside);
+    e[k] = beside;
     for_columns<T>(
         k + 1, K, [&](int64_t c) { update_and_multiply<T, 4>(k + 1, n, K, c, v, w, next, a, p); },
         [&](int64_t c) { update_and_multiply<T, 1>(k + 1, n, K, c, v, w, next, a, p); });
