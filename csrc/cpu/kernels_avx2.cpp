@@ -26,8 +26,8 @@ constexpr int kVectorBytes = 32;
 constexpr int kBlockRows = 6;  // 12 sums, 2 vectors of b and a broadcast in 16 registers
 constexpr int kBlockVectors = 2;
 constexpr bool kFused = true;
-// 1.6 times as fast as MKL's ssyevd at 128, 2.2 at 64 (Zen 5; Zen 3: 1.5 and 2 to 3.5). In float64
-// divide and conquer takes over earlier: 1.2 times as fast at 80.
+// 1.3 times as fast as MKL's ssyevd at 128, 2.1 at 64 (Zen 5); divide and conquer is as fast at
+// 128. In float64 it takes over earlier: 1.2 times as fast at 80.
 template <class T>
 constexpr int64_t kMostQl = std::is_same_v<T, float> ? 128 : 64;
 constexpr int64_t kMostDivided = 1024;  // 1.4 to 2 times as fast as ssyevd from 129 on
