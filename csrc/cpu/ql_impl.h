@@ -88,11 +88,17 @@ struct Block {
   double& E(int64_t i) const { return e[i * step]; }
 };
 
+// What is negligible beside a matrix whose largest element is near 1, squared: so large that the
+// squares of what is not do not underflow where they are multiplied.
+template <class T>
+constexpr double kNegligible =
+    std::is_same_v<T, float> ? std::numeric_limits<float>::min() : 1e-280;
+
 // Whether an off-diagonal element, of square e, is not negligible beside its neighbours.
 template <class T>
 inline bool couples(double e, double d, double next) {
   constexpr double eps = std::numeric_limits<T>::epsilon() / 2;
-  return e > eps * eps * std::abs(d * next) + std::numeric_limits<T>::min();
+  return e > eps * eps * std::abs(d * next) + kNegligible<T>;
 }
 
 // One sweep over the rows [l, m] of the block, of which m is not coupled to the next one. Returns
@@ -100,7 +106,6 @@ inline bool couples(double e, double d, double next) {
 // before; gamma and pi = gamma / cosine (not its square), of square p: what is to be turned next.
 template <class T>
 int64_t sweep(const Block<T>& t, int64_t l, int64_t m, Rotation<T>* kept) {
-  constexpr double tiny = 1e-290;
   const double first = std::sqrt(t.E(l)), g = (t.D(l + 1) - t.D(l)) / (2 * first);
   const double root = std::sqrt(g * g + 1), shift = t.D(l) - first / (g + (g < 0 ? -root : root));
   double gamma = t.D(m) - shift, p = gamma * gamma, cosine = 1, sine = 1, done = 0;
@@ -108,6 +113,8 @@ int64_t sweep(const Block<T>& t, int64_t l, int64_t m, Rotation<T>* kept) {
   int64_t split = m;
   turn_all<T>(t.K, m - l, t.step * t.K, t.z + l * t.step * t.K, kept, [&](int64_t j) {
     const int64_t i = l + j;
+    const bool stuck = !(p > 1e-10 * kNegligible<T>);  // a cosine of zero
+    if (stuck) p = gamma = 0;
     const double e = t.E(i), d = t.D(i), sum = p + e, inverse = 1 / sum;
     const double number = fma(p, d - shift, -(e * gamma)), moved = number * inverse;
     const double turned = gamma + (d - moved), beside = sine * sum;
@@ -118,7 +125,7 @@ int64_t sweep(const Block<T>& t, int64_t l, int64_t m, Rotation<T>* kept) {
     }
     done = turned;
     double next = moved * (number / p), next_sign = std::copysign(sign, sign * moved);
-    if (!(p > tiny)) {  // a cosine of zero
+    if (stuck) {
       next = cosine * e;
       next_sign = -sign_before;
     }
