@@ -43,7 +43,7 @@ def accuracies(
         data: its data set.
         arms: those that are shown, from top to bottom; all that have runs by default.
         figures: names in a digest's "last", a panel each; one that the data have not, as the
-            accuracy on classes of few images, is left out.
+            accuracy on classes of few images, is left out, and so is the bar of an arm without it.
     """
     runs = [run for run in _digests(grid) if run["dataset"] == data]
     known = json.loads((ROOT / "results" / grid / "grid.json").read_text())["arms"]
@@ -54,9 +54,10 @@ def accuracies(
     )
     for axis, name in zip(panels[0], figures, strict=True):
         for place, arm in enumerate(arms):
-            found = [100 * run["last"][name] for run in runs if run["arm"] == arm]
-            assert found, f"{grid} has no run of {arm} on {data}"
-            axis.barh(place, sum(found) / len(found), color="C0", alpha=0.4)
+            of_arm = [run["last"][name] for run in runs if run["arm"] == arm]
+            assert of_arm, f"{grid} has no run of {arm} on {data}"
+            found = [100 * value for value in of_arm if value is not None]
+            axis.barh(place, sum(found) / max(1, len(found)), color="C0", alpha=0.4)
             axis.plot(found, [place] * len(found), "C0.")
         axis.set_xlabel(f"{name.replace('_', ' ')}, %")
         axis.set_yticks(range(len(arms)), arms)
