@@ -1,8 +1,9 @@
 """Tables made from benchmark results.
 
-    python -m benchmarks.report              README's tables, from every machine's committed results
+    python -m benchmarks.report              README's table and benchmarks/results/README.md, from
+                                             every machine's committed results
     python -m benchmarks.report FILE         the tables of a run, written by --benchmark-json
-    python -m benchmarks.report FILE --save  keeps it as its machine's results, and README's tables
+    python -m benchmarks.report FILE --save  keeps it as its machine's results, and does the first
     python -m benchmarks.report FILE --slower  what has become slower against the nearest machine
 
 A machine's results are ``benchmarks/results/cpu/<processor>-<instruction set>/scenes.json``; a
@@ -28,11 +29,27 @@ BEGIN, END = (
     "<!-- speed table: made by python -m benchmarks.report -->",
     "<!-- end of speed table -->",
 )
+HEAD = """# Rivals, a machine at a time
+
+Made by `python -m benchmarks.report` from `cpu/*/scenes.json`. Eager's time over each one's,
+forward + backward in float32, medians of interleaved rounds. *fused* is `fastwhiten.whiten`,
+*fused-cholesky* the same with `kind="cholesky"`, *layer* a `ChannelWhitening` in training: its
+running covariance is a product more where M <= C. *closed-form* is our mathematics in plain
+PyTorch. *iternorm* and *batchnorm* do less: their output is not white; *welford-torch* adds no
+eps. *eigensolve* is the faster of the library's eigensolver and ours by itself, errors are
+against float64, *peak* is memory in multiples of the input. Who was absent, failed or has a wrong
+gradient is named."""
 Providers = Mapping[str, Mapping[str, Any]]  # as bench_whiten.compare returns them
 Run = Mapping[str, Any]  # as summarize returns it
 NEAR_FLOOR = 1.3  # times the floor: good where the floor forbids the target
 SLOWER = 0.85  # of the baseline's ratio: told
 GRADIENT_ERROR = 1e-2  # above it a gradient is named in the tables
+# Virtual machines call all generations by one name (machine.facts).
+GENERATIONS = {
+    "AMD EPYC family 25 model 1": "EPYC 7003 (Zen 3)",
+    "AMD EPYC family 25 model 17": "EPYC 9004 (Zen 4)",
+    "AMD EPYC family 26 model 2": "EPYC 9005 (Zen 5)",
+}
 
 
 def floor_of(scene: Scene, ceilings: Mapping[str, Any]) -> tuple[float, str]:
@@ -119,7 +136,7 @@ def line(scene: Scene, mode: str, providers: Providers, ceilings: Mapping[str, A
 def describe(machine: Mapping[str, Any]) -> str:
     """Return a machine's name with its instruction set and threads."""
     name = machine["gpu"] if machine["device"] == "cuda" else machine["processor"]
-    return f"{name}, {machine['isa']}, {machine['threads']} threads"
+    return f"{GENERATIONS.get(name, name)}, {machine['isa']}, {machine['threads']} threads"
 
 
 def slug(machine: Mapping[str, Any]) -> str:
@@ -247,7 +264,7 @@ def slower(run: Run, others: Iterable[Run]) -> list[str]:
 
 
 def section(runs: Sequence[Run]) -> str:
-    """Return README's tables: the machines side by side, the worst scene, and each one's rivals."""
+    """Return README's table: the machines side by side, and the worst scene."""
     judged = [verdicts(run) for run in runs]
     head = ["(N, C)", "target", *(describe(run["machine"]) for run in runs)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -262,17 +279,23 @@ def section(runs: Sequence[Run]) -> str:
         for run, found in zip(runs, judged, strict=True)
         for scene, verdict in found.items()
     )
-    lines += ["", f"The worst: {name} on {where}, at {100 * share:.0f} % of its target."]
+    return "\n".join(
+        [*lines, "", f"The worst: {name} on {where}, at {100 * share:.0f} % of its target."]
+    )
+
+
+def machines(runs: Sequence[Run]) -> str:
+    """Return benchmarks/results/README.md: each machine's ceilings, rivals and curves."""
+    lines = [HEAD]
     for run in runs:
         machine = run["machine"]
-        title = f"{describe(machine)}: {bounds(machine)}, torch {machine['torch']}"
-        lines += ["", f"<details><summary>{title}</summary>", "", providers_table(run)]
+        lines += ["", f"## {describe(machine)}", ""]
+        lines += [f"{bounds(machine)}, torch {machine['torch']}.", "", providers_table(run)]
         lines += [f"\n{note}." for note in notes(run)]
-        picture = RESULTS / slug(machine) / "curves.svg"
-        if picture.exists():
-            lines += ["", f"![{describe(machine)}]({picture.relative_to(ROOT)})"]
-        lines += ["", "</details>"]
-    return "\n".join(lines)
+        picture = f"{slug(machine)}/curves.svg"
+        if (RESULTS / picture).exists():
+            lines += ["", f"![{describe(machine)}]({picture})"]
+    return "\n".join(lines) + "\n"
 
 
 def few_rows_table(benchmarks: Iterable[Mapping[str, Any]]) -> str:
@@ -334,12 +357,12 @@ def save(run: Run) -> Path:
     return path
 
 
-def write(readme: Path) -> None:
-    """Replace the marked section of a README."""
-    contents = readme.read_text()
-    before, rest = contents.split(BEGIN)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{section(committed())}\n{END}{after}")
+def write() -> None:
+    """Replace README's marked section, and benchmarks/results/README.md."""
+    runs, readme = committed(), ROOT / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    readme.write_text(f"{before}{BEGIN}\n{section(runs)}\n{END}{rest.split(END)[1]}")
+    (RESULTS / "README.md").write_text(machines(runs))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -352,7 +375,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--slower", action="store_true", help="print the warnings only")
     options = parser.parse_args(arguments)
     if options.results is None:
-        write(ROOT / "README.md")
+        write()
         return
     found = json.loads(options.results.read_text())
     run = summarize(found)
@@ -363,7 +386,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(*([on_device] * bool(on_device)), *([text(run)] * bool(run["both"])), sep="\n\n")
     if options.save:
         print(save(run))
-        write(ROOT / "README.md")
+        write()
 
 
 if __name__ == "__main__":

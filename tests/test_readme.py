@@ -25,4 +25,6 @@ def test_speed_tables_are_the_committed_runs():
     """They are written by benchmarks.report, never typed."""
     from benchmarks import report
 
-    assert report.section(report.committed()) in README
+    runs = report.committed()
+    assert report.section(runs) in README
+    assert report.machines(runs) == (ROOT / "benchmarks/results/README.md").read_text()
