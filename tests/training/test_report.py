@@ -120,6 +120,28 @@ def test_a_label_of_the_last_axis_is_the_baseline_within_every_setting(results: 
     assert _row(text[text.index("Differences:") :], "wide-none - narrow-fused")[2] == "+10.0 ± -"
 
 
+def test_the_claims_are_differences_with_a_column_for_every_grid(results: Path):
+    other = results / "other"
+    other.mkdir()
+    (other / "grid.json").write_text(json.dumps({"baseline": "ce", "arms": ["ce"]}))
+    (other / "ce-0.json").write_text(json.dumps(_digest("ce", 0, 0.5)))
+    asked: dict[str, Any] = {
+        "grids": {"photographs": "grid", "more": "other"},
+        "differences": [["ours, over plain", "ours", "ce"]],
+    }
+    path = results / "claims.json"
+    path.write_text(json.dumps(asked))
+    text = build_results(results)
+    assert text.index("## The claims") < text.index(VERDICTS)
+    assert _row(text, "ours, over plain")[1:] == [f"+7.0 ± {12.706 * 3:.1f} (2)", "-"]
+    path.write_text(json.dumps({**asked, "differences": [["", "ours", "mixup"]]}))
+    with pytest.raises(ConfigError, match="no grid has both ours and mixup"):
+        build_results(results)
+    path.write_text(json.dumps({**asked, "grids": {"more": "nothing"}}))
+    with pytest.raises(ConfigError, match=r"\['nothing'\] have none"):
+        build_results(results)
+
+
 def test_verdicts_are_taken_in_as_they_are_and_the_file_regenerates(
     results: Path, capsys: pytest.CaptureFixture[str]
 ):

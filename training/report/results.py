@@ -18,6 +18,7 @@ from training.report.plot_results import plot_grid
 
 CONFIDENCE = 0.95
 VERDICTS = "verdicts.md"
+CLAIMS = "claims.json"
 
 Digest = Mapping[str, Any]
 Unit = tuple[int, int]  # class order (-1: that of the labels) and seed: what arms are paired by
@@ -80,6 +81,7 @@ def build_results(results: Path) -> str:
     name = results.resolve().name
     parts = ["# Results"]
     parts.append(_INTRODUCTION.format(results=name, verdicts=VERDICTS, confidence=100 * CONFIDENCE))
+    parts += _claims(results)
     verdicts = results / VERDICTS
     if verdicts.is_file():
         parts.append(verdicts.read_text(encoding="utf-8").strip("\n"))
@@ -90,6 +92,40 @@ def build_results(results: Path) -> str:
             parts.extend(_tables(data.arms, data.baseline, data.pairs))
             parts.append(f"![{data.title}]({name}/{folder.name}/{data.picture})")
     return "\n\n".join(parts) + "\n"
+
+
+def _claims(results: Path) -> list[str]:
+    """Return the table that `CLAIMS` asks for: differences between two arms, a column a grid.
+
+    The file has ``"grids"``, ``{column: folder}``, and ``"differences"``, ``[row, arm, minus]``. A
+    grid without one of the two arms has a dash.
+    """
+    path = results / CLAIMS
+    if not path.is_file():
+        return []
+    asked = _read(path)
+    missing = [name for name in asked["grids"].values() if not (results / name / GRID).is_file()]
+    if missing:
+        raise ConfigError(f"{path}: expected folders with {GRID}, {missing} have none.")
+    columns = [
+        [data.arms for data in read_grid(results / name)] for name in asked["grids"].values()
+    ]
+    rows = []
+    for row, arm, minus in asked["differences"]:
+        cells = []
+        for sets in columns:
+            both = (arms for arms in sets if arm in arms and minus in arms)
+            cells.append(", ".join(_counted(arms[arm], arms[minus]) for arms in both) or "-")
+        if not any(cell.strip("-") for cell in cells):
+            raise ConfigError(f"{path}: no grid has both {arm} and {minus}.")
+        rows.append([row, *cells])
+    text = "Differences of the accuracy after the last epoch, with the number of pairs:"
+    return ["## The claims", text, table(["", *asked["grids"]], rows, left=1)]
+
+
+def _counted(runs: Mapping[Unit, Digest], minus: Mapping[Unit, Digest]) -> str:
+    count, last, *_ = _difference("", runs, minus)[1:]
+    return f"{last} ({count})"
 
 
 def draw_results(results: Path) -> None:
