@@ -164,6 +164,8 @@ def test_cuda_tensors_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Native refuses with the reason; auto says once that it takes the slower one."""
     cuda = torch.device("cuda", 0)
     monkeypatch.setattr(cuda_module, "import_error", "there was no nvcc")
+    monkeypatch.setattr(torch.version, "cuda", None)  # a torch for CUDA has Triton's kernels
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     backends._warn_once.cache_clear()
     with pytest.raises(RuntimeError, match=r'^backend="native": CUDA kernels: there was no nvcc$'):
         backends.choose("native", cuda)
