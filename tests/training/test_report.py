@@ -120,24 +120,28 @@ def test_a_label_of_the_last_axis_is_the_baseline_within_every_setting(results: 
     assert _row(text[text.index("Differences:") :], "wide-none - narrow-fused")[2] == "+10.0 ± -"
 
 
-def test_the_claims_are_differences_with_a_column_for_every_grid(results: Path):
+def test_claims_are_differences_with_a_column_for_every_data_set(results: Path):
     other = results / "other"
     other.mkdir()
     (other / "grid.json").write_text(json.dumps({"baseline": "ce", "arms": ["ce"]}))
     (other / "ce-0.json").write_text(json.dumps(_digest("ce", 0, 0.5)))
     asked: dict[str, Any] = {
-        "grids": {"photographs": "grid", "more": "other"},
-        "differences": [["ours, over plain", "ours", "ce"]],
+        "columns": {"photographs": ["other", "grid"], "more": ["other"]},
+        "tables": {"Claims": [["ours, over plain", "ours", "ce"]], "Others": [["ce", "ce", "ce"]]},
     }
     path = results / "claims.json"
     path.write_text(json.dumps(asked))
     text = build_results(results)
-    assert text.index("## The claims") < text.index(VERDICTS)
-    assert _row(text, "ours, over plain")[1:] == [f"+7.0 ± {12.706 * 3:.1f} (2)", "-"]
-    path.write_text(json.dumps({**asked, "differences": [["", "ours", "mixup"]]}))
-    with pytest.raises(ConfigError, match="no grid has both ours and mixup"):
+    first, second = text.index("## Claims"), text.index("## Others")
+    assert first < second < text.index(VERDICTS)
+    # Of the first grid that has both, without the column that has none.
+    row = ["ours, over plain", f"+7.0 ± {12.706 * 3:.1f} (2)"]
+    assert _row(text[first:second], "ours, over plain") == row
+    assert _row(text[second:], "ce") == ["ce", "+0.0 ± - (1)", "+0.0 ± - (1)"]
+    path.write_text(json.dumps({**asked, "tables": {"": [["rival", "ours", "mixup"]]}}))
+    with pytest.raises(ConfigError, match=r"no grid has both arms of \['rival'\]"):
         build_results(results)
-    path.write_text(json.dumps({**asked, "grids": {"more": "nothing"}}))
+    path.write_text(json.dumps({**asked, "columns": {"more": ["nothing"]}}))
     with pytest.raises(ConfigError, match=r"\['nothing'\] have none"):
         build_results(results)
 

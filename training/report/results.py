@@ -31,7 +31,7 @@ mean ± half of the {confidence:g} % interval (Student's t) over n runs, which d
 and in the order of the classes where there are several. "Best" is the epoch that the validation
 split chose, everything else is of the last one; many, medium and few are the classes with more than
 100, 20 to 100 and fewer than 20 training images. Differences are percentage points, paired by seed
-and class order."""
+and class order; (n) is the number of pairs."""
 # Heading, and where the figure stands in a digest.
 _ACCURACIES = {
     "last": ("last", "accuracy"),
@@ -95,37 +95,49 @@ def build_results(results: Path) -> str:
 
 
 def _claims(results: Path) -> list[str]:
-    """Return the table that `CLAIMS` asks for: differences between two arms, a column a grid.
+    """Return the tables that `CLAIMS` asks for: differences between two arms, a row each.
 
-    The file has ``"grids"``, ``{column: folder}``, and ``"differences"``, ``[row, arm, minus]``. A
-    grid without one of the two arms has a dash.
+    The file has ``"columns"``, ``{title: [folder, ...]}``, and ``"tables"``,
+    ``{title: [[row, arm, minus], ...]}``. A cell is of the first grid of its column that has both
+    arms, a dash if none has; a column of dashes alone is left out.
     """
     path = results / CLAIMS
     if not path.is_file():
         return []
     asked = _read(path)
-    missing = [name for name in asked["grids"].values() if not (results / name / GRID).is_file()]
+    grids = {name for names in asked["columns"].values() for name in names}
+    missing = sorted(name for name in grids if not (results / name / GRID).is_file())
     if missing:
         raise ConfigError(f"{path}: expected folders with {GRID}, {missing} have none.")
-    columns = [
-        [data.arms for data in read_grid(results / name)] for name in asked["grids"].values()
-    ]
-    rows = []
-    for row, arm, minus in asked["differences"]:
-        cells = []
-        for sets in columns:
-            both = (arms for arms in sets if arm in arms and minus in arms)
-            cells.append(", ".join(_counted(arms[arm], arms[minus]) for arms in both) or "-")
-        if not any(cell.strip("-") for cell in cells):
-            raise ConfigError(f"{path}: no grid has both {arm} and {minus}.")
-        rows.append([row, *cells])
-    text = "Differences of the accuracy after the last epoch, with the number of pairs:"
-    return ["## The claims", text, table(["", *asked["grids"]], rows, left=1)]
+    read = {name: [data.arms for data in read_grid(results / name)] for name in grids}
+    columns = {
+        title: [arms for name in names for arms in read[name]]
+        for title, names in asked["columns"].items()
+    }
+    parts = []
+    for title, differences in asked["tables"].items():
+        cells = {
+            column: [_counted(sets, arm, minus) for _, arm, minus in differences]
+            for column, sets in columns.items()
+        }
+        shown = {column: found for column, found in cells.items() if set(found) != {"-"}}
+        rows = [
+            [what, *found] for (what, *_), *found in zip(differences, *shown.values(), strict=True)
+        ]
+        empty = [row[0] for row in rows if set(row[1:]) <= {"-"}]
+        if empty:
+            raise ConfigError(f"{path}: no grid has both arms of {empty}.")
+        parts += [f"## {title}", table(["", *shown], rows, left=1)]
+    return parts
 
 
-def _counted(runs: Mapping[Unit, Digest], minus: Mapping[Unit, Digest]) -> str:
-    count, last, *_ = _difference("", runs, minus)[1:]
-    return f"{last} ({count})"
+def _counted(sets: Sequence[Arms], arm: str, minus: str) -> str:
+    """The difference of two arms, with the number of pairs."""
+    for arms in sets:
+        if arm in arms and minus in arms:
+            count, last, *_ = _difference("", arms[arm], arms[minus])[1:]
+            return f"{last} ({count})"
+    return "-"
 
 
 def draw_results(results: Path) -> None:
