@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends import reference
 from ..distributed import Group, Slots
 
 
@@ -50,11 +49,6 @@ class Batch(NamedTuple):
     group: Group | None = None
     header: Tensor | None = None  # [3] T, see distributed.weigh_rows
     slots: Slots | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """T, the accumulation dtype."""
-        return reference.accumulation_dtype(self.x.dtype, self.options.double_precision)
 
 
 def to_stage(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:

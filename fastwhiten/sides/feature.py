@@ -202,7 +202,8 @@ class WhitenBackward(GroupFunction):
 
 def whiten(batch: Batch) -> Whitened:
     """Whiten through the D x D whitening matrix; scale and shift are part of the kernels."""
-    dtype, start = batch.dtype, _usable_start(batch)
+    dtype = reference.accumulation_dtype(batch.x.dtype, batch.options.double_precision)
+    start = _usable_start(batch, dtype)
     y, mean, covariance, _, basis, matrix, *_ = run(
         Whiten,
         batch.view,
@@ -218,10 +219,10 @@ def whiten(batch: Batch) -> Whitened:
     return Whitened(restore(y, batch.x), mean, covariance, matrix, None if start is None else basis)
 
 
-def _usable_start(batch: Batch) -> Tensor | None:
+def _usable_start(batch: Batch, dtype: torch.dtype) -> Tensor | None:
     """Return the start where there is one for this dtype, and an eigensolver that gains from it."""
     start, options = batch.start, batch.options
-    if start is None or start.dtype != batch.dtype or options.kind == reference.CHOLESKY:
+    if start is None or start.dtype != dtype or options.kind == reference.CHOLESKY:
         return None
     if batch.group is not None:
         return None

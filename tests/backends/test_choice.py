@@ -104,16 +104,19 @@ def test_choose() -> None:
 
 
 def test_available_and_explain_with_the_extension() -> None:
+    reason = cuda_module.import_error
+    assert torch.version.cuda is not None or reason == "this torch is a CPU build"
     assert backends.available() == {
         "native": None,
         "reference": None,
-        "cuda": "this torch is a CPU build" if torch.version.cuda is None else None,
+        "cuda": reason,
         "triton": None,
     }
+    gpus = "native" if reason is None else "triton" if torch.version.cuda else "reference"
     table = backends.explain()
     assert [(case, name) for case, name, _ in table] == [
         ("CPU tensors, every dtype and shape", "native"),
-        ("CUDA tensors", "reference" if torch.version.cuda is None else "native"),
+        ("CUDA tensors", gpus),
         ("other devices", "reference"),
     ]
     assert all(reason for _, _, reason in table)
