@@ -219,6 +219,7 @@ def versions() -> dict[str, str | None]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None  # for instance fastwhiten imported from a checkout
+    found["torch"] = torch.__version__  # which build: PyPI's metadata leave +cu130 out
     return found
 
 
