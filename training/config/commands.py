@@ -304,8 +304,9 @@ class ReportConfig:
 
     Attributes:
         results: Folder of the summaries: results/<grid>/<run>.json, results/<grid>/grid.json with
-            the name of the baseline arm and the order of the arms, and results/verdicts.md, which
-            is taken in as it is. RESULTS.md is written beside the folder.
+            the name of the baseline arm and the order of the arms, results/claims.json, tables of
+            differences over several grids, and results/verdicts.md, which is taken in as it is.
+            RESULTS.md is written beside the folder.
         collect: Folder of an `ablate` grid: first summaries of its finished runs are written, with
             what `diagnose` has found and with stage2 runs made from them.
         baseline: Arm that the others are compared with, or a label of the grid's last axis: every
