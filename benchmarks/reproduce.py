@@ -62,7 +62,7 @@ def example_options(config: TrainConfig) -> argparse.Namespace:
         "imbalance-factor": config.imbalance_factor,
         "whitening": config.whitening,
         "tau": config.loss_options.tau if config.loss == "logit-adjusted" else 0,
-        "bet-period": config.bet_period or 0,
+        "bet-period": config.bet_period or int(config.sampler == "b3rs"),
         "blocks": config.sampler_options.blocks,
         "q": config.sampler_options.q,
         "epochs": config.optim.epochs,
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run both with every seed; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=("digits-lt", "fashion-mnist-lt"), default="digits-lt")
-    parser.add_argument("--method", choices=("ours", "logit-adjusted", "ce"), default="ours")
+    parser.add_argument("--method", choices=("ours", "bet", "logit-adjusted", "ce"), default="ours")
     parser.add_argument("--seeds", type=int, default=10, help="how many; at least 2")
     parser.add_argument("--epochs", type=int, help="default: the preset's")
     parser.add_argument("--root", default=FOLDER, help="folder of the gzipped files")

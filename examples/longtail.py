@@ -18,9 +18,10 @@ the test. Three parts answer to that, and each can be left out:
    the gradient flows through them; in evaluation both are running averages.
 2. Logit adjustment (Menon et al., ICLR 2021). Cross-entropy of logits + tau log(prior) in training,
    and the logits alone in use, so that the classifier need not learn how frequent classes are.
-3. B3RS in BET (arXiv 2112.05958 and 2408.17197: what their abstracts say; the constants are ours).
+3. B3RS (arXiv 2112.05958 and 2408.17197: what their abstracts say; the constants are ours).
    Classes, sorted by frequency, are cut into blocks, and a balanced batch has a fixed number of
-   rows of each block, between the data's proportions and equality. Every T-th batch is one.
+   rows of each block, between the data's proportions and equality. Every batch is one, or with
+   `--bet-period T` every T-th, as in those abstracts (BET), which trains no better.
 """
 
 from __future__ import annotations
@@ -286,7 +287,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--imbalance-factor", type=float, default=50.0, help="largest class / rarest; >= 1")
     add("--whitening", choices=("fused", "none"), default="fused")
     add("--tau", type=float, default=1.0, help="of the logit adjustment; 0 is none")
-    add("--bet-period", type=int, default=8, help="every so many batches one of B3RS; 0 is none")
+    add("--bet-period", type=int, default=1, help="every so many batches one of B3RS; 0 is none")
     add("--blocks", type=int, default=5, help="of classes, in B3RS")
     add("--q", type=float, default=0.5, help="0: equal blocks, 1: as the data")
     add("--epochs", type=int, default=100)

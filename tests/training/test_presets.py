@@ -39,7 +39,7 @@ def test_every_preset_is_a_configuration_that_makes_sense(protocol: str, parser:
         config = TrainConfig(**values)
         validate(config)
         check_groups(config)
-        heads = {"ours": "fused", "batchnorm": "batchnorm", "b3rs": "batchnorm"}
+        heads = {"ours": "fused", "bet": "fused", "batchnorm": "batchnorm"}
         expected = heads.get(method, "none")
         assert config.whitening == expected, f"methods/{method}.yaml"
 
@@ -51,8 +51,10 @@ def test_the_published_numbers():
     assert (optim.epochs, optim.lr, optim.weight_decay) == (200, 0.1, 2e-4)
     assert (optim.milestones, optim.factors) == ([160, 180], [0.01, 0.01])
     assert (config.model.name, config.model.classifier_init) == ("resnet-32", "kaiming")
-    ours = parse(["train", "--config", "imagenet-lt/ours", "--data.root", "/data"])[1]
-    assert (ours.sampler, ours.bet_period, ours.whitening_options.groups) == ("b3rs", 8, 32)
+    for method, period in (("ours", None), ("bet", 8)):
+        config = parse(["train", "--config", f"imagenet-lt/{method}", "--data.root", "/data"])[1]
+        found = (config.sampler, config.bet_period, config.whitening_options.groups)
+        assert found == ("b3rs", period, 32)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("imagenet-lt", 226), ("inaturalist18", 854)])
@@ -111,7 +113,7 @@ def test_the_grid_has_the_protocol_and_the_methods_of_the_presets():
     grid = plan(replace(config, seeds=[4]))
     assert len(grid.runs) * len(config.seeds) == 60
     methods = {}
-    for arm in ("ce", "logit-adjusted", "ldam-drw", "class-balanced", "ours"):
+    for arm in ("ce", "logit-adjusted", "ldam-drw", "class-balanced", "bet", "ours"):
         arguments = ["train", "--config", f"cifar10-lt-100/{arm}", "--data.root", "/data"]
         methods[f"image-folder-{arm}-4"] = published = parse(arguments)[1]
     for planned in grid.runs:

@@ -46,7 +46,7 @@ def test_the_digits_are_the_recipe_s(seed: int, tmp_path: Path):
         assert ours.labels.bincount().tolist() == split.labels.bincount().tolist()
 
 
-@pytest.mark.parametrize("method", ["ce", "logit-adjusted", "ours"])
+@pytest.mark.parametrize("method", ["ce", "logit-adjusted", "bet", "ours"])
 @pytest.mark.parametrize("data", ["digits-lt", "fashion-mnist-lt"])
 def test_the_preset_says_what_the_example_does(data: str, method: str, tmp_path: Path):
     folder = str(tmp_path)
@@ -56,7 +56,12 @@ def test_the_preset_says_what_the_example_does(data: str, method: str, tmp_path:
     assert (options.seed, options.epochs, options.warmup_epochs) == (
         (4, 3, 1) if data == "digits-lt" else (4, 3, 2)
     )
-    expected = {"ce": ("none", 0, 0), "logit-adjusted": ("none", 1, 0), "ours": ("fused", 1, 8)}
+    expected = {
+        "ce": ("none", 0, 0),
+        "logit-adjusted": ("none", 1, 0),
+        "bet": ("fused", 1, 8),
+        "ours": ("fused", 1, 1),
+    }
     assert (options.whitening, options.tau, options.bet_period) == expected[method]
     # What the example has no option for.
     optim = config.optim
@@ -74,7 +79,7 @@ def test_the_preset_says_what_the_example_does(data: str, method: str, tmp_path:
         assert layer[name].default == getattr(config.whitening_options, name)
 
 
-@pytest.mark.parametrize("method", ["ce", "ours"])
+@pytest.mark.parametrize("method", ["ce", "bet", "ours"])
 def test_from_the_same_weights_and_batches_both_take_the_same_steps(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -83,7 +88,7 @@ def test_from_the_same_weights_and_batches_both_take_the_same_steps(
     seeds = resolve_seeds(config.seed, config.seeds)
     data = build_dataset(config, seeds.split)
     trainer = build_trainer(config, data, seeds, torch.device("cpu"))
-    model, recipe = longtail.network(10, method == "ours").double(), trainer.model.double()
+    model, recipe = longtail.network(10, method != "ce").double(), trainer.model.double()
     for ours, theirs in _pairs(model, recipe):
         if ours.numel() > 100:  # drawn alike: of 144 numbers, deviations differ by 8 % or so
             assert 0.6 < ours.std() / theirs.std() < 1.6
@@ -92,7 +97,11 @@ def test_from_the_same_weights_and_batches_both_take_the_same_steps(
     plan = [(epoch, batch) for epoch in range(1, 7) for batch in trainer.sampler.batches(epoch)]
     fed = [next(iter(trainer.feed.examples([batch], epoch))) for epoch, batch in plan]
     fed = [replace(examples, images=examples.images.double()) for examples in fed]
-    assert [batch.kind for _, batch in plan].count("balanced") == (1 if method == "ours" else 0)
+    assert [batch.kind for _, batch in plan].count("balanced") == {
+        "ce": 0,
+        "bet": 1,
+        "ours": len(plan),
+    }[method]
     splits = [longtail.Images(s.images.double(), s.labels) for s in (data.train, data.test)]
     mean, std = splits[0].pixels.mean(), splits[0].pixels.std()
     augmented = (examples.images * std + mean for examples in fed)
