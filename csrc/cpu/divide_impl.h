@@ -152,7 +152,7 @@ void next_pair(int64_t k, int64_t pairs, int64_t ld, const T* v, T tau, T* p, T*
 template <class T>
 bool solve_leaf(int64_t n, double* d, double* e, T* rows, int64_t ld) {
   alignas(64) double z[kLargestLeaf * 64];
-  Rotation<double> kept[kLargestLeaf];
+  Rotation<double> kept[kLargestLeaf + kTogether];
   const int64_t K = eigen_stride<double>(n);
   fill(n * K, z, 0.0);
   for (int64_t i = 0; i < n; ++i) z[i * K + i] = 1;
@@ -278,9 +278,9 @@ void secular_vector(int64_t n, const double* d, const double* z, double base, do
 template <class T>
 const EigenKernels<T>& eigen() {
   static constexpr EigenKernels<T> table = {
-      kMostQl<T>,         kMostDivided,       &eigen_work_size<T>, &symmetric_ql<T>,
-      &next_reflector<T>, &multiply_lower<T>, &next_pair<T>,       &solve_leaf<T>,
-      &secular_root<T>,   &secular_weights,   &secular_vector<T>};
+      kMostQl<T>,         kMostDivided,       kAtOnce,       &eigen_work_size<T>, &symmetric_ql<T>,
+      &next_reflector<T>, &multiply_lower<T>, &next_pair<T>, &solve_leaf<T>,      &secular_root<T>,
+      &secular_weights,   &secular_vector<T>};
   return table;
 }
 template const EigenKernels<float>& eigen();

@@ -1,5 +1,5 @@
-// The eigensystem of a small symmetric matrix: tridiagonal form, then QL; in the namespace
-// FASTWHITEN_ISA of the including file, after the two headers that it puts together.
+// The eigensystems of small symmetric matrices: tridiagonal form, then QL; in the namespace
+// FASTWHITEN_ISA of the including file, after the headers that it puts together.
 //
 // Scaled by a power of two to a largest element near 1, so that no square overflows.
 
@@ -17,8 +17,10 @@ int64_t eigen_stride(int64_t n) {
 }
 
 template <class T>
-int64_t eigen_work_size(int64_t n) {
-  return (2 * n + 3) * eigen_stride<T>(n) + 3 * n + 2 * n * int64_t{sizeof(double) / sizeof(T)};
+int64_t eigen_work_size(int64_t n, int64_t count) {
+  constexpr int64_t doubles = sizeof(double) / sizeof(T);
+  return ((count + 1) * n + 3) * eigen_stride<T>(n) + 2 * doubles * n * (1 + kLanes) + n +
+         2 * n * kLanes + 2 * (n + kTogether);
 }
 
 // The power of two by which the matrix is divided: its largest element is then in [1/2, 1).
@@ -62,31 +64,56 @@ void write_sorted(int64_t n, int64_t K, double* d, const T* z, T* row_of, T* a, 
   }
 }
 
-// See EigenKernels::solve.
+// See EigenKernels::solve. Three matrices go side by side; two take as long one after the other.
 template <class T>
-bool symmetric_ql(int64_t n, T* a, T* values, T* work) {
+void symmetric_ql(int64_t n, int64_t count, T* a, T* values, T* work, bool* solved) {
+  constexpr int64_t kSideBySideFrom = 3;
   const int64_t K = eigen_stride<T>(n);
-  T *first = work, *second = first + n * K, *vectors = second + n * K;
-  auto* d = reinterpret_cast<double*>(vectors + 3 * K);  // [n]
-  double* e = d + n;                                     // [n]
-  T* tau = reinterpret_cast<T*>(e + n);
-  auto* kept = reinterpret_cast<Rotation<T>*>(tau + n);  // [n]
-  const int exponent = largest_exponent(n * n, a);
-  const T scale = std::ldexp(T(1), -exponent / 2), rest = std::ldexp(T(1), exponent / 2 - exponent);
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < n; ++j) first[i * K + j] = a[i * n + j] * scale * rest;
-    fill(K - n, first + i * K + n, T(0));
+  T *first = work, *vectors = first + n * K, *z = vectors + 3 * K;  // z [count, n, K]
+  auto* d = reinterpret_cast<double*>(z + count * n * K);           // [n]
+  double *e = d + n, *diagonals = e + n, *beside = diagonals + n * kLanes;
+  T* tau = reinterpret_cast<T*>(beside + n * kLanes);  // [n]
+  T *cosines = tau + n, *sines = cosines + n * kLanes;
+  auto* kept = reinterpret_cast<Rotation<T>*>(sines + n * kLanes);  // [n + kTogether]
+  const bool together = kAtOnce > 1 && count >= kSideBySideFrom;
+  Lanes<T> lanes = {n, K, count, diagonals, beside, cosines, sines, {}};
+  if (together) fill(2 * n * kLanes, diagonals, 1.0);  // what lanes without a matrix read
+  int exponents[kLanes];
+  const auto finish = [&](int64_t k) {
+    T* const l = values + k * n;
+    write_sorted(n, K, d, z + k * n * K, tau, a + k * n * n, l);
+    const int half = exponents[k] / 2;
+    const T back = std::ldexp(T(1), half), rest_back = std::ldexp(T(1), exponents[k] - half);
+    for (int64_t j = 0; j < n; ++j) l[j] = l[j] * back * rest_back;
+  };
+  for (int64_t k = 0; k < count; ++k) {
+    const T* from = a + k * n * n;
+    T* to = z + k * n * K;
+    const int exponent = exponents[k] = largest_exponent(n * n, from);
+    const T scale = std::ldexp(T(1), -exponent / 2),
+            rest = std::ldexp(T(1), exponent / 2 - exponent);
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < n; ++j) first[i * K + j] = from[i * n + j] * scale * rest;
+      fill(K - n, first + i * K + n, T(0));
+    }
+    tridiagonalize(n, K, first, d, e, to, tau, vectors);
+    form_q(n, K, to, tau, first, vectors);
+    fill(n * K, to, T(0));
+    transpose(n, n, first, K, to, K);
+    if (together) {
+      lanes.set(k, d, e, to);
+    } else if ((solved[k] = implicit_ql(n, K, d, e, to, kept))) {
+      finish(k);
+    }
   }
-  tridiagonalize(n, K, first, d, e, second, tau, vectors);
-  form_q(n, K, second, tau, first, vectors);
-  fill(n * K, second, T(0));
-  transpose(n, n, first, K, second, K);
-  if (!implicit_ql(n, K, d, e, second, kept)) return false;
-  write_sorted(n, K, d, second, tau, a, values);
-  const T back = std::ldexp(T(1), exponent / 2),
-          rest_back = std::ldexp(T(1), exponent - exponent / 2);
-  for (int64_t j = 0; j < n; ++j) values[j] = values[j] * back * rest_back;
-  return true;
+  if (!together) return;
+  while (lanes.sweep()) {
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    solved[k] = lanes.lane[k].sweeps >= 0;
+    lanes.get(k, d);
+    if (solved[k]) finish(k);
+  }
 }
 
 }  // namespace

@@ -32,11 +32,11 @@ T blend(int64_t D, const T* batch, const T* running, T beta, T* out) {
   return trace / static_cast<T>(D);
 }
 
-// a [D, D]: S' on entry, scratch on return. values [D], basis [D, D], matrix [D, D].
+// a [D, D]: eigenvectors of S' as rows on entry, scratch on return. values [D]: eigenvalues of S',
+// then of S. basis [D, D], matrix [D, D].
 template <class T>
 bool factor_eigen(int64_t D, bool zca, T rho, T eps, T mean_diagonal, T* a, T* values, T* basis,
                   T* matrix) {
-  if (!symmetric_eigen(D, a, values)) return false;
   const T shift = rho * mean_diagonal + eps;
   for (int64_t j = 0; j < D; ++j) {
     const T shifted = (1 - rho) * values[j] + shift;
@@ -76,25 +76,38 @@ bool factor_cholesky(int64_t D, T rho, T eps, T mean_diagonal, T* a, T* matrix) 
 
 template <class T>
 void run_factor(const Device&, const Factor<T>& args) {
-  const double flops = args.kind == kCholesky ? 8.0 * static_cast<double>(args.D * args.D * args.D)
-                                              : eigen_flops<T>(args.D);
-  for_groups(args.G, flops, [&](int64_t g) {
-    const int64_t at = g * args.D * args.D;
-    Buffer<T> work(args.D * args.D);
-    const T* old = args.running == nullptr ? nullptr : args.running + at;
-    const T mean_diagonal =
-        blend(args.D, args.covariance + at, old, static_cast<T>(args.batch_weight), work.get());
-    const T r = args.rho == nullptr ? T(0) : args.rho[g], e = static_cast<T>(args.eps);
-    if (args.kind == kCholesky) {
-      if (!factor_cholesky(args.D, r, e, mean_diagonal, work.get(), args.matrix + at))
-        fill_nan(args.matrix + at, args.D * args.D);
-      return;
+  const int64_t D = args.D, square = D * D;
+  const bool spectral = args.kind != kCholesky;
+  const double flops = spectral ? eigen_flops<T>(D) : 8.0 * static_cast<double>(square * D);
+  const int64_t most = spectral ? eigen_at_once<T>(D) : 1;
+  for_groups_at_once(args.G, most, flops, [&](int64_t first, int64_t count) {
+    Buffer<T> work(count * square);  // [count, D, D]
+    T mean_diagonal[kMostAtOnce];
+    bool solved[kMostAtOnce];
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t at = (first + k) * square;
+      const T* old = args.running == nullptr ? nullptr : args.running + at;
+      mean_diagonal[k] = blend(D, args.covariance + at, old, static_cast<T>(args.batch_weight),
+                               work.get() + k * square);
     }
-    if (!factor_eigen(args.D, args.kind == kZca, r, e, mean_diagonal, work.get(),
-                      args.eigenvalues + g * args.D, args.basis + at, args.matrix + at)) {
-      fill_nan(args.eigenvalues + g * args.D, args.D);
-      fill_nan(args.basis + at, args.D * args.D);
-      fill_nan(args.matrix + at, args.D * args.D);
+    if (spectral) {
+      symmetric_eigen(D, count, work.get(), args.eigenvalues + first * D, solved);
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t g = first + k, at = g * square;
+      const T r = args.rho == nullptr ? T(0) : args.rho[g], e = static_cast<T>(args.eps);
+      T *const a = work.get() + k * square, *const matrix = args.matrix + at;
+      if (!spectral) {
+        if (!factor_cholesky(D, r, e, mean_diagonal[k], a, matrix)) fill_nan(matrix, square);
+        continue;
+      }
+      T *const values = args.eigenvalues + g * D, *const basis = args.basis + at;
+      if (!solved[k] ||
+          !factor_eigen(D, args.kind == kZca, r, e, mean_diagonal[k], a, values, basis, matrix)) {
+        fill_nan(values, D);
+        fill_nan(basis, square);
+        fill_nan(matrix, square);
+      }
     }
   });
 }

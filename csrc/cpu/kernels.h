@@ -75,19 +75,21 @@ struct TileKernels {
                    const T* p, T* sums);
 };
 
-// What the stack arrays of the inner loops hold: reflectors of a panel, the order of a leaf.
-constexpr int64_t kMostPairs = 32, kLargestLeaf = 48;
+// What the stack arrays of the inner loops hold: reflectors of a panel, the order of a leaf,
+// matrices that are solved at once.
+constexpr int64_t kMostPairs = 32, kLargestLeaf = 48, kMostAtOnce = 4;
 
 template <class T>
 struct EigenKernels {
   // The orders up to which QL (solve) and divide_and_conquer (divide.h) serve: as accurate as
   // syevd, and the fastest.
   int64_t most_ql, most_divided;
-  // How many elements of scratch memory solve wants for order n.
-  int64_t (*work_size)(int64_t n);
-  // a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending. False when it
-  // did not converge.
-  bool (*solve)(int64_t n, T* a, T* values, T* work);
+  // How many matrices solve takes at once, and how many elements of scratch memory for that.
+  int64_t at_once;
+  int64_t (*work_size)(int64_t n, int64_t count);
+  // a [count, n, n] symmetric and finite -> eigenvectors as rows, values [count, n] ascending.
+  // solved [count]: false where it did not converge. The same bits alone and with others.
+  void (*solve)(int64_t n, int64_t count, T* a, T* values, T* work, bool* solved);
 
   // The rest is of divide_and_conquer.
   // row [k + 1] of a += the pairs [2 pairs, ld], sum_r right[r][k] left[r]; then d = row[k], and

@@ -38,6 +38,10 @@ inline __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c
 inline __m512d fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
 inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+inline __m256d fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+inline bool all_above(__m256d v, double bound) {
+  return _mm256_cmp_pd_mask(v, _mm256_set1_pd(bound), _CMP_GT_OQ) == 15;
+}
 inline void stream(float* p, __m512 v) { _mm512_stream_ps(p, v); }
 inline void stream(double* p, __m512d v) { _mm512_stream_pd(p, v); }
 inline void end_stream() { _mm_sfence(); }
@@ -49,6 +53,7 @@ inline void end_stream() { _mm_sfence(); }
 #include "kernels_impl.h"
 #include "tridiagonal_impl.h"
 #include "ql_impl.h"
+#include "ql_lanes_impl.h"
 #include "eigen_impl.h"
 #include "divide_impl.h"
 // clang-format on

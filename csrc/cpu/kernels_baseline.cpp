@@ -22,6 +22,10 @@ template <class V>
 inline V fma(V a, V b, V c) {
   return a * b + c;
 }
+template <class V>
+inline bool all_above(V v, double bound) {
+  return v[0] > bound && v[1] > bound;
+}
 template <class T, class V>
 inline void stream(T* p, V v) {
   *reinterpret_cast<V*>(p) = v;
@@ -35,6 +39,7 @@ inline void end_stream() {}
 #include "kernels_impl.h"
 #include "tridiagonal_impl.h"
 #include "ql_impl.h"
+#include "ql_lanes_impl.h"
 #include "eigen_impl.h"
 #include "divide_impl.h"
 // clang-format on

@@ -273,10 +273,17 @@ void inverse_transposed(int64_t n, const T* factor, T* inverse) {
 
 std::string linear_algebra_provider() { return provider().name; }
 
+namespace {
+thread_local int64_t living = 0;
+}
+bool SerialLinearAlgebra::lives() { return living > 0; }
+
 SerialLinearAlgebra::SerialLinearAlgebra() : previous_(0) {
+  ++living;
   if (provider().set_threads != nullptr) previous_ = provider().set_threads(1);
 }
 SerialLinearAlgebra::~SerialLinearAlgebra() {
+  --living;
   if (provider().set_threads != nullptr) provider().set_threads(previous_);
 }
 

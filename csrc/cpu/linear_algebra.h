@@ -42,6 +42,8 @@ class SerialLinearAlgebra {
   SerialLinearAlgebra(const SerialLinearAlgebra&) = delete;
   SerialLinearAlgebra& operator=(const SerialLinearAlgebra&) = delete;
 
+  static bool lives();  // one of this thread
+
  private:
   int previous_;
 };

@@ -63,6 +63,25 @@ void for_groups(int64_t groups, double flops_of_group, const F& f) {
   });
 }
 
+// Of how many groups a unit of work is made, where `most` at once take less time than one after
+// another: of as many as leave every thread a share.
+inline int64_t groups_at_once(int64_t groups, int64_t most) {
+  const int64_t team = SerialLinearAlgebra::lives() ? 1 : torch::stable::get_num_threads();
+  return std::min(most, (groups + team - 1) / team);
+}
+
+// for_groups, by several groups at once: f(first, count).
+template <class F>
+void for_groups_at_once(int64_t groups, int64_t most, double flops_of_group, const F& f) {
+  if (most == 1) {
+    return for_groups(groups, flops_of_group, [&f](int64_t g) { f(g, int64_t{1}); });
+  }
+  const int64_t size = groups_at_once(groups, most), units = (groups + size - 1) / size;
+  parallel(units, flops_of_group * static_cast<double>(groups), [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) f(u * size, std::min(size, groups - u * size));
+  });
+}
+
 // f(begin, end) over the rows of a matrix that a few operations per element go through; shared by
 // the team when the matrix is larger than an L1 cache or two.
 template <class F>

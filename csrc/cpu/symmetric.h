@@ -99,58 +99,79 @@ T largest_magnitude(const T* p, int64_t count) {
   return reduce(p, count, [&](T most, T x) { return larger(most, std::abs(x)); }, larger);
 }
 
-// a [n, n] symmetric and finite -> its eigenvectors as rows, values [n] ascending, in float64: a
-// gradient through close eigenvalues multiplies the vectors' errors by one over their distance.
-inline bool eigensystem_in_double(int64_t n, float* a, float* values) {
-  const EigenKernels<double>& own = eigen_kernels<double>();
-  Buffer<double> wide(n * n), l(n), work(own.work_size(n));
-  std::copy_n(a, n * n, wide.get());
-  if (!own.solve(n, wide.get(), l.get(), work.get())) return false;
-  const auto narrow = [](double x) { return static_cast<float>(x); };
-  std::transform(wide.get(), wide.get() + n * n, a, narrow);
-  std::transform(l.get(), l.get() + n, values, narrow);
-  return true;
+// Up to this order eigenproblems in float32 are solved in float64: a gradient through close
+// eigenvalues multiplies the vectors' errors by one over their distance. It takes 1.2 (n = 8)
+// to 1.6 times (n = 32) as long, and is still faster than LAPACK in float32.
+constexpr int64_t kExact = 32;
+
+// How many eigenproblems take less time at once than one after another.
+template <class T>
+int64_t eigen_at_once(int64_t n) {
+  return eigen_solver<T>(n) == Solver::kQl ? eigen_kernels<T>().at_once : 1;
 }
 
-// The same: by whom is fastest; false when it did not converge. QL up to kExact in float64, which
-// takes 1.2 (n = 8) to 1.6 times (n = 32) as long and is still faster than LAPACK in float32.
+// a [count, n, n] symmetric and finite -> eigenvectors as rows, values [count, n] ascending: by QL.
+// At most eigen_at_once matrices.
 template <class T>
-bool eigensystem(int64_t n, T* a, T* values) {
-  constexpr int64_t kExact = 32;
-  const Solver solver = eigen_solver<T>(n);
-  if (solver == Solver::kDivide && divide_and_conquer(n, a, values)) return true;
-  if (solver != Solver::kQl) return syevd(n, a, values);  // a is as it was where the other failed
-  if constexpr (std::is_same_v<T, float>) {
-    if (n <= kExact) return eigensystem_in_double(n, a, values);
-  }
+void solve_by_ql(int64_t n, int64_t count, T* a, T* values, bool* solved) {
   const EigenKernels<T>& own = eigen_kernels<T>();
-  Buffer<T> work(own.work_size(n));
-  return own.solve(n, a, values, work.get());
+  Buffer<T> work(own.work_size(n, count));
+  own.solve(n, count, a, values, work.get(), solved);
 }
 
-// a [n, n] symmetric -> its eigenvectors as rows, values [n] ascending. The component of largest
-// magnitude (the first one on ties) of every eigenvector is made positive, so equal matrices give
-// equal vectors. A matrix that is not finite, or on which the solver fails, gives false and NaN in
-// both.
+// The same: by whom is fastest. solved [count]: false where it did not converge.
 template <class T>
-bool symmetric_eigen(int64_t n, T* a, T* values) {
-  if (!all_finite(a, n * n) || !eigensystem(n, a, values)) {
-    fill_nan(a, n * n);
-    fill_nan(values, n);
-    return false;
-  }
-  for_rows(n, n, [&](int64_t first, int64_t last) {
-    for (int64_t j = first; j < last; ++j) {
-      T* v = a + j * n;  // [n]
-      const T largest = largest_magnitude(v, n);
-      int64_t at = 0;
-      while (at + 1 < n && std::abs(v[at]) != largest) ++at;
-      if (v[at] < 0) {
-        for (int64_t i = 0; i < n; ++i) v[i] = -v[i];
-      }
+void eigensystems(int64_t n, int64_t count, T* a, T* values, bool* solved) {
+  const Solver solver = eigen_solver<T>(n);
+  if (solver != Solver::kQl) {
+    for (int64_t k = 0; k < count; ++k) {
+      T *one = a + k * n * n, *l = values + k * n;  // `one` is as it was where the first failed
+      solved[k] = (solver == Solver::kDivide && divide_and_conquer(n, one, l)) || syevd(n, one, l);
     }
-  });
-  return true;
+  } else if (std::is_same_v<T, float> && n <= kExact) {
+    Buffer<double> wide(count * n * n), l(count * n);
+    std::copy_n(a, count * n * n, wide.get());
+    solve_by_ql(n, count, wide.get(), l.get(), solved);
+    const auto narrow = [](double x) { return static_cast<T>(x); };
+    std::transform(wide.get(), wide.get() + count * n * n, a, narrow);
+    std::transform(l.get(), l.get() + count * n, values, narrow);
+  } else {
+    solve_by_ql(n, count, a, values, solved);
+  }
+}
+
+// a [count, n, n] symmetric -> eigenvectors as rows, values [count, n] ascending; at most
+// eigen_at_once matrices. The component of largest magnitude (the first one on ties) of every
+// eigenvector is made positive, so equal matrices give equal vectors. A matrix that is not finite,
+// or on which the solver fails, gives NaN in both, and false in solved [count].
+template <class T>
+void symmetric_eigen(int64_t n, int64_t count, T* a, T* values, bool* solved) {
+  bool finite[kMostAtOnce];
+  for (int64_t k = 0; k < count; ++k) {
+    finite[k] = all_finite(a + k * n * n, n * n);
+    if (!finite[k]) std::fill_n(a + k * n * n, n * n, T(0));
+  }
+  eigensystems(n, count, a, values, solved);
+  for (int64_t k = 0; k < count; ++k) {
+    T* const vectors = a + k * n * n;
+    solved[k] = solved[k] && finite[k];
+    if (!solved[k]) {
+      fill_nan(vectors, n * n);
+      fill_nan(values + k * n, n);
+      continue;
+    }
+    for_rows(n, n, [&](int64_t first, int64_t last) {
+      for (int64_t j = first; j < last; ++j) {
+        T* v = vectors + j * n;  // [n]
+        const T largest = largest_magnitude(v, n);
+        int64_t at = 0;
+        while (at + 1 < n && std::abs(v[at]) != largest) ++at;
+        if (v[at] < 0) {
+          for (int64_t i = 0; i < n; ++i) v[i] = -v[i];
+        }
+      }
+    });
+  }
 }
 
 // The eigensolve in flops of a product that takes as long, to choose who works. LAPACK: 4/3 n^3 to

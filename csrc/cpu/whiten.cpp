@@ -1,12 +1,14 @@
 // The stages of a forward, or of a backward, one after another in one call.
 //
-// Several groups that each fit the L2 cache are taken whole, one thread a group from the first
-// stage to the last: what the next stage reads is still in cache, and threads meet once instead of
-// once a stage. Otherwise every stage covers all groups before the next one starts. Bytes and
-// determinism: those of the stages; which of the two ways is taken depends on the shape alone.
+// Several groups that each fit the L2 cache are taken whole, one thread a group, or a few whose
+// eigenproblems take less time at once, from the first stage to the last: what the next stage reads
+// is still in cache, and threads meet once instead of once a stage. Otherwise every stage covers
+// all groups before the next one starts. Bytes and determinism: those of the stages; which of the
+// two ways is taken depends on the shape alone.
 #include "kernels.h"
 #include "parallel.h"
 #include "stages.h"
+#include "symmetric.h"
 #include "tiles.h"
 #include "workspace.h"
 
@@ -15,16 +17,21 @@ namespace {
 
 constexpr int64_t kCachedBytes = 1 << 20;  // half of an L2 cache, for x and grad or y of a group
 
-// Calls f(layout of the groups [g, g + its groups), g): for single groups side by side, or for all.
+// Calls f(layout of the groups [g, g + its groups), g): for few groups side by side, at most `most`
+// at once, or for all.
 template <class T, class F>
-void for_each_part(const Layout& s, const F& f) {
+void for_each_part(const Layout& s, int64_t most, const F& f) {
   const int64_t bytes = 2 * s.rows() * s.width * static_cast<int64_t>(sizeof(T));
   if (s.groups == 1 || s.width >= kWideFrom || bytes > kCachedBytes) return f(s, int64_t{0});
-  Layout part = s;  // one group; s.channels stays: it is the row stride
-  part.groups = 1;
+  const int64_t size = groups_at_once(s.groups, std::min(most, kCachedBytes / bytes));
+  const int64_t units = (s.groups + size - 1) / size;
   const double flops = 4.0 * static_cast<double>(s.numel()) * static_cast<double>(s.width);
-  parallel(s.groups, flops + kSerialFlops, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) f(part, g);
+  parallel(units, flops + kSerialFlops, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) {
+      Layout part = s;  // s.channels stays: it is the row stride
+      part.groups = std::min(size, s.groups - u * size);
+      f(part, u * size);
+    }
   });
 }
 
@@ -40,7 +47,8 @@ void run_whiten_forward(const Device& device, const WhitenForward<In, T>& in) {
   const int64_t D = in.s.width;
   const bool spectral = in.kind != kCholesky;
   T* const shares = in.method == kNoShrinkage ? nullptr : in.rho;
-  for_each_part<T>(in.s, [&](const Layout& part, int64_t g) {
+  const int64_t most = spectral ? eigen_at_once<T>(D) : 1;
+  for_each_part<T>(in.s, most, [&](const Layout& part, int64_t g) {
     const int64_t first = offset(in.s, 0, g * D), square = g * D * D;
     T *const mean = in.mean + g * D, *const covariance = in.covariance + square;
     T* const matrix = in.matrix + square;
@@ -63,7 +71,7 @@ template <class In, class T>
 void run_whiten_backward(const Device& device, const WhitenBackward<In, T>& in) {
   const int64_t D = in.s.width;
   const bool spectral = in.kind != kCholesky;
-  for_each_part<T>(in.s, [&](const Layout& part, int64_t g) {
+  for_each_part<T>(in.s, 1, [&](const Layout& part, int64_t g) {
     const int64_t first = offset(in.s, 0, g * D), square = g * D * D;
     const In *const x = in.x + first, *const grad = in.grad + first;
     const T *const mean = in.mean + g * D, *const matrix = in.matrix + square;
