@@ -28,18 +28,17 @@ template <class T>
 int largest_exponent(int64_t count, const T* a) {
   using V = typename Vector<T>::type;
   constexpr int64_t lanes = Vector<T>::lanes;
-  const auto larger = [](const auto& x, const auto& y) { return x > y ? x : y; };
   V most = {};
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) {
-    const V v = load(a + i);
-    most = larger(most, larger(v, -v));
+    const V v = load(a + i), size = v < V{} ? -v : v;
+    most = size > most ? size : most;
   }
   alignas(kVectorBytes) T parts[lanes];
   store(parts, most);
   T largest = 0;
-  for (const T& part : parts) largest = larger(largest, part);
-  for (; i < count; ++i) largest = larger(largest, std::abs(a[i]));
+  for (const T& part : parts) largest = part > largest ? part : largest;
+  for (; i < count; ++i) largest = std::abs(a[i]) > largest ? std::abs(a[i]) : largest;
   int exponent = 0;
   std::frexp(largest, &exponent);
   return exponent;

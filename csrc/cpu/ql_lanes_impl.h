@@ -118,7 +118,7 @@ struct Lanes {
       const Wide bound = fma(all(eps * eps), magnitude(turned * done), all(kNegligible<T>));
       store_wide(d + (i + 1) * kLanes, active ? turned : d_above);
       store_wide(e + (i + 1) * kLanes, inner ? beside : e_above);
-      split = (inner & !(beside > bound)) ? at + 1 : split;
+      split = (inner & ~(beside > bound)) ? at + 1 : split;
       before = active;
       d_above = d_here;
       e_above = e_here;
@@ -134,7 +134,6 @@ struct Lanes {
       gamma = active ? moved : gamma;
       p = active ? number * number * inverse : p;
     }
-    store_wide(d + bottom * kLanes, d_above);
     take_roots((top - bottom) * kLanes, c + bottom * kLanes);
     take_roots((top - bottom) * kLanes, s + bottom * kLanes);
     for (int64_t k = 0; k < used; ++k) {
