@@ -17,20 +17,23 @@ namespace {
 
 constexpr int64_t kCachedBytes = 1 << 20;  // half of an L2 cache, for x and grad or y of a group
 
-// Calls f(layout of the groups [g, g + its groups), g): for few groups side by side, at most `most`
-// at once, or for all.
+// Calls f(part, count, g) for groups side by side: part is the layout of one group, f is to do
+// count of them from g on, at most `most`; or for all at once, as one part. What is summed up over
+// rows is summed up by parts: no bit depends on count, as count does on the number of threads.
 template <class T, class F>
 void for_each_part(const Layout& s, int64_t most, const F& f) {
   const int64_t bytes = 2 * s.rows() * s.width * static_cast<int64_t>(sizeof(T));
-  if (s.groups == 1 || s.width >= kWideFrom || bytes > kCachedBytes) return f(s, int64_t{0});
+  if (s.groups == 1 || s.width >= kWideFrom || bytes > kCachedBytes) {
+    return f(s, int64_t{1}, int64_t{0});
+  }
+  Layout part = s;  // s.channels stays: it is the row stride
+  part.groups = 1;
   const int64_t size = groups_at_once(s.groups, std::min(most, kCachedBytes / bytes));
   const int64_t units = (s.groups + size - 1) / size;
   const double flops = 4.0 * static_cast<double>(s.numel()) * static_cast<double>(s.width);
   parallel(units, flops + kSerialFlops, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
-      Layout part = s;  // s.channels stays: it is the row stride
-      part.groups = std::min(size, s.groups - u * size);
-      f(part, u * size);
+      f(part, std::min(size, s.groups - u * size), u * size);
     }
   });
 }
@@ -48,22 +51,29 @@ void run_whiten_forward(const Device& device, const WhitenForward<In, T>& in) {
   const bool spectral = in.kind != kCholesky;
   T* const shares = in.method == kNoShrinkage ? nullptr : in.rho;
   const int64_t most = spectral ? eigen_at_once<T>(D) : 1;
-  for_each_part<T>(in.s, most, [&](const Layout& part, int64_t g) {
-    const int64_t first = offset(in.s, 0, g * D), square = g * D * D;
-    T *const mean = in.mean + g * D, *const covariance = in.covariance + square;
-    T* const matrix = in.matrix + square;
-    const T* const running = at(in.running, square);
-    run_statistics(device, Statistics<In, T>{part, in.x + first, in.p, mean, covariance});
-    if (shares != nullptr) {
-      run_intensity(device, Intensity<In, T>{part, in.x + first, mean, covariance, running, in.p,
-                                             in.batch_weight, in.method, in.value, shares + g});
+  for_each_part<T>(in.s, most, [&](const Layout& part, int64_t count, int64_t first) {
+    const int64_t square = D * D;
+    for (int64_t g = first; g < first + count; ++g) {
+      const In* const x = in.x + offset(in.s, 0, g * D);
+      T *const mean = in.mean + g * D, *const covariance = in.covariance + g * square;
+      run_statistics(device, Statistics<In, T>{part, x, in.p, mean, covariance});
+      if (shares != nullptr) {
+        run_intensity(device,
+                      Intensity<In, T>{part, x, mean, covariance, at(in.running, g * square), in.p,
+                                       in.batch_weight, in.method, in.value, shares + g});
+      }
     }
-    run_factor(device, Factor<T>{part.groups, D, covariance, running, at<T>(shares, g),
-                                 in.batch_weight, in.eps, in.kind, at(in.start, square),
-                                 spectral ? in.eigenvalues + g * D : nullptr,
-                                 spectral ? in.basis + square : nullptr, matrix});
-    run_apply(device, Apply<In, T>{part, in.x + first, mean, matrix, at(in.gamma, g * D),
-                                   at(in.beta, g * D), in.y + first});
+    const int64_t from = first * square;
+    run_factor(device,
+               Factor<T>{count * part.groups, D, in.covariance + from, at(in.running, from),
+                         at<T>(shares, first), in.batch_weight, in.eps, in.kind, at(in.start, from),
+                         spectral ? in.eigenvalues + first * D : nullptr,
+                         spectral ? in.basis + from : nullptr, in.matrix + from});
+    for (int64_t g = first; g < first + count; ++g) {
+      const int64_t c = offset(in.s, 0, g * D);
+      run_apply(device, Apply<In, T>{part, in.x + c, in.mean + g * D, in.matrix + g * square,
+                                     at(in.gamma, g * D), at(in.beta, g * D), in.y + c});
+    }
   });
 }
 
@@ -71,7 +81,7 @@ template <class In, class T>
 void run_whiten_backward(const Device& device, const WhitenBackward<In, T>& in) {
   const int64_t D = in.s.width;
   const bool spectral = in.kind != kCholesky;
-  for_each_part<T>(in.s, 1, [&](const Layout& part, int64_t g) {
+  for_each_part<T>(in.s, 1, [&](const Layout& part, int64_t, int64_t g) {
     const int64_t first = offset(in.s, 0, g * D), square = g * D * D;
     const In *const x = in.x + first, *const grad = in.grad + first;
     const T *const mean = in.mean + g * D, *const matrix = in.matrix + square;
