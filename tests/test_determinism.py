@@ -14,6 +14,8 @@ CASES = {
     "rows": ((257, 33), 1),
     "many rows": ((5000, 16), 1),
     "groups": ((130, 96), 12),
+    "few groups": ((130, 96), 4),  # as many eigenproblems at once as threads leave
+    "many tiles a group": ((31, 2, 45, 46), 2),
     "hundred": ((300, 100), 1),
     "wide": ((400, 300), 1),
     "sample side": ((40, 200), 1),
@@ -26,6 +28,8 @@ INTERPRETED = {
     "rows": ((70, 33), 1),
     "many rows": ((500, 16), 1),
     "groups": ((70, 32), 4),
+    "few groups": ((70, 24), 3),
+    "many tiles a group": ((5, 2, 7, 9), 2),
     "hundred": ((70, 100), 1),
     "wide": ((300, 260), 1),
     "sample side": ((20, 80), 1),
