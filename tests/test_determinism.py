@@ -57,6 +57,8 @@ def make(name: str, backend: str = "native") -> tuple[Tensor, Tensor]:
     shape, _ = cases(backend)[name]
     draw = spectra.generator(1)
     x, grad = torch.randn(shape, generator=draw), torch.randn(shape, generator=draw)
+    # Of many magnitudes: in another order another sum.
+    x *= torch.randn(shape[0], generator=draw).exp().reshape(-1, *[1] * (len(shape) - 1))
     if name == "channels last":
         return tuple(t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     return x, grad
