@@ -63,10 +63,9 @@ void write_sorted(int64_t n, int64_t K, double* d, const T* z, T* row_of, T* a, 
   }
 }
 
-// See EigenKernels::solve. Three matrices go side by side; two take as long one after the other.
+// See EigenKernels::solve.
 template <class T>
 void symmetric_ql(int64_t n, int64_t count, T* a, T* values, T* work, bool* solved) {
-  constexpr int64_t kSideBySideFrom = 3;
   const int64_t K = eigen_stride<T>(n);
   T *first = work, *vectors = first + n * K, *z = vectors + 3 * K;  // z [count, n, K]
   auto* d = reinterpret_cast<double*>(z + count * n * K);           // [n]
@@ -74,7 +73,7 @@ void symmetric_ql(int64_t n, int64_t count, T* a, T* values, T* work, bool* solv
   T* tau = reinterpret_cast<T*>(beside + n * kLanes);  // [n]
   T *cosines = tau + n, *sines = cosines + n * kLanes;
   auto* kept = reinterpret_cast<Rotation<T>*>(sines + n * kLanes);  // [n + kTogether]
-  const bool together = kAtOnce > 1 && count >= kSideBySideFrom;
+  const bool together = kAtOnce > 1 && count >= kLeastAtOnce;
   Lanes<T> lanes = {n, K, count, diagonals, beside, cosines, sines, {}};
   if (together) fill(2 * n * kLanes, diagonals, 1.0);  // what lanes without a matrix read
   int exponents[kLanes];

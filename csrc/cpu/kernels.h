@@ -78,6 +78,8 @@ struct TileKernels {
 // What the stack arrays of the inner loops hold: reflectors of a panel, the order of a leaf,
 // matrices that are solved at once.
 constexpr int64_t kMostPairs = 32, kLargestLeaf = 48, kMostAtOnce = 4;
+// Two matrices at once take as long as one after the other.
+constexpr int64_t kLeastAtOnce = 3;
 
 template <class T>
 struct EigenKernels {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../common/stable.h"
+#include "kernels.h"
 #include "linear_algebra.h"
 
 namespace fastwhiten::cpu {
@@ -67,7 +68,8 @@ void for_groups(int64_t groups, double flops_of_group, const F& f) {
 // another: of as many as leave every thread a share.
 inline int64_t groups_at_once(int64_t groups, int64_t most) {
   const int64_t team = SerialLinearAlgebra::lives() ? 1 : torch::stable::get_num_threads();
-  return std::min(most, (groups + team - 1) / team);
+  const int64_t size = std::min(most, (groups + team - 1) / team);
+  return size < kLeastAtOnce ? 1 : size;
 }
 
 // for_groups, by several groups at once: f(first, count).
